@@ -1,0 +1,1 @@
+"""Proof that lake and source agree: the ledger, values, reports."""

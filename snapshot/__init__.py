@@ -1,0 +1,1 @@
+"""The first copy of a table: primary-key chunks, the direct bootstrap, windowed reads."""
