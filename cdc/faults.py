@@ -1,0 +1,112 @@
+"""Named points at which tests make the pipeline fail, and named mistakes that tests make it commit.
+
+No-ops unless armed by the environment variable `LAKESYNC_FAULTS`, a comma-separated list read once at import:
+
+    kill:lake.before-commit          SIGKILL this process when the point is reached
+    kill:lake.before-commit:3        … the third time
+    fail:log.after-commit:2          raise OSError(EIO) there, the second time
+    sleep:snapshot.after-e0=2.5      wait there (seconds), every time
+    mutant:no_wait                   commit this mistake (see tests/faults/MUTANTS.md)
+
+Every name is listed here; an unknown one ends the process at start, so a renamed point cannot disarm a test in silence.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections import Counter
+
+POINTS = frozenset(
+    {
+        "capture.event",  # one binlog event has been decoded
+        "capture.before-epoch",  # an epoch is complete in memory
+        "log.after-data",  # the data is written, the commit record is not
+        "log.before-commit",  # all is written, the log's transaction is not committed
+        "log.after-commit",  # the epoch is durable, the caller does not know
+        "snapshot.after-added",  # the log says "table added"
+        "snapshot.after-e0",  # e0 is recorded
+        "snapshot.chunk",  # a chunk's file is durable and not recorded
+        "snapshot.chunk-recorded",
+        "snapshot.before-commit",  # all chunks are read, the Delta commit is not made
+        "snapshot.after-commit",  # the Delta commit is made, the state is not changed
+        "merge.round",  # a round begins
+        "merge.after-round",  # all tables are committed, the manifest is not written
+        "lake.after-data-files",  # data files are written and fsynced, their folder is not
+        "lake.before-commit",  # the commit's temporary file is fsynced, not linked
+        "lake.after-commit",  # linked, `_delta_log` not fsynced, the caller does not know
+        "lake.manifest",  # the manifest's temporary file is written, not renamed
+        "trace.insert",
+    }
+)
+
+MUTANTS = frozenset(
+    {
+        "no_wait",  # chunks are read as soon as e0 is taken
+        "ready_by_gtid_executed",  # `ready` by gtid_executed as it was after the last chunk
+        "e0_before_added",  # e0 is any epoch, also one before "table added"
+        "mark_before_last_chunk",  # the end of the binary log is asked before the last chunk is read
+        "skip_by_number",  # the number alone says what is applied and what comes next
+        "no_gap_check",  # a record that starts after the lake's position is applied
+        "part_applied_whole",  # a record that the lake has in part is applied whole
+        "applied_check_skipped",  # the merger never asks what the table has applied
+        "applied_from_other_snapshot",  # the applied epoch is read at one version, the commit made on another
+        "no_put_if_absent",  # the Delta commit overwrites a version that exists
+        "blind_retry",  # after a lost answer the batch is committed again without looking
+        "no_read_back",  # after an indefinite log commit capture takes it for failed
+        "producer_reused",  # after an indefinite log commit capture goes on with the same writer
+        "no_fencing",  # an old capture may write on
+        "read_before_fence",  # capture reads the newest record, then fences
+        "position_at_gtid",  # the position takes in a transaction at its GTID event
+        "never_looks_back",  # a living capture never reads the log again
+        "count_only",  # an epoch's data is checked by number of records, not by digest
+        "token_only",  # the embedded log checks the fencing token and not its own tail
+        "no_fingerprint",  # the last transaction is not compared on connect
+        "create_select_position",  # the CREATE TABLE inside CREATE … SELECT ends its transaction
+    }
+)
+
+_ACTIONS = ("kill", "fail", "sleep")
+_counts: Counter[str] = Counter()
+
+
+def _parse(text: str) -> tuple[dict[str, tuple[str, float]], frozenset[str]]:
+    armed: dict[str, tuple[str, float]] = {}
+    mutants: set[str] = set()
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        action, _, rest = item.partition(":")
+        if action == "mutant" and rest in MUTANTS:
+            mutants.add(rest)
+            continue
+        name, separator, amount = rest.partition("=" if action == "sleep" else ":")
+        if action not in _ACTIONS or name not in POINTS or (action == "sleep") != bool(separator and action == "sleep"):
+            raise SystemExit(f"LAKESYNC_FAULTS: unknown fault {item!r}")
+        armed[name] = (action, float(amount or 1))
+    return armed, frozenset(mutants)
+
+
+_armed, _mutants = _parse(os.environ.get("LAKESYNC_FAULTS", ""))
+
+
+def point(name: str) -> None:
+    """The point `name` is reached; does nothing unless a test armed it."""
+    if not _armed:
+        return
+    found = _armed.get(name)
+    if found is None:
+        return
+    action, amount = found
+    _counts[name] += 1
+    if action == "sleep":
+        time.sleep(amount)
+    elif _counts[name] == int(amount):
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.EIO, f"fault {name}")
+
+
+def mutant(name: str) -> bool:
+    """Whether the mistake `name` is to be made. False unless a test armed it."""
+    return name in _mutants
