@@ -76,9 +76,9 @@ class TableName(NamedTuple):
         return f"{encode(self.schema)}.{encode(self.name)}"
 
     @classmethod
-    def from_id(cls, id: str) -> TableName:
+    def from_id(cls, text: str) -> TableName:
         """The table with this `id`. Raises `ValueError`."""
-        schema, _, name = id.partition(".")
+        schema, _, name = text.partition(".")
         return cls(decode(schema), decode(name))
 
     @property
@@ -92,7 +92,8 @@ class TableName(NamedTuple):
         for part in self:
             if len(encode(part)) > FOLDER_LIMIT:
                 raise ConfigError(
-                    f"the name needs {len(encode(part))} bytes as a folder, {FOLDER_LIMIT} are possible", where=str(self)
+                    f"the name needs {len(encode(part))} bytes as a folder, {FOLDER_LIMIT} are possible",
+                    where=str(self),
                 )
         return f"{encode(self.schema)}/{encode(self.name)}"
 
@@ -100,5 +101,7 @@ class TableName(NamedTuple):
         """The table's Kafka topic. Raises `ConfigError` where it is too long for one."""
         topic = f"{encode(pipeline)}.{self.id}"
         if len(topic) > TOPIC_LIMIT:
-            raise ConfigError(f"the topic's name needs {len(topic)} characters, {TOPIC_LIMIT} are possible", where=str(self))
+            raise ConfigError(
+                f"the topic's name needs {len(topic)} characters, {TOPIC_LIMIT} are possible", where=str(self)
+            )
         return topic

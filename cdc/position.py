@@ -77,7 +77,8 @@ class GtidSet:
     def __str__(self) -> str:
         """MySQL's text form, without spaces, sids in order: equal sets give equal texts."""
         return ",".join(
-            sid + "".join(f":{a}" if a == b else f":{a}-{b}" for a, b in intervals) for sid, intervals in self.sids.items()
+            sid + "".join(f":{a}" if a == b else f":{a}-{b}" for a, b in intervals)
+            for sid, intervals in self.sids.items()
         )
 
     def __bool__(self) -> bool:
@@ -177,8 +178,18 @@ class Position:
 
     def to_dict(self) -> dict[str, Any]:
         """For commit records and `commitInfo`."""
-        last = self.last and {"gtid": str(self.last.gtid), "commit_us": self.last.commit_us, "row_events": self.last.row_events}
-        return {"gtids": str(self.gtids), "server": self.server_uuid, "file": self.end.file, "offset": self.end.offset, "last": last}
+        last = self.last and {
+            "gtid": str(self.last.gtid),
+            "commit_us": self.last.commit_us,
+            "row_events": self.last.row_events,
+        }
+        return {
+            "gtids": str(self.gtids),
+            "server": self.server_uuid,
+            "file": self.end.file,
+            "offset": self.end.offset,
+            "last": last,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Position:

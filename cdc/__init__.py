@@ -1,0 +1,1 @@
+"""The pipeline: capture, log, merge, lake and trace."""
