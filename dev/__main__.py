@@ -1,0 +1,41 @@
+"""`python -m dev mysql|kafka`: one server in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+
+from dev.errors import SetUpError
+from dev.kafka import KafkaBroker
+from dev.mysql import MySQLServer
+
+
+def main() -> int:
+    """Parse the command line, run the server until a signal comes, and end it."""
+    parser = argparse.ArgumentParser(prog="python -m dev", description="A throwaway server, gone when you end it.")
+    parser.add_argument("server", choices=["mysql", "kafka"])
+    parser.add_argument("--folder", type=Path, help="keep its data here (default: a folder that is removed at the end)")
+    parser.add_argument("options", nargs="*", help="after `--`: more options of mysqld, or KEY=VALUE for Kafka")
+    arguments = parser.parse_args()
+    # SIGTERM ends it the way Ctrl-C does, so that the server is ended and its folder removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if arguments.server == "mysql":
+            with MySQLServer(arguments.folder, options=arguments.options) as mysql:
+                print(f"{mysql.url()}    (socket {mysql.socket}, certificate authority {mysql.ca})", flush=True)
+                signal.pause()
+        else:
+            settings = dict(option.split("=", 1) for option in arguments.options)
+            with KafkaBroker(arguments.folder, options=settings) as kafka:
+                print(kafka.url, flush=True)
+                signal.pause()
+    except KeyboardInterrupt:
+        print("ended")
+    except SetUpError as error:
+        parser.exit(1, f"{error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,286 @@
+"""Throwaway MySQL servers: the newest of Debian unstable (9.7 and later), with GTIDs and row events, and replicas."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pymysql
+from pymysql.connections import Connection
+from pymysql.cursors import Cursor
+
+from dev import packages
+from dev.certificates import write_certificates
+from dev.errors import SetUpError
+from dev.server import Server
+
+PACKAGES = ("mysql-server-core", "mysql-client")
+
+REPLICATION_USER = "lakesync_replica"
+REPLICATION_PASSWORD = "replica"  # no secret: root has no password here either
+
+# Written by the server for the server; a copy must make its own.
+OWN_IDENTITY = "auto.cnf"
+
+# Small, and fast rather than safe against power loss: a server killed by -9 still loses nothing, for what it wrote is
+# with the kernel. `options` come later on the command line and win.
+DEFAULTS = (
+    "--gtid-mode=ON",
+    "--enforce-gtid-consistency=ON",
+    "--binlog-format=ROW",
+    "--binlog-row-metadata=FULL",
+    "--mysqlx=OFF",
+    "--secure-file-priv=NULL",
+    "--bind-address=127.0.0.1",
+    "--innodb-buffer-pool-size=64M",
+    "--innodb-redo-log-capacity=64M",
+    "--innodb-flush-log-at-trx-commit=2",
+    "--sync-binlog=0",
+    "--max-connections=100",
+    "--max-allowed-packet=256M",
+    "--log-error-verbosity=2",
+)
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where the programs are: a tree of our own, or what the machine has."""
+
+    root: packages.DebianRoot | None
+    mysqld: Path | None = None
+
+    @classmethod
+    def find(cls) -> Installation:
+        """`LAKESYNC_DEV_MYSQLD`, else the tree in the cache (downloaded if need be)."""
+        if given := os.environ.get("LAKESYNC_DEV_MYSQLD"):
+            mysqld = Path(given).absolute()
+            if not os.access(mysqld, os.X_OK):
+                raise SetUpError(f"LAKESYNC_DEV_MYSQLD={given} is no program", "give the full path of mysqld")
+            return cls(None, mysqld)
+        return cls(packages.debian_root("mysql", PACKAGES))
+
+    @property
+    def key(self) -> str:
+        """Tells installations apart that need a template each."""
+        return "debian" if self.root else hashlib.sha256(str(self.mysqld).encode()).hexdigest()[:12]
+
+    def server(self, *arguments: str) -> list[str]:
+        """The command line of mysqld."""
+        if self.root is None:
+            return [str(self.mysqld), "--no-defaults", *arguments]
+        tree = self.root.path
+        return self.root.command(
+            "usr/sbin/mysqld",
+            "--no-defaults",
+            f"--basedir={tree}/usr",
+            f"--lc-messages-dir={tree}/usr/share/mysql",
+            f"--plugin-dir={tree}/usr/lib/mysql/plugin",
+            f"--character-sets-dir={tree}/usr/share/mysql/charsets",
+            *arguments,
+            libraries=[tree / "usr/lib/mysql/private"],
+        )
+
+    def client(self, program: str, *arguments: str) -> list[str]:
+        """The command line of `mysql`, `mysqlbinlog`, `mysqldump`, …"""
+        if self.root is not None:
+            libraries = [self.root.path / "usr/lib/mysql/private"]
+            return self.root.command(f"usr/bin/{program}", "--no-defaults", *arguments, libraries=libraries)
+        assert self.mysqld is not None
+        beside = [self.mysqld.parent, self.mysqld.parent.parent / "bin", self.mysqld.parent.parent.parent / "bin"]
+        found = shutil.which(program, path=os.pathsep.join(map(str, beside))) or shutil.which(program)
+        if found is None:
+            raise SetUpError(f"no {program} beside {self.mysqld} or on the PATH", "install MySQL's client programs")
+        return [found, "--no-defaults", *arguments]
+
+    def template(self) -> Path:
+        """An initialised data folder with certificates, to be copied; root has no password."""
+        return packages.made_once(f"mysql-template-{self.key}", self._initialise)
+
+    def _initialise(self, folder: Path) -> None:
+        data = folder / "data"
+        command = self.server(
+            "--initialize-insecure",
+            f"--user={getpass.getuser()}",
+            f"--datadir={data}",
+            "--innodb-redo-log-capacity=8M",
+            "--secure-file-priv=NULL",
+        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SetUpError(
+                f"mysqld could not make its system tables:\n{done.stdout[-1000:]}{done.stderr[-2000:]}",
+                f"to download it anew, remove {packages.cache_folder()}/mysql",
+            )
+        (data / OWN_IDENTITY).unlink(missing_ok=True)
+        write_certificates(data)
+
+
+class MySQLServer(Server):
+    """A MySQL server on 127.0.0.1. See `Server` for folder, start, stop, kill and close.
+
+    `options` are further arguments of mysqld, such as `--binlog-row-image=MINIMAL`; the last one wins.
+    `replica_of`: follow that running server by GTID auto-position, read-only, from the first start on.
+    `server_id`: 1, and for a replica one more than its source's, unless given.
+
+    root has no password and is let in from this machine only. `ca` is the authority that signed the server's
+    certificate, which names 127.0.0.1 and localhost.
+    """
+
+    name = "mysql"
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        server_id: int | None = None,
+        options: Sequence[str] = (),
+        replica_of: MySQLServer | None = None,
+    ) -> None:
+        self._installation = Installation.find()
+        super().__init__(folder)
+        self.source = replica_of
+        self.server_id: int = server_id or (1 if replica_of is None else replica_of.server_id + 1)
+        self.options = tuple(options)
+        self.datadir = self.folder / "data"
+        self.socket = self.folder / "mysql.sock"
+        self.ca = self.datadir / "ca.pem"
+        if replica_of is not None and replica_of.server_id == self.server_id:
+            raise ValueError(f"replica and source both have server_id {self.server_id}")
+
+    # life
+
+    def _prepare(self) -> None:
+        if not self.datadir.exists():
+            part = self.folder / "data.part"
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(self._installation.template() / "data", part)
+            part.rename(self.datadir)
+
+    def _command(self) -> list[str]:
+        return self._installation.server(
+            f"--user={getpass.getuser()}",
+            f"--datadir={self.datadir}",
+            f"--port={self.port}",
+            f"--socket={self.socket}",
+            f"--pid-file={self.folder}/mysql.pid",
+            f"--tmpdir={self.folder}",
+            f"--server-id={self.server_id}",
+            f"--log-bin={self.datadir}/binlog",
+            *DEFAULTS,
+            *(() if self.source is None else ("--read-only=ON", "--replica-net-timeout=10")),
+            *self.options,
+        )
+
+    def _answers(self) -> bool:
+        # Knock first: PyMySQL leaves its socket open when nobody listens on a unix socket.
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(self.socket)) != 0:
+                return False
+        try:
+            self.root().close()
+        except (pymysql.err.OperationalError, pymysql.err.InternalError):
+            return False
+        return True
+
+    def _after_first_start(self) -> None:
+        if self.source is not None and not self.execute("SHOW REPLICA STATUS"):
+            self.follow(self.source)
+
+    # talking to it
+
+    def url(self, user: str = "root", password: str = "") -> str:
+        """`mysql://user:password@127.0.0.1:port`, without the colon where there is no password."""
+        login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+        return f"mysql://{login}@127.0.0.1:{self.port}"
+
+    def root(self, database: str | None = None, **options: Any) -> Connection[Cursor]:
+        """A new connection as root, with autocommit, for the caller to close. `options` are PyMySQL's."""
+        arguments: dict[str, Any] = {
+            "user": "root",
+            "unix_socket": str(self.socket),
+            "database": database,
+            "autocommit": True,
+            "charset": "utf8mb4",
+            **options,
+        }
+        connection: Connection[Cursor] = pymysql.connect(**arguments)
+        return connection
+
+    def execute(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """Run one statement as root on a connection of its own; its rows."""
+        with self.root() as connection, connection.cursor() as cursor:
+            cursor.execute(sql, arguments or None)
+            return list(cursor.fetchall())
+
+    def status(self, statement: str) -> Mapping[str, Any]:
+        """The only row of a SHOW statement by column name, such as `SHOW BINARY LOG STATUS`; empty without a row."""
+        with self.root(cursorclass=pymysql.cursors.DictCursor) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            row: Any = cursor.fetchone()
+            return row or {}
+
+    def add_user(self, user: str, password: str, *grants: str) -> None:
+        """Create `user`@'%'. Each grant is what stands between GRANT and TO: `"SELECT ON shop.*"`."""
+        with self.root() as connection, connection.cursor() as cursor:
+            cursor.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (user, password))
+            for grant in grants:
+                cursor.execute(f"GRANT {grant.replace('%', '%%')} TO %s@'%%'", (user,))
+
+    @property
+    def gtid_executed(self) -> str:
+        """The server's executed GTID set, on one line."""
+        return str(self.execute("SELECT @@global.gtid_executed")[0][0]).replace("\n", "")
+
+    def mysql_cli(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the `mysql` client as root. `stdin` may be a whole script. Raises CalledProcessError."""
+        command = self._installation.client("mysql", f"--socket={self.socket}", "--user=root", *arguments)
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True)
+
+    def mysqlbinlog(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `mysqlbinlog`, with file names relative to the data folder. Raises CalledProcessError."""
+        command = self._installation.client("mysqlbinlog", *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=self.datadir)
+
+    # replication
+
+    def follow(self, source: MySQLServer) -> None:
+        """Replicate from `source` from now on, by GTID auto-position."""
+        if not source.execute("SELECT 1 FROM mysql.user WHERE user = %s", REPLICATION_USER):
+            source.add_user(REPLICATION_USER, REPLICATION_PASSWORD, "REPLICATION SLAVE ON *.*")
+        self.execute("STOP REPLICA")
+        self.execute(
+            "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = %s, SOURCE_USER = %s,"
+            " SOURCE_PASSWORD = %s, SOURCE_AUTO_POSITION = 1, SOURCE_CONNECT_RETRY = 1, GET_SOURCE_PUBLIC_KEY = 1",
+            source.port,
+            REPLICATION_USER,
+            REPLICATION_PASSWORD,
+        )
+        self.execute("START REPLICA")
+        self.source = source
+
+    def wait_for_source(self, timeout_s: float = 30.0) -> None:
+        """Wait until this replica has executed what its source has now. Raises TimeoutError with the replica's state."""
+        if self.source is None:
+            raise ValueError("not a replica")
+        wanted = self.source.gtid_executed
+        (timed_out,) = self.execute("SELECT WAIT_FOR_EXECUTED_GTID_SET(%s, %s)", wanted, timeout_s)[0]
+        if timed_out:
+            state = self.status("SHOW REPLICA STATUS")
+            errors = [state.get("Last_IO_Error"), state.get("Last_SQL_Error")]
+            raise TimeoutError(f"the replica did not reach {wanted} within {timeout_s} s: {errors}")
+
+    def promote(self) -> None:
+        """Stop replicating, forget the source and take writes."""
+        self.execute("STOP REPLICA")
+        self.execute("RESET REPLICA ALL")
+        self.execute("SET GLOBAL read_only = OFF")
+        self.source = None
