@@ -1,0 +1,68 @@
+# `make help` lists what there is. Needs python3 (3.11 or later, with venv) and cargo; tests against Kafka also need
+# Java 17 and Maven, and all servers are downloaded into .dev/ (see dev/).
+
+SHELL  := /bin/bash
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.set-up
+PYTEST := $(BIN)/python -m pytest
+CARGO  := cargo
+
+# Arguments for pytest: make test ARGS="-k kafka -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-faults test-faults-short test-spec lint format bench clean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything in it; does nothing when it is up to date
+
+$(STAMP): pyproject.toml constraints.txt native/Cargo.toml native/Cargo.lock $(wildcard native/src/*.rs native/src/*/*.rs)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed; name one with PYTHON=python3.12"; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "cargo is needed: install Rust (Debian: cargo; or rustup)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "this Python cannot make environments: install its venv package (Debian: python3-venv)"; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt 'maturin>=1.9.4,<2'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	  --no-build-isolation -e '.[dev,embedded,kafka]'
+	@touch $@
+
+demo: setup ## A shop database, kept in step while it is written to and the daemon is killed
+	@$(BIN)/python dev/demo.py
+
+test: setup ## Unit, contract and integration tests, on real MySQL and Kafka
+	$(PYTEST) tests/unit tests/contract tests/integration $(ARGS)
+
+test-faults: setup ## Kills, power loss and planted mistakes: everything
+	$(PYTEST) tests/faults $(ARGS)
+
+test-faults-short: setup ## The fault tests that run on every change
+	$(PYTEST) tests/faults -m ci $(ARGS)
+
+test-spec: setup ## The models of the protocols: every state, every mutant
+	$(BIN)/python spec/run_all.py
+
+lint: setup ## ruff, mypy, rustfmt and clippy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd native && $(CARGO) fmt --check
+	cd native && PYO3_PYTHON="$(CURDIR)/$(BIN)/python" $(CARGO) clippy -q --locked --all-targets -- -D warnings
+
+format: setup ## Lay the code out
+	$(BIN)/ruff check -q --fix . || true
+	$(BIN)/ruff format .
+	cd native && $(CARGO) fmt
+
+bench: setup ## Measure snapshot, stream and latency beside their peers
+	$(BIN)/python -m bench
+
+clean: ## Remove everything that was made here, the downloads too
+	rm -rf $(VENV) .dev .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist native/target
+	rm -f cdc/_native*.so
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
