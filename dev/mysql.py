@@ -275,8 +275,12 @@ class MySQLServer(Server):
         (timed_out,) = self.execute("SELECT WAIT_FOR_EXECUTED_GTID_SET(%s, %s)", wanted, timeout_s)[0]
         if timed_out:
             state = self.status("SHOW REPLICA STATUS")
-            errors = [state.get("Last_IO_Error"), state.get("Last_SQL_Error")]
-            raise TimeoutError(f"the replica did not reach {wanted} within {timeout_s} s: {errors}")
+            # Last_SQL_Error only says that some worker failed.
+            workers = self.execute(
+                "SELECT LAST_ERROR_MESSAGE FROM performance_schema.replication_applier_status_by_worker"
+            )
+            errors = "; ".join(filter(None, [state.get("Last_IO_Error"), *(message for (message,) in workers)]))
+            raise TimeoutError(f"the replica did not reach {wanted} within {timeout_s} s: {errors or 'no error'}")
 
     def promote(self) -> None:
         """Stop replicating, forget the source and take writes."""
