@@ -1,0 +1,227 @@
+"""From two durable things, the log's commit records and the lake's commits, to counts of every node in ClickHouse.
+
+Each node counts at its own boundary: `source` the framing of events against the GTID set, `capture` the rows it decoded, `log` the
+rows that its data holds when it is read back, `merge` what it folded, `lake` and `snapshot` what the files hold.
+
+How far it came is in `<state>/trace.json`; when that is lost, or the log is another one, or ClickHouse is empty, it begins anew:
+rows have keys, so writing them twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdc import faults
+from cdc.config import PipelineConfig
+from cdc.epoch import CommitRecord, Op
+from cdc.log.base import Log
+from cdc.log.codec import decode
+from cdc.names import TableName
+from cdc.trace.tables import ARROW, CREATE, NODES
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+BATCH_ROWS = 20_000
+"""Rows of one INSERT."""
+
+
+@dataclass
+class Cursor:
+    """How far the projection came: the newest record, and per table the newest lake version."""
+
+    log: str = ""
+    epoch: int = 0
+    hash: str = ""
+    versions: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Cursor:
+        """From its file; a new one where there is none, or none that can be read."""
+        try:
+            return cls(**orjson.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """Replace its file."""
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(orjson.dumps(self.__dict__))
+        temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class ProjectResult:
+    """What one projection did. `epoch` is the newest commit record that is in the trace."""
+
+    epoch: int
+    records: int
+    commits: int
+    rows: int
+    seconds: float
+
+
+def project(client: Client, config: PipelineConfig, log: Log, *, rebuild: bool = False) -> ProjectResult:
+    """Bring the trace up to date. Raises `TraceError` (through the client), `LogError`, `OSError`."""
+    started = time.monotonic()
+    path = config.state / "trace.json"
+    client.command(CREATE)
+    cursor = Cursor() if rebuild or _is_empty(client, config.name) else Cursor.read(path)
+    if cursor.log and (cursor.log != log.uuid or not _still_there(log, cursor)):
+        cursor = Cursor(versions=cursor.versions)
+    rows: list[dict[str, Any]] = []
+    records = commits = written = 0
+
+    def flush() -> None:
+        nonlocal written
+        faults.point("trace.insert")
+        if rows:
+            client.insert_arrow(NODES, pa.Table.from_pylist([_DEFAULTS | row for row in rows], schema=ARROW))
+            written += len(rows)
+            rows.clear()
+        cursor.write(path)
+
+    for record in log.records(cursor.epoch or None):
+        rows.extend(_record_rows(config.name, record, log))
+        cursor.log, cursor.epoch, cursor.hash = record.log, record.number, record.hash
+        records += 1
+        if len(rows) >= BATCH_ROWS:
+            flush()
+    for table, folder in lake_folders(config):
+        for version, info in lake_commits(folder, cursor.versions.get(table.id, -1)):
+            if info.get("pipeline", config.name) == config.name:
+                rows.append(_lake_row(config.name, table.id, version, info))
+                commits += 1
+            cursor.versions[table.id] = version
+            if len(rows) >= BATCH_ROWS:
+                flush()
+    flush()
+    return ProjectResult(cursor.epoch, records, commits, written, time.monotonic() - started)
+
+
+def lake_folders(config: PipelineConfig) -> list[tuple[TableName, Path]]:
+    """The lake's tables: every folder under its root that a table's name gives and that has a Delta log."""
+    found = []
+    for path in sorted(config.lake_root.glob("*/*/_delta_log")):
+        schema, name = path.parent.parent.name, path.parent.name
+        try:
+            found.append((TableName.from_id(f"{schema}.{name}"), path.parent))
+        except ValueError:
+            continue
+    return found
+
+
+def lake_commits(folder: Path, after: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Versions above `after` that lakesync committed, with `commitInfo.lakesync`, oldest first."""
+    for path in sorted((folder / "_delta_log").glob("[0-9]" * 20 + ".json")):
+        version = int(path.stem)
+        if version <= after:
+            continue
+        for line in path.read_bytes().splitlines():
+            info = orjson.loads(line).get("commitInfo") if line.startswith(b'{"commitInfo"') else None
+            if info and "lakesync" in info:
+                yield version, info["lakesync"]
+
+
+_DEFAULTS: dict[str, Any] = {
+    f.name: (-1 if f.name == "version" else 0 if pa.types.is_int64(f.type) else "" if pa.types.is_string(f.type) else 0)
+    for f in ARROW
+}
+
+
+def _record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[dict[str, Any]]:
+    common = {
+        "pipeline": pipeline,
+        "hash": record.hash,
+        "log": record.log,
+        "number": record.number,
+        "first_number": record.number,
+        "before": record.before or "",
+        "committed": record.raw_us,
+        "done": record.written_us,
+    }
+    framing = record.framing
+    yield common | {
+        "node": "source",
+        "transactions": framing.get("transactions", 0),
+        "gtids": len(record.end.gtids.subtract(record.start.gtids)),
+        "events": framing.get("events", 0),
+        "bytes": framing.get("bytes", 0),
+        "total": record.framing_totals.get("transactions", 0),
+    }
+    for table, entry in record.tables.items():
+        yield common | {
+            "node": "capture",
+            "table": table,
+            **_operations(entry.rows),
+            "total": entry.totals.changes,
+            "bytes": entry.extent.bytes,
+        }
+        counted = _count(log.data(table, entry.extent))
+        yield common | {
+            "node": "log",
+            "table": table,
+            **counted,
+            "bytes": entry.extent.bytes,
+            "events": entry.extent.records,
+        }
+
+
+def _operations(rows: tuple[int, int, int]) -> dict[str, int]:
+    return dict(zip(("inserts", "updates", "deletes"), rows, strict=True))
+
+
+def _count(payloads: list[bytes]) -> dict[str, int]:
+    """Row changes by operation, counted from the log's own data; `key_changes` are the updates that moved a row."""
+    names = {Op.INSERT: "inserts", Op.UPDATE: "updates", Op.DELETE: "deletes", Op.MOVE_OUT: "key_changes"}
+    found = dict.fromkeys(names.values(), 0)
+    for payload in payloads:
+        operations = decode(payload).batch.column(0)
+        for op, name in names.items():
+            found[name] += pc.sum(pc.equal(operations, op)).as_py() or 0
+    return found
+
+
+def _lake_row(pipeline: str, table: str, version: int, info: Mapping[str, Any]) -> dict[str, Any]:
+    counts = info["counts"]
+    names = ("superseded", "duplicate", "effective", "key_changes", "inserted", "replaced", "removed", "absent")
+    measured = ("rows_added", "rows_deleted", "live_before", "live_after")
+    return {
+        "pipeline": pipeline,
+        "node": "merge" if info["kind"] == "merge" else "snapshot",
+        "table": table,
+        # A version of its own: a table that is bootstrapped twice at one epoch has two rows.
+        "hash": f"{info['hash']}@{version}",
+        "log": info["log"],
+        "number": info["epoch"],
+        "first_number": info.get("first_epoch", info["epoch"]),
+        "committed": info["raw_us"],
+        "done": info["committed_us"],
+        **_operations(counts["logged"]),
+        "total": sum(info["totals"]["logged"]),
+        "bytes": counts.get("bytes_added", 0),
+        **{name: counts.get(name, 0) for name in (*names, *measured)},
+        "version": version,
+    }
+
+
+def _is_empty(client: Client, pipeline: str) -> bool:
+    query = f"SELECT count() FROM (SELECT 1 FROM {NODES} WHERE pipeline = {{p:String}} LIMIT 1)"
+    return int(client.query(query, parameters={"p": pipeline}).result_rows[0][0]) == 0
+
+
+def _still_there(log: Log, cursor: Cursor) -> bool:
+    """Whether the log has the cursor's record, or has trimmed it and goes on right behind it."""
+    first = next(iter(log.records(cursor.epoch - 1)), None)
+    if first is None:
+        return False
+    return first.hash == cursor.hash if first.number == cursor.epoch else first.before == cursor.hash

@@ -1,0 +1,56 @@
+"""The trace's tables in ClickHouse. Rows are keyed by the hash of the commit record, so writing them twice changes nothing.
+
+`lakesync_nodes` has one row a node, table and epoch (nodes source, capture, log) or lake commit (nodes merge, lake, snapshot),
+named by the epoch's hash; ask it with FINAL. What a column means at which node is in docs/trace.md.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+NODES: Final = "lakesync_nodes"
+
+_COLUMNS: Final = (
+    ("pipeline", "LowCardinality(String)", pa.string()),
+    ("node", "LowCardinality(String)", pa.string()),
+    ("table", "LowCardinality(String)", pa.string()),
+    ("hash", "String", pa.string()),
+    ("log", "LowCardinality(String)", pa.string()),
+    ("number", "Int64", pa.int64()),
+    ("first_number", "Int64", pa.int64()),
+    ("before", "String", pa.string()),
+    ("committed", "DateTime64(6, 'UTC')", pa.timestamp("us", "UTC")),
+    ("done", "DateTime64(6, 'UTC')", pa.timestamp("us", "UTC")),
+    ("transactions", "Int64", pa.int64()),
+    ("gtids", "Int64", pa.int64()),
+    ("events", "Int64", pa.int64()),
+    ("bytes", "Int64", pa.int64()),
+    ("inserts", "Int64", pa.int64()),
+    ("updates", "Int64", pa.int64()),
+    ("deletes", "Int64", pa.int64()),
+    ("key_changes", "Int64", pa.int64()),
+    ("total", "Int64", pa.int64()),
+    ("superseded", "Int64", pa.int64()),
+    ("duplicate", "Int64", pa.int64()),
+    ("effective", "Int64", pa.int64()),
+    ("inserted", "Int64", pa.int64()),
+    ("replaced", "Int64", pa.int64()),
+    ("removed", "Int64", pa.int64()),
+    ("absent", "Int64", pa.int64()),
+    ("rows_added", "Int64", pa.int64()),
+    ("rows_deleted", "Int64", pa.int64()),
+    ("live_before", "Int64", pa.int64()),
+    ("live_after", "Int64", pa.int64()),
+    ("version", "Int64", pa.int64()),
+)
+
+ARROW: Final = pa.schema([pa.field(name, arrow) for name, _, arrow in _COLUMNS])
+"""The rows to insert: strings and timestamps are never null, counts that a node does not have are 0, `version` -1."""
+
+CREATE: Final = (
+    f"CREATE TABLE IF NOT EXISTS {NODES} (\n    "
+    + ",\n    ".join(f"`{name}` {kind}" for name, kind, _ in _COLUMNS)
+    + "\n) ENGINE = ReplacingMergeTree ORDER BY (pipeline, node, `table`, hash)"
+)

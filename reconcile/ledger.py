@@ -1,0 +1,262 @@
+"""The ledger: what left every node must have come into the next one, and the lake's files must show it.
+
+Per table, from its newest bootstrap to the newest lake commit, by the trace (which counts each node at its own boundary):
+
+    captured        = logged                                       rows that capture says it wrote, rows that the log's data holds
+    logged          = merged                                       over exactly the epochs that the lake's commits name
+    merged          = superseded + duplicate + effective
+    effective + key changes = inserted + replaced + removed + absent      a changed key is one change with two effects
+    inserted - removed      = rows added - rows deleted            by lookups, and by the files' own row counts
+    rows before + inserted - removed = rows now                    counted in the footers of the files that are live now
+
+and for the source: every epoch begins where the one before ended, and has as many transactions as its GTID set grew by.
+What is logged and not yet in the lake is no imbalance: it is shown as in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from cdc.config import PipelineConfig
+from cdc.errors import ConfigError
+from cdc.lake.table import LakeTable
+from cdc.log.base import Log
+from cdc.names import TableName
+from cdc.trace.tables import NODES
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+SOURCE = "(source)"
+"""Stands where a table's name does, in the equations of the source node."""
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One line of the ledger, in row changes, rows or transactions. `gap` is right less left: what is missing is negative."""
+
+    name: str
+    left: int
+    right: int
+    where: str = ""
+
+    @property
+    def gap(self) -> int:
+        return self.right - self.left
+
+    @property
+    def holds(self) -> bool:
+        return self.gap == 0
+
+
+@dataclass(frozen=True)
+class TableLedger:
+    """One table's equations, over epochs `first` (exclusive: the bootstrap's) to `last`."""
+
+    table: str
+    first: int
+    last: int
+    equations: tuple[Equation, ...]
+    in_flight: int = 0
+    """Row changes that are logged and not yet in the lake."""
+    note: str = ""
+
+    @property
+    def closes(self) -> bool:
+        return all(e.holds for e in self.equations)
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """All tables'. `epoch` is the newest epoch in the trace."""
+
+    pipeline: str
+    epoch: int
+    tables: tuple[TableLedger, ...]
+
+    @property
+    def closes(self) -> bool:
+        return all(t.closes for t in self.tables)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the JSON report."""
+        data = asdict(self)
+        for table, ledger in zip(data["tables"], self.tables, strict=True):
+            table["closes"] = ledger.closes
+            for equation, original in zip(table["equations"], ledger.equations, strict=True):
+                equation |= {"holds": original.holds, "gap": original.gap}
+        return data | {"closes": self.closes}
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    number: int
+    before: str
+    transactions: int
+    gtids: int
+
+
+@dataclass
+class _Rows:
+    """Row changes of one table in one epoch, as two nodes count them: (inserts, updates, deletes, key changes)."""
+
+    captured: tuple[int, int, int] = (0, 0, 0)
+    logged: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass
+class _Trace:
+    epochs: dict[str, _Epoch] = field(default_factory=dict)
+    rows: dict[tuple[str, str], _Rows] = field(default_factory=dict)
+    commits: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+def close(client: Client, config: PipelineConfig, log: Log, tables: Sequence[TableName] = ()) -> LedgerReport:
+    """Close the ledger of these tables, or of all that the lake has. The trace must be up to date.
+
+    Raises `TraceError`, `LogError`, `LakeError`; `ConfigError` for a table that the lake does not have.
+    """
+    trace = _read(client, config.name)
+    wanted = [t.id for t in tables] or sorted(trace.commits)
+    for missing in (t for t in wanted if t not in trace.commits):
+        raise ConfigError(
+            "the lake has no such table", where=str(TableName.from_id(missing)), hint="`lakesync status` lists them"
+        )
+    newest = log.newest()
+    ledgers = [_source(trace, newest.hash if newest else "")]
+    ledgers += [_table(trace, config, t, newest.hash if newest else "") for t in wanted]
+    return LedgerReport(config.name, newest.number if newest else 0, tuple(ledgers))
+
+
+def _read(client: Client, pipeline: str) -> _Trace:
+    trace, names = _Trace(), {"p": pipeline}
+    select = f"FROM {NODES} FINAL WHERE pipeline = {{p:String}} AND node"
+    for row in client.query(
+        f"SELECT hash, number, before, transactions, gtids {select} = 'source'", parameters=names
+    ).result_rows:
+        trace.epochs[row[0]] = _Epoch(*row[1:])
+    query = f"SELECT node, `table`, hash, inserts, updates, deletes {select} IN ('capture', 'log')"
+    for node, table, digest, *counts in client.query(query, parameters=names).result_rows:
+        rows = trace.rows.setdefault((table, digest), _Rows())
+        operations = (counts[0], counts[1], counts[2])
+        if node == "capture":
+            rows.captured = operations
+        else:
+            rows.logged = operations
+    answer = client.query(f"SELECT * {select} IN ('merge', 'snapshot') ORDER BY `table`, version", parameters=names)
+    for row in answer.named_results():
+        trace.commits.setdefault(row["table"], []).append(dict(row))
+    return trace
+
+
+def _chain(trace: _Trace, newest: str, until: str) -> tuple[list[str], bool]:
+    """Hashes from `newest` back to `until` (exclusive), and whether it was met."""
+    found, at = [], newest
+    while at != until:
+        epoch = trace.epochs.get(at)
+        if epoch is None:
+            return found, False
+        found.append(at)
+        at = epoch.before
+    return found, True
+
+
+def _source(trace: _Trace, newest: str) -> TableLedger:
+    chain, _ = _chain(trace, newest, "")
+    epochs = [trace.epochs[h] for h in chain]
+    numbers = [e.number for e in epochs]
+    equations = (
+        Equation("GTID set growth = transactions", sum(e.gtids for e in epochs), sum(e.transactions for e in epochs)),
+        Equation("epoch numbers = epochs", numbers[0] - numbers[-1] + 1 if numbers else 0, len(numbers)),
+    )
+    return TableLedger(SOURCE, numbers[-1] - 1 if numbers else 0, numbers[0] if numbers else 0, equations)
+
+
+def _table(trace: _Trace, config: PipelineConfig, table: str, newest: str) -> TableLedger:
+    commits = trace.commits[table]
+    start = max(i for i, c in enumerate(commits) if c["node"] == "snapshot")
+    base, merges = commits[start], commits[start + 1 :]
+    none, covered, whole = _Rows(), [], True
+    at = base["hash"].partition("@")[0]
+    for merge in merges:
+        digest = merge["hash"].partition("@")[0]
+        chain, met = _chain(trace, digest, at)
+        if not met and merge["duplicate"] == 0 and merge is not merges[0]:
+            whole = False
+        covered += chain
+        at = digest
+    rows = [trace.rows.get((table, digest), none) for digest in dict.fromkeys(covered)]
+    flight, _ = _chain(trace, newest, at)
+    waiting = [trace.rows.get((table, digest), none) for digest in flight]
+    total = {name: sum(m[name] for m in merges) for name in _SUMMED}
+    effects = total["inserted"] + total["replaced"] + total["removed"] + total["absent"]
+    last = merges[-1] if merges else base
+    captured = sum(sum(r.captured) for r in (*rows, *waiting))
+    logged = sum(sum(r.logged) for r in (*rows, *waiting))
+    merged = total["inserts"] + total["updates"] + total["deletes"]
+    equations = [Equation("captured = logged", captured, logged, _first_gap(trace, table, [*covered, *flight]))]
+    if whole:
+        equations.append(Equation("logged = merged", sum(sum(r.logged) for r in rows), merged))
+    else:
+        # Epochs older than the trace reaches: the running totals bridge them.
+        equations.append(Equation("logged = merged (running totals)", base["total"] + merged, last["total"]))
+    equations += [
+        Equation(
+            "merged = superseded + duplicate + effective",
+            merged,
+            total["superseded"] + total["duplicate"] + total["effective"],
+        ),
+        Equation(
+            "effective + key changes = inserted + replaced + removed + absent",
+            total["effective"] + total["key_changes"],
+            effects,
+        ),
+        Equation(
+            "inserted - removed = rows added - rows deleted",
+            total["inserted"] - total["removed"],
+            total["rows_added"] - total["rows_deleted"],
+        ),
+        Equation(
+            "rows before + inserted - removed = rows now",
+            base["live_after"] + total["inserted"] - total["removed"],
+            _live(config, table),
+        ),
+    ]
+    name = str(TableName.from_id(table))
+    return TableLedger(name, base["number"], last["number"], tuple(equations), sum(sum(r.logged) for r in waiting))
+
+
+_SUMMED = (
+    "inserts",
+    "updates",
+    "deletes",
+    "key_changes",
+    "superseded",
+    "duplicate",
+    "effective",
+    "inserted",
+    "replaced",
+    "removed",
+    "absent",
+    "rows_added",
+    "rows_deleted",
+)
+
+
+def _first_gap(trace: _Trace, table: str, hashes: Sequence[str]) -> str:
+    """The oldest epoch in which captured and logged differ, for the report."""
+    wrong = [trace.epochs[h].number for h in hashes if (r := trace.rows.get((table, h))) and r.captured != r.logged]
+    return f"epoch {min(wrong)}" if wrong else ""
+
+
+def _live(config: PipelineConfig, table: str) -> int:
+    """Rows in the live files, by their own footers."""
+    lake = LakeTable(config.lake_root, TableName.from_id(table), config.name)
+    snapshot = lake.load()
+    folder = Path(config.lake_root) / TableName.from_id(table).folder
+    return sum(pq.read_metadata(folder / path).num_rows for path in snapshot.files) if snapshot else 0
