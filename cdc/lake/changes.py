@@ -1,0 +1,61 @@
+"""What a merge hands to the lake, and what comes of it. Plain values: `cdc.merge` and the lake both import them from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from cdc.epoch import Counts
+
+
+@dataclass(frozen=True)
+class FoldCounts:
+    """What became of the changes of a merge: logged = superseded + duplicate + effective."""
+
+    logged: Counts = Counts()
+    """Row changes read from the log, by operation."""
+    superseded: int = 0
+    """A later change of the same merge has the same key."""
+    duplicate: int = 0
+    """The table has the change already, or it was read twice."""
+    effective: int = 0
+    """Decide what the table will hold."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The last change of every key.
+
+    `upserts` has the source's columns in lake types, then `_cdc_ts_ms` and `_cdc_seq` (int64); `deletes` the key columns only, in
+    the key's order. At most one row a key in each, no key in both.
+    """
+
+    upserts: pa.Table
+    deletes: pa.Table
+    counts: FoldCounts
+
+
+@dataclass(frozen=True)
+class MergeCounts:
+    """What a merge says of itself, for `commitInfo`."""
+
+    fold: FoldCounts
+    first_epoch: int
+    """Number of the first epoch in it; the last one is the commit's own."""
+    epochs: int = 1
+    """How many of its epochs touch the table."""
+
+
+class Effects(NamedTuple):
+    """What effective changes did, each found by looking its key up in the table."""
+
+    inserted: int = 0
+    """The key was not there, and is."""
+    replaced: int = 0
+    """The key was there, with another row."""
+    removed: int = 0
+    """The key was there, and is not."""
+    absent: int = 0
+    """A deletion of a key that was not there."""
