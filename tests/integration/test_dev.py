@@ -24,16 +24,19 @@ from dev.sysbench import Sysbench
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _gone(pid: int, folder: Path, within_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        # A process that nobody waited for stays as a zombie; in a container its new parent may never wait.
-        stat = Path(f"/proc/{pid}/stat")
-        dead = not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
-        if dead and not folder.exists():
-            return True
+def _ended(pid: int) -> bool:
+    # A process that nobody waited for stays as a zombie; in a container its new parent may never wait.
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.05)
-    return False
+    return True
 
 
 def test_two_servers_at_once_share_nothing(mysql_factory: Callable[..., MySQLServer]) -> None:
@@ -132,18 +135,26 @@ def test_own_folder_goes_with_the_server() -> None:
     with MySQLServer() as server:
         pid, folder = server.pid, server.folder
         assert folder.exists()
-    assert _gone(pid, folder)
+    assert _ended(pid)
+    assert not folder.exists()
 
 
-def test_server_goes_when_its_owner_is_killed(tmp_path: Path) -> None:
-    script = "import time; from dev.mysql import MySQLServer\nwith MySQLServer() as s: print(s.pid, s.folder, flush=True); time.sleep(600)"
-    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+def test_servers_go_when_their_owner_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from dev.mysql import MySQLServer\n"
+        "with MySQLServer() as own, MySQLServer(Path(sys.argv[1])) as given:\n"
+        "    print(own.pid, given.pid, own.folder, flush=True); time.sleep(600)"
+    )
+    kept = tmp_path / "kept"
+    owner = subprocess.Popen([sys.executable, "-c", script, str(kept)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert owner.stdout is not None
-    pid, folder = owner.stdout.readline().split()
-    assert Path(f"/proc/{pid}").exists()
+    own, given, folder = owner.stdout.readline().split()
+    assert not _ended(int(own))
     owner.kill()
     owner.communicate()
-    assert _gone(int(pid), Path(folder))
+    assert _within(5, lambda: _ended(int(own)) and _ended(int(given)))
+    assert _within(5, lambda: not Path(folder).exists())
+    assert (kept / "data").exists()
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
