@@ -14,7 +14,7 @@ from cdc.epoch import Counts
 class FoldCounts:
     """What became of the changes of a merge: logged = superseded + duplicate + effective."""
 
-    logged: Counts = Counts()
+    logged: Counts
     """Row changes read from the log, by operation."""
     superseded: int = 0
     """A later change of the same merge has the same key."""

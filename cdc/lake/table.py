@@ -43,7 +43,12 @@ class LakeTable:
         raise NotImplementedError
 
     def write_file(
-        self, batches: Iterable[pa.RecordBatch], schema: TableSchema, *, ts_ms: int | None = None, seq: int | None = None
+        self,
+        batches: Iterable[pa.RecordBatch],
+        schema: TableSchema,
+        *,
+        ts_ms: int | None = None,
+        seq: int | None = None,
     ) -> DataFile:
         """A durable Parquet file, not yet visible. `batches` have the lake's columns, or only the source's: then `ts_ms` and `seq`
         are every row's."""
