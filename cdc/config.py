@@ -11,15 +11,17 @@ import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SecretStr,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -48,14 +50,47 @@ def _size(value: Any) -> Any:
     raise ValueError("write a number and a unit: 512KiB, 8MiB, 1GiB")
 
 
-Duration = Annotated[float, BeforeValidator(_duration)]
+def format_duration(seconds: float) -> str:
+    """As the pipeline file writes it: 200ms, 5s, 10m."""
+    for unit, factor in reversed(_UNITS.items()):
+        if seconds >= factor and (number := round(seconds / factor, 6)) == int(number):
+            return f"{int(number)}{unit}"
+    return f"{seconds * 1000:g}ms"
+
+
+def _format_size(size: int) -> str:
+    unit, factor = next((u, f) for u, f in reversed(_SIZES.items()) if size % f == 0)
+    return f"{size // factor}{unit}"
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration),
+    PlainSerializer(format_duration, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|h|d)$"}),
+]
 """Seconds; in the file a number with a unit: 200ms, 5s, 10m."""
-Size = Annotated[int, BeforeValidator(_size)]
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    PlainSerializer(_format_size, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(KiB|MiB|GiB)$"}),
+]
 """Bytes; in the file a number with a unit: 8MiB."""
 
 
+_LOGIN_IN_URL = "the URL holds a password: write `password: env:NAME` or `password: file:/path` instead"
+_SECRET_OPTION = re.compile(r"password|secret|oauthbearer\.config", re.IGNORECASE)
+
+
+def _not_zero(seconds: float) -> float:
+    if seconds <= 0:
+        raise ValueError("must be longer than nothing")
+    return seconds
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def read_secret(reference: str, where: str) -> str:
@@ -102,7 +137,7 @@ class SourceConfig(_Model):
         if parts.scheme not in ("mysql", "mariadb") or not parts.hostname or not parts.username:
             raise ValueError("write mysql://user@host:3306")
         if parts.password is not None:
-            raise ValueError("the URL holds a password: write `password: env:NAME` or `password: file:/path` instead")
+            raise ValueError(_LOGIN_IN_URL)
         if parts.scheme == "mariadb":
             raise ValueError("MariaDB is not supported by this version")
         return url
@@ -181,6 +216,11 @@ class CaptureConfig(_Model):
     checkpoint_epochs: int = Field(default=1000, ge=1)
     """How often a commit record restates every table."""
 
+    @field_validator("idle", "look_back", "heartbeat")
+    @classmethod
+    def _check_pause(cls, value: float) -> float:
+        return _not_zero(value)
+
 
 class MergeConfig(_Model):
     """`merge:`"""
@@ -192,12 +232,19 @@ class MergeConfig(_Model):
     keep: Duration = 3600.0
     """Applied epochs stay in the log this long."""
 
+    @field_validator("every")
+    @classmethod
+    def _check_pause(cls, value: float) -> float:
+        return _not_zero(value)
+
 
 class SnapshotConfig(_Model):
     """`snapshot:`"""
 
     chunk_rows: int = Field(default=50_000, ge=1)
+    """Rows that one SELECT reads."""
     readers: int = Field(default=2, ge=1, le=64)
+    """Connections that read chunks at once."""
 
 
 class TraceConfig(_Model):
@@ -206,23 +253,50 @@ class TraceConfig(_Model):
     url: str
     """`chdb:///folder` or `clickhouse://user@host:8123/database`."""
     password: str = ""
+    """`env:NAME` or `file:/path`."""
+    insecure: bool = False
+    """Allow plaintext to a host that is not loopback."""
     every: Duration = 60.0
+    """How often the counts are brought up to date; `status` and `reconcile` do it too."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if urlsplit(url).password is not None:
+            raise ValueError(_LOGIN_IN_URL)
+        return url
+
+    @field_validator("every")
+    @classmethod
+    def _check_pause(cls, value: float) -> float:
+        return _not_zero(value)
 
 
 class PipelineConfig(_Model):
-    """The whole file. `path` is where it was read from."""
+    """The whole file. `path` is where it was read from, and no key of it."""
 
     name: str
+    """Names the pipeline in the lake, the log's topics and the trace."""
     source: SourceConfig
+    """The server that is followed."""
     log: str
-    lake: str
-    trace: TraceConfig | None = None
-    state: Path
-    capture: CaptureConfig = CaptureConfig()
-    merge: MergeConfig = MergeConfig()
-    snapshot: SnapshotConfig = SnapshotConfig()
-    tables: tuple[TableConfig, ...] = ()
+    """`sqlite:///path.db` or `kafka://host:9092,host:9092`; default: log.db in the state folder."""
     log_options: dict[str, str] = Field(default_factory=dict)
+    """librdkafka's settings; secrets as `env:NAME` or `file:/path`."""
+    lake: str
+    """The folder that tables land in, at <lake>/<schema>/<table>."""
+    trace: TraceConfig | None = None
+    """Where counts go; null: nowhere. Default: chDB in the state folder."""
+    state: Path
+    """The pipeline's own folder, mode 0700; default: .lakesync beside the pipeline file."""
+    capture: CaptureConfig = CaptureConfig()
+    """From the binary log to the log."""
+    merge: MergeConfig = MergeConfig()
+    """From the log to the lake."""
+    snapshot: SnapshotConfig = SnapshotConfig()
+    """The first reading of a table."""
+    tables: tuple[TableConfig, ...] = ()
+    """What is followed; a table takes the first entry that names it, an exact name before a pattern."""
     path: Path = Path("lakesync.yaml")
 
     @field_validator("name")
@@ -246,6 +320,31 @@ class PipelineConfig(_Model):
             if isinstance(entries, list | tuple)
             else value
         )
+
+    @field_validator("log_options")
+    @classmethod
+    def _check_options(cls, options: dict[str, str]) -> dict[str, str]:
+        for key, value in options.items():
+            if _SECRET_OPTION.search(key) and not value.startswith(("env:", "file:")):
+                raise ValueError(f"`{key}` holds a secret: write env:NAME or file:/path instead")
+        return options
+
+    @field_validator("tables")
+    @classmethod
+    def _check_twice(cls, tables: tuple[TableConfig, ...]) -> tuple[TableConfig, ...]:
+        seen: set[TableName] = set()
+        for entry in tables:
+            if entry.table in seen:
+                raise ValueError(f"{entry.name} stands there twice")
+            seen.add(entry.table)
+        return tables
+
+    def log_settings(self) -> dict[str, str]:
+        """`log_options` with their secrets, for `open_log`. Raises `ConfigError`."""
+        return {
+            key: read_secret(value, f"log_options.{key}") if value.startswith(("env:", "file:")) else value
+            for key, value in self.log_options.items()
+        }
 
     @property
     def lake_root(self) -> Path:
@@ -273,32 +372,68 @@ def load(path: Path) -> PipelineConfig:
         raise ConfigError(f"not YAML: {getattr(error, 'problem', None) or error}", where=where) from error
     if not isinstance(data, dict):
         raise ConfigError("not a pipeline file: the top level is not a mapping", where=str(path))
-    base = path.resolve().parent
-    data = {**data, "path": path.resolve()}
+    return parse(data, path.resolve())
+
+
+def parse(data: dict[str, Any], path: Path) -> PipelineConfig:
+    """Complete and check what a pipeline file at `path` holds. Raises `ConfigError`."""
+    if "path" in data:
+        raise ConfigError(_unknown("path", "path", _known_keys(())), where=str(path))
+    base = path.parent
+    data = {**data, "path": path}
     data.setdefault("state", ".lakesync")
-    data["state"] = (base / Path(str(data["state"])).expanduser()).resolve()
+    data["state"] = _resolve(base, str(data["state"]))
     lake = data.get("lake")
     if isinstance(lake, str) and "://" not in lake:
-        data["lake"] = str((base / Path(lake).expanduser()).resolve())
-    data.setdefault("log", f"sqlite:///{data['state']}/log.db")
-    data.setdefault("trace", f"chdb:///{data['state']}/trace")
+        data["lake"] = str(_resolve(base, lake))
+    # Folders of URLs are percent-encoded: a `?` or `#` in a folder's name is no query.
+    folder = quote(str(data["state"]))
+    data.setdefault("log", f"sqlite://{folder}/log.db")
+    data.setdefault("trace", f"chdb://{folder}/trace")
+    for part in ("source", "trace"):
+        data[part] = _absolute_files(data.get(part), base)
+    options = data.get("log_options")
+    if isinstance(options, dict):
+        data["log_options"] = {k: _absolute_reference(v, base) for k, v in options.items()}
     try:
         return PipelineConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e) for e in error.errors()), where=str(path)) from error
 
 
+def _resolve(base: Path, folder: str) -> Path:
+    return (base / Path(folder).expanduser()).resolve()
+
+
+def _absolute_reference(value: Any, base: Path) -> Any:
+    kind, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return f"file:{_resolve(base, rest)}" if kind == "file" and rest else value
+
+
+def _absolute_files(part: Any, base: Path) -> Any:
+    """`source:` or `trace:` with the files that it names relative to the pipeline file."""
+    if not isinstance(part, dict):
+        return part
+    part = dict(part)
+    if "password" in part:
+        part["password"] = _absolute_reference(part["password"], base)
+    if isinstance(part.get("tls_ca"), str):
+        part["tls_ca"] = _resolve(base, part["tls_ca"])
+    return part
+
+
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, 1, 0.5)
-        return f"unknown key `{where}`" + (
-            f", did you mean `{near[0]}`?" if near else f"; known here: {', '.join(known)}"
-        )
+        return _unknown(where, str(error["loc"][-1]), _known_keys(error["loc"][:-1]))
     if error["type"] == "missing":
         return f"`{where}` is missing"
     return f"`{where}`: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _unknown(where: str, key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1, 0.5)
+    return f"unknown key `{where}`" + (f", did you mean `{near[0]}`?" if near else f"; known here: {', '.join(known)}")
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
@@ -312,3 +447,28 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     }
     model = models.get(str(location[0]), PipelineConfig) if location else PipelineConfig
     return sorted(set(model.model_fields) - {"path"})
+
+
+def json_schema() -> dict[str, Any]:
+    """The pipeline file's JSON Schema, for editors."""
+    schema = PipelineConfig.model_json_schema(mode="validation")
+    del schema["properties"]["path"], schema["properties"]["trace"]["default"]
+    schema["required"] = ["name", "source", "lake"]
+    schema["properties"]["trace"]["anyOf"].insert(0, {"type": "string", "description": "the URL alone"})
+    tables = schema["properties"]["tables"]
+    tables["items"] = {"anyOf": [{"type": "string", "description": "the name alone"}, tables["items"]]}
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("title")
+        for holder in part["properties"].values():
+            holder.pop("title", None)
+            default = holder.get("default")
+            if "KiB" in holder.get("pattern", "") and default is not None:
+                holder["default"] = _format_size(default)
+            elif "pattern" in holder and default is not None:
+                holder["default"] = format_duration(default)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "lakesync pipeline file",
+        **schema,
+        "description": "One source server, one log, one lake, a set of tables.",
+    }

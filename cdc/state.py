@@ -114,24 +114,29 @@ class State:
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {VERSION}")
-        except sqlite3.DatabaseError as error:
-            raise StateError(
-                f"not usable: {error}",
-                where=str(folder / "state.db"),
-                hint="move the file away: tables that are not ready bootstrap again",
-            ) from error
         except OSError as error:
             raise StateError(f"not usable: {error.strerror}", where=str(folder)) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self._file, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
-        finally:
-            db.close()
+            db = sqlite3.connect(self._file, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+                db.execute("COMMIT")
+            finally:
+                db.close()
+        except sqlite3.OperationalError as error:
+            raise StateError(
+                f"not usable: {error}", where=str(self._file), hint="look at its disk and folder"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise StateError(
+                f"damaged: {error}",
+                where=str(self._file),
+                hint="move the file away: tables that are not ready bootstrap again",
+            ) from error
 
     # -- tables ------------------------------------------------------------------------------------------------------
 

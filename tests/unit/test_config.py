@@ -1,0 +1,196 @@
+"""The pipeline file: what it may say, what it defaults to, and how it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from ruamel.yaml import YAML
+
+from cdc.config import PipelineConfig, format_duration, json_schema, load, read_secret
+from cdc.errors import ConfigError
+
+MINIMAL = """\
+name: shop
+source: {url: "mysql://lakesync@127.0.0.1:3306"}
+lake: lake
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "lakesync.yaml"
+    path.write_text(text)
+    return path
+
+
+def parse(folder: Path, text: str) -> PipelineConfig:
+    return load(write(folder, text))
+
+
+def test_defaults_lie_beside_the_file(tmp_path: Path) -> None:
+    config = parse(tmp_path, MINIMAL)
+    assert config.state == tmp_path / ".lakesync"
+    assert config.log == f"sqlite://{tmp_path}/.lakesync/log.db"
+    assert config.trace is not None
+    assert config.trace.url == f"chdb://{tmp_path}/.lakesync/trace"
+    assert config.lake_root == tmp_path / "lake"
+    assert config.path == tmp_path / "lakesync.yaml"
+    assert (config.source.host, config.source.port, config.source.user) == ("127.0.0.1", 3306, "lakesync")
+    assert config.source.tls_mode == "disabled"
+    assert config.source.secret().get_secret_value() == ""
+
+
+def test_a_folder_with_a_query_in_its_name_stays_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a?b #c"
+    folder.mkdir()
+    assert parse(folder, MINIMAL).log == f"sqlite://{tmp_path}/a%3Fb%20%23c/.lakesync/log.db"
+
+
+def test_no_trace_is_a_choice(tmp_path: Path) -> None:
+    assert parse(tmp_path, MINIMAL + "trace: null\n").trace is None
+
+
+def test_units(tmp_path: Path) -> None:
+    config = parse(tmp_path, MINIMAL + "capture: {linger: 50ms, epoch_size: 512KiB}\nmerge: {every: 1.5s, keep: 1d}\n")
+    assert config.capture.linger == pytest.approx(0.05)
+    assert config.capture.epoch_size == 512 * 1024
+    assert config.merge.every == 1.5
+    assert config.merge.keep == 86400
+
+
+@given(st.sampled_from([0.001, 0.2, 1.0, 5.0, 60.0, 90.0, 3600.0, 86400.0]) | st.integers(1, 10**7).map(float))
+def test_a_formatted_duration_reads_back(seconds: float) -> None:
+    from cdc.config import _duration
+
+    assert _duration(format_duration(seconds)) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("nmae: x\n", "unknown key `nmae`, did you mean `name`?"),
+        ("tabels: []\n", "unknown key `tabels`, did you mean `tables`?"),
+        ("path: /x\n", "unknown key `path`"),
+        ("merge: {evry: 5s}\n", "unknown key `merge.evry`, did you mean `every`?"),
+        ("tables: [{name: a.b, mod: append}]\n", "unknown key `tables.0.mod`, did you mean `mode`?"),
+        ("merge: {every: 5}\n", "`merge.every`: write a number and a unit"),
+        ("merge: {every: 0s}\n", "`merge.every`: must be longer than nothing"),
+        ("capture: {epoch_size: 8MB}\n", "`capture.epoch_size`: write a number and a unit"),
+        ("tables: [orders]\n", "`tables.0.name`: 'orders': not a table name (write schema.table)"),
+        ("tables: [a.b, {name: a.b}]\n", "`tables`: a.b stands there twice"),
+        ("tables: [{name: a.b, mode: upsrt}]\n", "`tables.0.mode`: Input should be 'upsert' or 'append'"),
+        ("tables: {a: b}\n", "`tables`"),
+        ("log_options: {sasl.password: hunter2}\n", "`sasl.password` holds a secret"),
+        ("trace: clickhouse://u:hunter2@h:8123/d\n", "the URL holds a password"),
+    ],
+)
+def test_each_mistake_is_named(tmp_path: Path, text: str, what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(tmp_path, MINIMAL + text)
+    assert what in caught.value.what
+    assert caught.value.where == str(tmp_path / "lakesync.yaml")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("{url: 'mysql://u:hunter2@db:3306'}", "the URL holds a password"),
+        ("{url: 'postgres://u@db'}", "write mysql://user@host:3306"),
+        ("{url: 'mysql://db:3306'}", "write mysql://user@host:3306"),
+        ("{url: 'mariadb://u@db'}", "MariaDB is not supported"),
+        ("{url: 'mysql://u@db', tls: disabled}", "insecure: true"),
+        ("{}", "`source.url` is missing"),
+    ],
+)
+def test_a_source_that_cannot_be(tmp_path: Path, source: str, what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(tmp_path, f"name: shop\nlake: lake\nsource: {source}\n")
+    assert what in caught.value.what
+    assert "hunter2" not in str(caught.value)
+
+
+def test_plain_text_elsewhere_needs_a_word(tmp_path: Path) -> None:
+    text = "name: s\nlake: l\nsource: {url: 'mysql://u@db.example', tls: disabled, insecure: true}\n"
+    assert parse(tmp_path, text).source.tls_mode == "disabled"
+    text = "name: s\nlake: l\nsource: {url: 'mysql://u@db.example'}\n"
+    assert parse(tmp_path, text).source.tls_mode == "verify-identity"
+
+
+def test_not_there_not_yaml_not_a_mapping(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lakesync init"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"lakesync.yaml:3: not YAML"):
+        parse(tmp_path, "name: shop\nsource: [\nlake: }\n")
+    with pytest.raises(ConfigError, match="not a mapping"):
+        parse(tmp_path, "- shop\n")
+    with pytest.raises(ConfigError, match="not YAML"):
+        parse(tmp_path, "name: a\nname: b\n")
+
+
+def test_an_object_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="object stores"):
+        _ = parse(tmp_path, MINIMAL.replace("lake: lake", "lake: s3://bucket/x")).lake_root
+
+
+def test_secrets_come_from_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKESYNC_TEST_SECRET", "hunter2")
+    assert read_secret("env:LAKESYNC_TEST_SECRET", "x") == "hunter2"
+    secret = tmp_path / "secret"
+    secret.write_text("hunter3\n")
+    secret.chmod(0o644)
+    with pytest.raises(ConfigError, match="can be read by others"):
+        read_secret(f"file:{secret}", "x")
+    secret.chmod(0o600)
+    assert read_secret(f"file:{secret}", "x") == "hunter3"
+    for wrong in ("hunter4", "", "env:", "file:", "env:LAKESYNC_TEST_UNSET", f"file:{tmp_path}/none"):
+        with pytest.raises(ConfigError) as caught:
+            read_secret(wrong, "source.password")
+        assert "hunter" not in str(caught.value)
+
+
+def test_files_named_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2")
+    secret.chmod(0o600)
+    text = MINIMAL.replace("3306", "3306', password: 'file:secret', tls_ca: 'ca.pem").replace('"', "'")
+    config = parse(tmp_path, text + "log_options: {sasl.password: 'file:secret', client.id: me}\n")
+    assert config.source.secret().get_secret_value() == "hunter2"
+    assert config.source.tls_ca == tmp_path / "ca.pem"
+    assert config.log_settings() == {"sasl.password": "hunter2", "client.id": "me"}
+    assert "hunter2" not in repr(config)
+
+
+def test_the_schema_in_configs_is_the_one_of_the_code() -> None:
+    stored = YAML(typ="safe", pure=True).load(Path("configs/lakesync.schema.json").read_text())
+    assert stored == json_schema(), "run: lakesync schema > configs/lakesync.schema.json"
+    Draft202012Validator.check_schema(stored)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_files_in_configs_can_be_read(path: Path) -> None:
+    load(path)
+    Draft202012Validator(json_schema()).validate(YAML(typ="safe", pure=True).load(path.read_text()))
+
+
+def test_the_schema_refuses_what_the_code_refuses() -> None:
+    validator = Draft202012Validator(json_schema())
+    good = {
+        "name": "s",
+        "lake": "l",
+        "source": {"url": "mysql://u@h"},
+        "tables": ["a.b", {"name": "a.c"}],
+        "trace": None,
+    }
+    assert validator.is_valid(good)
+    wrong: list[dict[str, object]] = [
+        {"nmae": "x"},
+        {"merge": {"every": 5}},
+        {"tables": [{"nme": "x"}]},
+        {"source": {}},
+    ]
+    for bad in wrong:
+        assert not validator.is_valid(good | bad)

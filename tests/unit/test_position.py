@@ -1,0 +1,126 @@
+"""GTID sets against plain sets of transactions, and the order of places in a binary log."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet, Position
+
+A = "11111111-1111-1111-1111-111111111111"
+B = "22222222-2222-2222-2222-222222222222"
+SIDS = (A, B, f"{A}:tag", f"{A}:_other1")
+
+gtids = st.builds(Gtid, st.sampled_from(SIDS), st.integers(1, 12))
+plain = st.frozensets(gtids, max_size=40)
+
+
+def as_set(members: frozenset[Gtid]) -> GtidSet:
+    made = GtidSet({})
+    for gtid in members:
+        made = made.add(gtid)
+    return made
+
+
+def members(gtids: GtidSet) -> frozenset[Gtid]:
+    return frozenset(Gtid(sid, n) for sid, parts in gtids.sids.items() for a, b in parts for n in range(a, b + 1))
+
+
+@given(plain)
+def test_the_members_are_those_put_in(x: frozenset[Gtid]) -> None:
+    made = as_set(x)
+    assert members(made) == x
+    assert len(made) == len(x)
+    assert bool(made) == bool(x)
+    assert all(g in made for g in x)
+
+
+@given(plain)
+def test_the_text_reads_back(x: frozenset[Gtid]) -> None:
+    made = as_set(x)
+    assert GtidSet.parse(str(made)) == made
+    assert GtidSet.parse(str(made).upper().replace(",", ",\n ")) == made
+    assert hash(GtidSet.parse(str(made))) == hash(made)
+
+
+@given(plain, plain)
+def test_the_algebra_is_that_of_sets(x: frozenset[Gtid], y: frozenset[Gtid]) -> None:
+    a, b = as_set(x), as_set(y)
+    assert members(a.union(b)) == x | y
+    assert members(a.subtract(b)) == x - y
+    assert members(a.intersection(b)) == x & y
+    assert a.contains(b) == (x >= y)
+    assert (a == b) == (x == y)
+    assert (str(a) == str(b)) == (x == y)
+
+
+@given(plain, plain)
+def test_intervals_stay_normal(x: frozenset[Gtid], y: frozenset[Gtid]) -> None:
+    for made in (as_set(x).union(as_set(y)), as_set(x).subtract(as_set(y))):
+        assert list(made.sids) == sorted(made.sids)
+        for parts in made.sids.values():
+            assert parts
+            assert all(a <= b for a, b in parts)
+            assert all(one[1] + 1 < two[0] for one, two in itertools.pairwise(parts))
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("", ""),
+        (f"{A}:1-5:6-9", f"{A}:1-9"),
+        (f"{A}:3,{A}:1-2", f"{A}:1-3"),
+        (f"{B}:1,{A}:tag:7:4-5", f"{A}:tag:4-5:7,{B}:1"),
+        (f"{A}:1-3:tag:2", f"{A}:1-3,{A}:tag:2"),
+        (f"\n{A.upper()}:1-3,\n", f"{A}:1-3"),
+    ],
+)
+def test_mysqls_texts(text: str, normal: str) -> None:
+    assert str(GtidSet.parse(text)) == normal
+
+
+@pytest.mark.parametrize(
+    "text", [A, f"{A}:", f"{A}:0", f"{A}:5-3", f"{A}:1-", f"{A}:-1", "x:1", f"{A}:1;{B}:1", f"{A}:Tag Two:1 x", "0-1-2"]
+)
+def test_what_is_no_gtid_set(text: str) -> None:
+    with pytest.raises(ValueError, match="not a GTID set"):
+        GtidSet.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", A, f"{A}:0", f"{A}:x", f"{A}:1:2", f"{A}:1-2", "x:1"])
+def test_what_is_no_gtid(text: str) -> None:
+    with pytest.raises(ValueError, match="not a GTID"):
+        Gtid.parse(text)
+
+
+@given(gtids)
+def test_a_gtid_reads_back(gtid: Gtid) -> None:
+    assert Gtid.parse(str(gtid)) == gtid
+
+
+def test_places_are_ordered_by_number_and_not_by_text() -> None:
+    late, early, middle = (
+        BinlogEnd("binlog.1000000", 157),
+        BinlogEnd("binlog.999999", 5),
+        BinlogEnd("binlog.1000000", 4),
+    )
+    assert sorted([late, early, middle]) == [early, middle, late]
+    assert BinlogEnd("binlog.000001", 4) <= BinlogEnd("binlog.000001", 4)
+    with pytest.raises(ValueError, match="no order"):
+        _ = BinlogEnd("binlog.000001", 4) < BinlogEnd("mysql-bin.000002", 4)
+
+
+@given(plain, st.none() | st.builds(Fingerprint, gtids, st.integers(0, 2**53), st.integers(0, 2**40)))
+def test_a_position_reads_back(x: frozenset[Gtid], last: Fingerprint | None) -> None:
+    position = Position(as_set(x), A, BinlogEnd("binlog.000007", 5_000_000_000), last)
+    assert Position.from_dict(position.to_dict()) == position
+
+
+@given(plain, plain)
+def test_a_position_contains_by_transactions(x: frozenset[Gtid], y: frozenset[Gtid]) -> None:
+    one = Position(as_set(x), A, BinlogEnd("a.1", 1))
+    two = Position(as_set(y), B, BinlogEnd("b.1", 9))
+    assert one.contains(two) == (x >= y)
