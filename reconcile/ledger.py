@@ -103,10 +103,12 @@ class _Epoch:
 
 @dataclass
 class _Rows:
-    """Row changes of one table in one epoch, as two nodes count them: (inserts, updates, deletes, key changes)."""
+    """Row changes of one table in one epoch, as two nodes count them: (inserts, updates, deletes); capture's running total."""
 
     captured: tuple[int, int, int] = (0, 0, 0)
     logged: tuple[int, int, int] = (0, 0, 0)
+    number: int = 0
+    total: int = 0
 
 
 @dataclass
@@ -140,27 +142,30 @@ def _read(client: Client, pipeline: str) -> _Trace:
         f"SELECT hash, number, before, transactions, gtids {select} = 'source'", parameters=names
     ).result_rows:
         trace.epochs[row[0]] = _Epoch(*row[1:])
-    query = f"SELECT node, `table`, hash, inserts, updates, deletes {select} IN ('capture', 'log')"
-    for node, table, digest, *counts in client.query(query, parameters=names).result_rows:
+    query = f"SELECT node, `table`, hash, number, total, inserts, updates, deletes {select} IN ('capture', 'log')"
+    for node, table, digest, number, total, *counts in client.query(query, parameters=names).result_rows:
         rows = trace.rows.setdefault((table, digest), _Rows())
         operations = (counts[0], counts[1], counts[2])
         if node == "capture":
-            rows.captured = operations
+            rows.captured, rows.number, rows.total = operations, number, total
         else:
             rows.logged = operations
     answer = client.query(f"SELECT * {select} IN ('merge', 'snapshot') ORDER BY `table`, version", parameters=names)
-    for row in answer.named_results():
-        trace.commits.setdefault(row["table"], []).append(dict(row))
+    for commit in answer.named_results():
+        trace.commits.setdefault(str(commit["table"]), []).append(dict(commit))
     return trace
 
 
-def _chain(trace: _Trace, newest: str, until: str) -> tuple[list[str], bool]:
-    """Hashes from `newest` back to `until` (exclusive), and whether it was met."""
-    found, at = [], newest
+def _chain(trace: _Trace, newest: str, until: str, first: int = 0) -> tuple[list[str], bool]:
+    """Hashes from `newest` back to `until` (exclusive) or to epoch number `first`; whether the trace reaches that far."""
+    found: list[str] = []
+    at = newest
     while at != until:
         epoch = trace.epochs.get(at)
         if epoch is None:
             return found, False
+        if epoch.number < first:
+            break
         found.append(at)
         at = epoch.before
     return found, True
@@ -185,13 +190,13 @@ def _table(trace: _Trace, config: PipelineConfig, table: str, newest: str) -> Ta
     at = base["hash"].partition("@")[0]
     for merge in merges:
         digest = merge["hash"].partition("@")[0]
-        chain, met = _chain(trace, digest, at)
-        if not met and merge["duplicate"] == 0 and merge is not merges[0]:
-            whole = False
+        # Not by numbers alone: after a log lost records they recur, and only the chain says which epoch was merged.
+        chain, met = _chain(trace, digest, at, merge["first_number"])
+        whole = whole and met
         covered += chain
         at = digest
     rows = [trace.rows.get((table, digest), none) for digest in dict.fromkeys(covered)]
-    flight, _ = _chain(trace, newest, at)
+    flight, _ = _chain(trace, newest, at, (merges[-1] if merges else base)["number"] + 1)
     waiting = [trace.rows.get((table, digest), none) for digest in flight]
     total = {name: sum(m[name] for m in merges) for name in _SUMMED}
     effects = total["inserted"] + total["replaced"] + total["removed"] + total["absent"]
@@ -204,7 +209,9 @@ def _table(trace: _Trace, config: PipelineConfig, table: str, newest: str) -> Ta
         equations.append(Equation("logged = merged", sum(sum(r.logged) for r in rows), merged))
     else:
         # Epochs older than the trace reaches: the running totals bridge them.
-        equations.append(Equation("logged = merged (running totals)", base["total"] + merged, last["total"]))
+        equations.append(
+            Equation("logged = merged (running totals)", _total(trace, table, covered, base["total"]), last["total"])
+        )
     equations += [
         Equation(
             "merged = superseded + duplicate + effective",
@@ -246,6 +253,12 @@ _SUMMED = (
     "rows_added",
     "rows_deleted",
 )
+
+
+def _total(trace: _Trace, table: str, hashes: Sequence[str], base: int) -> int:
+    """Capture's running total at the newest of these epochs that touched the table."""
+    touched = [r for h in hashes if (r := trace.rows.get((table, h)))]
+    return max(touched, key=lambda r: r.number).total if touched else base
 
 
 def _first_gap(trace: _Trace, table: str, hashes: Sequence[str]) -> str:

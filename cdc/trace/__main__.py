@@ -18,7 +18,7 @@ def main() -> int:
         config = load(Path(sys.argv[1]))
         if config.trace is None:
             return 0
-        log = open_log(config.log, config.name, config.log_options)
+        log = open_log(config.log, config.name, config.log_settings())
         try:
             with client(config.trace) as opened:
                 project(opened, config, log)

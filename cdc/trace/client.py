@@ -48,8 +48,9 @@ def client(config: TraceConfig) -> Iterator[Client]:
                 opened.close()
     elif parts.scheme in ("clickhouse", "clickhouses") and parts.hostname:
         secure = parts.scheme == "clickhouses"
-        if not secure and parts.hostname not in LOOPBACK:
-            raise ConfigError("plain text to another host", where=f"trace: {config.url}", hint="write clickhouses://…")
+        if not secure and parts.hostname not in LOOPBACK and not config.insecure:
+            hint = "write clickhouses://…, or `insecure: true` to allow it"
+            raise ConfigError("plain text to another host", where=f"trace: {config.url}", hint=hint)
         with _errors(config):
             opened = clickhouse_connect.get_client(
                 host=parts.hostname,

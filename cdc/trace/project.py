@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from cdc import faults
 from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord, Op
+from cdc.lake.deltalog import commits as lake_commits
 from cdc.log.base import Log
 from cdc.log.codec import decode
 from cdc.names import TableName
@@ -120,18 +121,6 @@ def lake_folders(config: PipelineConfig) -> list[tuple[TableName, Path]]:
     return found
 
 
-def lake_commits(folder: Path, after: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Versions above `after` that lakesync committed, with `commitInfo.lakesync`, oldest first."""
-    for path in sorted((folder / "_delta_log").glob("[0-9]" * 20 + ".json")):
-        version = int(path.stem)
-        if version <= after:
-            continue
-        for line in path.read_bytes().splitlines():
-            info = orjson.loads(line).get("commitInfo") if line.startswith(b'{"commitInfo"') else None
-            if info and "lakesync" in info:
-                yield version, info["lakesync"]
-
-
 _DEFAULTS: dict[str, Any] = {
     f.name: (-1 if f.name == "version" else 0 if pa.types.is_int64(f.type) else "" if pa.types.is_string(f.type) else 0)
     for f in ARROW
@@ -185,9 +174,9 @@ def _count(payloads: list[bytes]) -> dict[str, int]:
     names = {Op.INSERT: "inserts", Op.UPDATE: "updates", Op.DELETE: "deletes", Op.MOVE_OUT: "key_changes"}
     found = dict.fromkeys(names.values(), 0)
     for payload in payloads:
-        operations = decode(payload).batch.column(0)
+        operations: Any = decode(payload).batch.column(0)
         for op, name in names.items():
-            found[name] += pc.sum(pc.equal(operations, op)).as_py() or 0
+            found[name] += pc.sum(pc.equal(operations, pa.scalar(op, pa.int8()))).as_py() or 0
     return found
 
 

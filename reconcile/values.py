@@ -1,0 +1,407 @@
+"""Values: every row of the source against every row of the lake, at one position, while writes go on.
+
+A comparison is a window in the log. `opening` is the newest epoch before the source is read, and the server has executed it; the mark
+is the end of the binary log after the read; `closing` is the epoch of a lake version that has passed the mark. A key that no
+epoch between the two touches has, in that lake version, exactly the row that was read, or the two differ. A key that was
+touched says nothing yet: it is read again in a window of its own, a short one, until it is settled.
+
+Both sides are compared as canonical text (`cdc.source.canonical`), which the server makes for its side: so this does not depend on how
+lakesync decodes a value. Of each row only its key and a 128-bit digest are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pymysql
+
+from cdc.config import PipelineConfig
+from cdc.epoch import CommitRecord
+from cdc.errors import ConfigError, LogGapError, NotFollowingError
+from cdc.lake import manifest
+from cdc.lake.deltalog import Applied, Snapshot
+from cdc.lake.table import LakeTable
+from cdc.log.base import Log
+from cdc.log.codec import WIDTH, decode
+from cdc.names import TableName
+from cdc.schema import TableSchema
+from cdc.source import canonical, values
+from cdc.source.connection import connect, raw_cursor, translate
+from cdc.source.server import Server
+from cdc.state import State
+from snapshot.chunks import Keyset
+
+CHUNK_ROWS = 50_000
+POINT_ROWS = 500
+"""Keys of one statement that reads rows again."""
+FOLLOW_S = 120.0
+"""How long the lake may take to reach the mark."""
+SETTLE_WINDOWS = 20
+"""A key that changes all the time is read again so often, then reported as not settled."""
+DIFFERENCES_KEPT = 1000
+ALIVE_S = 15.0
+"""A merger whose last sign of life is older than this is not running."""
+_DIGEST = "_digest"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key. `kind`: missing or extra in the lake, there more than once, or different in these columns."""
+
+    key: str
+    kind: str
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableValues:
+    """One table's comparison at `epoch`. `settled` keys had to be read again since they changed meanwhile."""
+
+    table: str
+    epoch: int
+    source_rows: int
+    lake_rows: int
+    settled: int
+    unsettled: int
+    different: int
+    differences: tuple[Difference, ...]
+    note: str = ""
+
+    @property
+    def equal(self) -> bool:
+        return not self.different and not self.unsettled
+
+
+@dataclass(frozen=True)
+class ValuesReport:
+    """All tables. `epoch` is the oldest epoch at which one of them was compared."""
+
+    tables: tuple[TableValues, ...]
+
+    @property
+    def epoch(self) -> int:
+        return min((t.epoch for t in self.tables), default=0)
+
+    @property
+    def equal(self) -> bool:
+        return all(t.equal for t in self.tables)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the JSON report."""
+        tables = [asdict(t) | {"equal": t.equal} for t in self.tables]
+        return {"epoch": self.epoch, "equal": self.equal, "tables": tables}
+
+
+Progress = Callable[[str, int], None]
+"""Told the table and the rows read so far."""
+_Rows = tuple[pa.Table, list["pa.Array[Any]"]]
+"""Key columns in the lake's types, and every column's canonical text."""
+_Texts = tuple[bytes | None, ...]
+"""One row's canonical texts."""
+
+
+def compare(
+    config: PipelineConfig,
+    log: Log,
+    state: State,
+    tables: Sequence[TableName] = (),
+    *,
+    follow_s: float = FOLLOW_S,
+    progress: Progress | None = None,
+) -> ValuesReport:
+    """Compare these tables, or all that are ready.
+
+    Raises `NotFollowingError` if a table is not ready or the lake does not reach the mark in `follow_s`; `ConfigError` for a table
+    that is not configured; `SourceError`, `LogError`, `LakeError`.
+    """
+    known = state.tables()
+    wanted = list(tables) or [t for t, status in known.items() if status.phase != "removed"]
+    reports = []
+    for table in wanted:
+        if table not in known:
+            raise ConfigError("not a table of this pipeline", where=str(table), hint="`lakesync status` lists them")
+        if known[table].phase != "ready":
+            error = known[table].error
+            raise NotFollowingError(
+                f"the table is {known[table].phase}, so there is no position at which it could be compared",
+                where=str(table),
+                hint=(error or {}).get("hint") or "`lakesync status` shows how far it is",
+            )
+        connection = connect(config.source, purpose="reconcile")
+        try:
+            reports.append(_Table(config, log, state, table, connection, follow_s, progress).compare())
+        except pymysql.MySQLError as error:
+            raise translate(error) from error
+        finally:
+            connection.close()
+    return ValuesReport(tuple(reports))
+
+
+@dataclass(frozen=True)
+class _Closing:
+    snapshot: Snapshot
+    applied: Applied
+    touched: pa.Table
+    """Keys that the stream touched in the window, old and new, each once."""
+
+
+class _Table:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        log: Log,
+        state: State,
+        table: TableName,
+        connection: pymysql.Connection[Any],
+        follow_s: float,
+        progress: Progress | None,
+    ) -> None:
+        self.config, self.log, self.state, self.table = config, log, state, table
+        self.connection, self.follow_s, self.progress = connection, follow_s, progress
+        self.server = Server(connection)
+        self.lake = LakeTable(config.lake_root, table, config.name)
+        snapshot = self.lake.load()
+        if snapshot is None:
+            raise NotFollowingError(
+                "the lake has no such table", where=str(table), hint="`lakesync resync` makes it anew"
+            )
+        self.schema: TableSchema = snapshot.schema
+        self.mode = snapshot.mode
+        self.key = list(self.schema.key)
+
+    def compare(self) -> TableValues:
+        if self.mode != "upsert":
+            note = f"mode {self.mode}: its rows are changes, the ledger counts them"
+            return TableValues(str(self.table), 0, 0, 0, 0, 0, 0, (), note)
+        opening = self.open()
+        source = self.digests(self.read_source())
+        closing = self.close(opening)
+        lake = self.digests(self.read_lake(closing.snapshot))
+        suspects = pa.concat_tables([_unlike(source, lake, self.key), closing.touched.select(self.key)])
+        suspects = _distinct(suspects, self.key)
+        found, settled, unsettled, epoch = self.settle(suspects, closing.applied.epoch.number)
+        return TableValues(
+            str(self.table),
+            epoch,
+            source.num_rows,
+            lake.num_rows,
+            settled,
+            unsettled,
+            len(found),
+            tuple(found[:DIFFERENCES_KEPT]),
+        )
+
+    def settle(self, suspects: pa.Table, epoch: int) -> tuple[list[Difference], int, int, int]:
+        """Read suspects again, each in windows of its own, until the stream leaves it alone in one."""
+        found: list[Difference] = []
+        settled = 0
+        for _ in range(SETTLE_WINDOWS):
+            if not suspects.num_rows:
+                break
+            opening = self.open()
+            source = _by_key(self.read_points(suspects))
+            closing = self.close(opening)
+            lake = _by_key(self.read_lake(closing.snapshot, suspects))
+            moved = {tuple(row.values()) for row in closing.touched.to_pylist()}
+            again = []
+            for row in suspects.to_pylist():
+                key = tuple(row.values())
+                if key in moved:
+                    again.append(row)
+                    continue
+                settled += 1
+                if difference := self.difference(key, source.get(key, []), lake.get(key, [])):
+                    found.append(difference)
+            suspects = pa.Table.from_pylist(again, schema=suspects.schema)
+            epoch = closing.applied.epoch.number
+        return found, settled, suspects.num_rows, epoch
+
+    def difference(self, key: tuple[Any, ...], source: list[_Texts], lake: list[_Texts]) -> Difference | None:
+        name = ", ".join(k.hex() if isinstance(k, bytes) else str(k) for k in key)
+        if len(lake) > 1:
+            return Difference(name, f"{len(lake)} times in the lake")
+        if source == lake:
+            return None
+        if not source or not lake:
+            return Difference(name, "extra in the lake" if not source else "missing in the lake")
+        unlike = zip(self.schema.names, source[0], lake[0], strict=True)
+        return Difference(name, "different", tuple(column for column, one, other in unlike if one != other))
+
+    # -- the window ------------------------------------------------------------------------------------------------------
+
+    def open(self) -> CommitRecord:
+        record = self.log.newest()
+        if record is None:
+            raise NotFollowingError("the log is empty", where=str(self.table), hint="start `lakesync run`")
+        if not self.server.wait_executed(record.end.gtids, self.follow_s):
+            raise NotFollowingError(
+                "the source has not executed what the log has",
+                where=str(self.table),
+                hint="is this the server that capture reads?",
+            )
+        return record
+
+    def close(self, opening: CommitRecord) -> _Closing:
+        """The first lake version found that has passed the end of the binary log as it is now."""
+        mark, server = self.server.binlog_end(), self.server.identity().uuid
+        deadline = time.monotonic() + self.follow_s
+        while True:
+            snapshot = self.lake.load()
+            assert snapshot is not None
+            applied = manifest.carried(self.table, snapshot, manifest.read(self.config.lake_root, self.config.name))
+            if applied and applied.position.server_uuid == server and applied.position.end >= mark:
+                return _Closing(snapshot, applied, self.touched(opening, applied))
+            self.must_follow(deadline)
+            time.sleep(0.2)
+
+    def must_follow(self, deadline: float) -> None:
+        merger = self.state.nodes().get("merge")
+        age = time.time() - merger.at_us / 1e6 if merger else None
+        if age is None or age > ALIVE_S:
+            last = "never seen" if age is None else f"last seen {age:,.0f} s ago"
+            raise NotFollowingError(
+                f"the lake does not follow: no merger is running ({last})",
+                where=str(self.table),
+                hint="start `lakesync run`",
+            )
+        status = self.state.table(self.table)
+        if status is None or status.phase != "ready":
+            hint = (status.error or {}).get("hint") if status else None
+            raise NotFollowingError(
+                f"the lake does not follow: the table is {status.phase if status else 'unknown'}",
+                where=str(self.table),
+                hint=hint or "see `lakesync status`",
+            )
+        if time.monotonic() > deadline:
+            raise NotFollowingError(
+                f"the lake did not reach the source's position within {self.follow_s:.0f} s",
+                where=str(self.table),
+                hint="see the lag in `lakesync status`, and try again",
+            )
+
+    def touched(self, opening: CommitRecord, applied: Applied) -> pa.Table:
+        """Keys of every row image between the opening and the applied epoch. Raises `LogGapError` if the log does not lead there."""
+        keys: list[pa.Table] = []
+        before = opening.hash
+        if applied.epoch != opening.id:
+            for record in self.log.records(opening.number):
+                if record.before != before:
+                    raise LogGapError("the log changed during the comparison", where=str(self.table), hint="try again")
+                before = record.hash
+                if entry := record.tables.get(self.table.id):
+                    for payload in self.log.data(self.table.id, entry.extent):
+                        batch = decode(payload).batch
+                        columns = {k: batch.column(WIDTH + self.schema.names.index(k)) for k in self.key}
+                        keys.append(pa.table(columns, schema=self.key_schema))
+                if record.id == applied.epoch:
+                    break
+            else:
+                # The lake is where the opening found it, or before: then its position has not passed the mark.
+                raise LogGapError("the log does not lead to the lake's epoch", where=str(self.table), hint="try again")
+        return _distinct(pa.concat_tables(keys), self.key) if keys else self.key_schema.empty_table()
+
+    @property
+    def key_schema(self) -> pa.Schema:
+        return pa.schema([self.schema.arrow.field(k) for k in self.key])
+
+    # -- rows: keys in the lake's types, and every column as canonical text ------------------------------------------------
+
+    def read_source(self) -> Iterator[_Rows]:
+        """The whole table, in chunks by key, each a short read of its own."""
+        keyset, after, rows = Keyset(self.schema), None, 0
+        while True:
+            where, order, bound = keyset.page(after)
+            sql = f"SELECT {self.columns()} FROM {self.table.quoted} {where} {order} LIMIT {CHUNK_ROWS}"
+            cells = self.fetch(sql, bound)
+            if cells:
+                keys = self.keys(cells)
+                yield keys, [pa.array(c, pa.binary()) for c in cells[len(self.key) :]]
+                rows += keys.num_rows
+                after = tuple(c[-1] for c in cells[: len(self.key)])
+                if self.progress:
+                    self.progress(str(self.table), rows)
+            if not cells or len(cells[0]) < CHUNK_ROWS:
+                return
+
+    def read_points(self, suspects: pa.Table) -> Iterator[_Rows]:
+        names = ", ".join(f"`{k.replace('`', '``')}`" for k in self.key)
+        for batch in suspects.to_batches(POINT_ROWS):
+            keys = [tuple(row.values()) for row in batch.to_pylist()]
+            one = "(" + ", ".join(["%s"] * len(self.key)) + ")"
+            sql = (
+                f"SELECT {self.columns()} FROM {self.table.quoted} WHERE ({names}) IN ({', '.join([one] * len(keys))})"
+            )
+            if cells := self.fetch(sql, [part for key in keys for part in key]):
+                yield self.keys(cells), [pa.array(c, pa.binary()) for c in cells[len(self.key) :]]
+
+    def columns(self) -> str:
+        by_name = {c.name: c for c in self.schema.columns}
+        keys = values.select_list(TableSchema(tuple(by_name[k] for k in self.key), self.schema.key))
+        return f"{keys}, {', '.join(canonical.expression(c) for c in self.schema.columns)}"
+
+    def fetch(self, sql: str, bound: Sequence[object]) -> list[tuple[bytes | None, ...]]:
+        """Columns of cells; empty where there is no row."""
+        with raw_cursor(self.connection) as cursor:
+            cursor.execute(sql, tuple(bound) or None)
+            return list(zip(*cursor, strict=True))
+
+    def keys(self, cells: list[tuple[bytes | None, ...]]) -> pa.Table:
+        by_name = {c.name: c for c in self.schema.columns}
+        overrides = {k: v for k, v in self.schema.overrides.items() if k in self.key}
+        schema = TableSchema(tuple(by_name[k] for k in self.key), self.schema.key, overrides)
+        return pa.Table.from_batches([values.build_text(schema, cells[: len(self.key)])])
+
+    def read_lake(self, snapshot: Snapshot, only: pa.Table | None = None) -> Iterator[_Rows]:
+        found = self.lake.scan(snapshot) if only is None else self.lake.rows(snapshot, only).to_batches()
+        for batch in found:
+            texts = [canonical.texts(c, batch.column(c.name)) for c in self.schema.columns]
+            yield pa.Table.from_batches([batch]).select(self.key), texts
+
+    def digests(self, rows: Iterator[_Rows]) -> pa.Table:
+        """Key columns and a digest of the row, 16 bytes."""
+        schema = self.key_schema.append(pa.field(_DIGEST, pa.binary(16)))
+        tables = [keys.append_column(_DIGEST, _digests(texts)).cast(schema) for keys, texts in rows]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _digests(texts: list[pa.Array[Any]]) -> pa.Array[Any]:
+    """One digest a row, over every column's length and bytes; NULL is unlike any text."""
+    parts: list[Any] = []
+    for text in texts:
+        data: Any = text.cast(pa.binary())
+        length: Any = pc.binary_length(data).cast(pa.string()).cast(pa.binary())
+        parts += [length.fill_null(b"-"), data.fill_null(b"")]
+    joined: Any = pc.binary_join_element_wise(*parts, b":")
+    digests = [hashlib.blake2b(row, digest_size=16).digest() for row in joined.to_pylist()]
+    return pa.array(digests, pa.binary(16))
+
+
+def _unlike(source: pa.Table, lake: pa.Table, key: list[str]) -> pa.Table:
+    """Keys whose rows are not the same on both sides, or are on one side twice."""
+    other = f"{_DIGEST}_lake"
+    joined = source.join(lake.rename_columns([*key, other]), key, join_type="full outer")
+    same: Any = pc.equal(joined.column(_DIGEST), joined.column(other))
+    unlike = joined.filter(pc.invert(same.fill_null(False))).select(key)
+    counted = lake.group_by(key).aggregate([([], "count_all")])
+    twice = counted.filter(pc.field("count_all") > 1).select(key)
+    return pa.concat_tables([unlike, twice.cast(unlike.schema)])
+
+
+def _distinct(rows: pa.Table, key: list[str]) -> pa.Table:
+    return rows.select(key).group_by(key).aggregate([]).select(key)
+
+
+def _by_key(rows: Iterator[_Rows]) -> dict[tuple[Any, ...], list[_Texts]]:
+    """For each key the canonical texts of every row that has it."""
+    found: dict[tuple[Any, ...], list[_Texts]] = {}
+    for keys, texts in rows:
+        cells = zip(*(t.cast(pa.binary()).to_pylist() for t in texts), strict=True)
+        for key, row in zip(keys.to_pylist(), cells, strict=True):
+            found.setdefault(tuple(key.values()), []).append(row)
+    return found
