@@ -1,0 +1,208 @@
+"""The record format: a table's row changes as Arrow IPC streams, one a record.
+
+A record is one IPC stream of one batch. Its first six columns are `METADATA`, the rest are the source's columns in order; columns
+are told apart by place, since a source's column may have any name. The schema's metadata holds `lakesync.v` (`1`),
+`lakesync.schema` (hash of the table's schema) and `lakesync.gtids` (JSON list of the GTIDs that this record uses; `_txn`
+indexes it). Types are plain: no extension types, dictionaries, unions or views, so that any Arrow reads them. Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdc.errors import LogDamagedError, TableStoppedError
+from cdc.log.base import RECORD_LIMIT, RECORD_MAXIMUM
+
+FORMAT = b"1"
+"""`lakesync.v`. A record of another format is refused, never guessed at."""
+METADATA = pa.schema(
+    [
+        pa.field("_op", pa.int8(), nullable=False),  # an `Op`
+        pa.field("_txn", pa.int32(), nullable=False),  # index into the record's GTIDs
+        pa.field("_event", pa.int32(), nullable=False),  # the row event's ordinal in its transaction
+        pa.field("_row", pa.int32(), nullable=False),  # the row's in the event
+        pa.field("_ts_ms", pa.int64(), nullable=False),  # commit time, monotone, ms since 1970
+        pa.field("_seq", pa.int64(), nullable=False),  # the change's number in commit order
+    ]
+)
+"""The first columns of every table's changes."""
+WIDTH = len(METADATA)
+COLUMN_LIMIT = 4096 + 64
+"""Columns of the source that a record may have: MySQL's own limit and room for ours. More is no record."""
+OP_LIMIT = 3
+"""The largest `Op`."""
+NESTING_LIMIT = 8
+"""Levels of nested types; ours have two."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Row changes of one table, of one record: `METADATA`'s columns, then the source's. `_txn` indexes `gtids`."""
+
+    batch: pa.RecordBatch
+    gtids: tuple[str, ...]
+    schema_hash: str
+
+    def gid(self, i: int) -> str:
+        """The global ID of row `i`: `<gtid>/<event>.<row>`."""
+        txn, event, row = (self.batch.column(c)[i].as_py() for c in (1, 2, 3))
+        return f"{self.gtids[txn]}/{event}.{row}"
+
+
+def encode(changes: pa.RecordBatch, gtids: Sequence[str], schema_hash: str, limit: int = RECORD_LIMIT) -> list[bytes]:
+    """`changes` as records of at most `limit` bytes, in order; a single row may take more. No rows give no records.
+
+    `changes` has `METADATA`'s columns, with `_txn` an index into `gtids`, then the source's. Raises `TableStoppedError` for a row
+    that needs more than `RECORD_MAXIMUM` bytes, `ValueError` for columns that are not as described.
+    """
+    batch = _plain(changes)
+    if batch.num_rows == 0:
+        return []
+    names = pa.array(list(gtids), pa.string())
+    # A first guess, so that large batches are not encoded only to be thrown away; the loop below makes it exact.
+    guess = batch.nbytes + sum(map(len, gtids)) * 5 // 4
+    step = max(1, -(-batch.num_rows // max(1, -(-guess * 17 // 16 // limit))))
+    todo = [(start, min(step, batch.num_rows - start)) for start in range(0, batch.num_rows, step)]
+    todo.reverse()
+    records: list[bytes] = []
+    while todo:
+        start, count = todo.pop()
+        record = _encode(batch.slice(start, count), names, schema_hash)
+        if len(record) <= limit or (count == 1 and len(record) <= RECORD_MAXIMUM):
+            records.append(record)
+        elif count == 1:
+            txn, event, row = (batch.column(c)[start].as_py() for c in (1, 2, 3))
+            raise TableStoppedError(
+                f"a row change needs {len(record)} bytes in the log; {RECORD_MAXIMUM} are possible",
+                where=f"{gtids[txn]}/{event}.{row}",
+                hint="leave the large column's table out, or shorten the value and `lakesync resync` the table",
+            )
+        else:
+            todo += [(start + count // 2, count - count // 2), (start, count // 2)]
+    return records
+
+
+def decode(payload: bytes) -> Changes:
+    """The changes in one record. The bytes are untrusted: raises `LogDamagedError` for anything that `encode` never returns."""
+    try:
+        return _decode(payload)
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
+        # Arrow's own messages may quote values.
+        reason = str(error) if type(error) is _FramingError else type(error).__name__
+        raise LogDamagedError(f"a record of row changes cannot be read: {reason}") from None
+
+
+class _FramingError(ValueError):
+    """What is wrong with a record, in words that hold no values."""
+
+
+def _encode(batch: pa.RecordBatch, names: pa.StringArray, schema_hash: str) -> bytes:
+    txn = batch.column(1)
+    used = pc.unique(txn)
+    columns = batch.columns
+    columns[1] = pc.index_in(txn, value_set=used)
+    schema = batch.schema.with_metadata(
+        {
+            b"lakesync.v": FORMAT,
+            b"lakesync.schema": schema_hash.encode(),
+            b"lakesync.gtids": orjson.dumps(names.take(used).to_pylist()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    return sink.getvalue().to_pybytes()
+
+
+def _plain(changes: pa.RecordBatch) -> pa.RecordBatch:
+    """`changes` as the format wants them: fields without metadata, plain types, no NULL in the first six columns."""
+    _check_metadata(changes)
+    columns, fields = list(changes.columns[:WIDTH]), list(METADATA)
+    for column, field in zip(changes.columns[WIDTH:], list(changes.schema)[WIDTH:], strict=True):
+        if isinstance(column, pa.ExtensionArray):
+            column = column.storage
+        if isinstance(column, pa.DictionaryArray):
+            column = column.dictionary_decode()
+        _check_type(column.type)
+        columns.append(column)
+        fields.append(pa.field(field.name, column.type, field.nullable))
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _decode(payload: bytes) -> Changes:
+    if len(payload) > RECORD_MAXIMUM:
+        raise _FramingError(f"{len(payload)} bytes; {RECORD_MAXIMUM} are possible")
+    source = pa.BufferReader(payload)
+    with pa.ipc.open_stream(source) as reader:
+        metadata = reader.schema.metadata or {}
+        if metadata.get(b"lakesync.v") != FORMAT:
+            raise _FramingError("not a record of this format")
+        for column in reader.schema:
+            _check_type(column.type.storage_type if isinstance(column.type, pa.BaseExtensionType) else column.type)
+        batches = iter(reader)
+        batch = next(batches, None)
+        if batch is None:
+            raise _FramingError("no batch")
+        if next(batches, None) is not None:
+            raise _FramingError("more than one batch")
+        if source.tell() != len(payload):
+            raise _FramingError("bytes after its end")
+    batch.validate(full=True)  # before anything else looks at the buffers, even their size
+    if batch.nbytes > len(payload):  # compressed, or buffers that overlap
+        raise _FramingError("it claims more bytes than it has")
+    batch = _plain(batch)
+    gtids = orjson.loads(metadata[b"lakesync.gtids"])
+    if not isinstance(gtids, list) or not all(isinstance(gtid, str) for gtid in gtids):
+        raise _FramingError("its GTIDs are not a list")
+    if batch.num_rows == 0:
+        raise _FramingError("no rows")
+    for place, highest in ((0, OP_LIMIT), (1, len(gtids) - 1), (2, None), (3, None)):
+        least, most = (pc.min_max(batch.column(place))[key].as_py() for key in ("min", "max"))
+        if least < 0 or (highest is not None and most > highest):
+            raise _FramingError(f"{METADATA.field(place).name} is out of range")
+    return Changes(batch, tuple(gtids), metadata[b"lakesync.schema"].decode())
+
+
+def _check_metadata(batch: pa.RecordBatch) -> None:
+    found = list(batch.schema)
+    if len(found) > WIDTH + COLUMN_LIMIT:
+        raise _FramingError(f"{len(found)} columns")
+    if [(f.name, f.type) for f in found[:WIDTH]] != [(f.name, f.type) for f in METADATA]:
+        raise _FramingError(f"its first columns are not {', '.join(METADATA.names)}")
+    if any(column.null_count for column in batch.columns[:WIDTH]):
+        raise _FramingError("NULL in its first columns")
+
+
+def _check_type(found: pa.DataType, level: int = 0) -> None:
+    """Refuse what is not plain: what another Arrow may not read, or what hides its size."""
+    types = pa.types
+    if level > NESTING_LIMIT:
+        raise _FramingError("types nested too deeply")
+    if inner := _inner(found):
+        for child in inner:
+            _check_type(child, level + 1)
+    elif isinstance(found, pa.BaseExtensionType) or not (
+        types.is_primitive(found)
+        or (types.is_decimal128(found) and 0 <= found.scale <= found.precision)
+        or types.is_string(found)
+        or types.is_large_string(found)
+        or types.is_binary(found)
+        or types.is_large_binary(found)
+        or types.is_fixed_size_binary(found)
+    ):
+        raise _FramingError("a type that records do not have")
+
+
+def _inner(found: Any) -> list[pa.DataType]:
+    """The types of which a nested type is made."""
+    if pa.types.is_map(found):
+        return [found.key_type, found.item_type]
+    if pa.types.is_list(found) or pa.types.is_large_list(found):
+        return [found.value_type]
+    return [found.field(i).type for i in range(found.num_fields)] if pa.types.is_struct(found) else []

@@ -1,0 +1,93 @@
+"""What both logs check, in one place: that a record is a record, follows the one before, and that data is what its record says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cdc import faults
+from cdc.epoch import CommitRecord, Extent, digest
+from cdc.errors import LogDamagedError, LogError, LogFencedError, LogMovedError
+from cdc.log.base import RECORD_MAXIMUM
+
+RESTORED = "was the log restored, trimmed by another program, or replaced? `lakesync status` shows which tables need `lakesync resync`"
+
+
+def parse(payload: object, where: str) -> CommitRecord:
+    """The commit record with these bytes. Raises `LogDamagedError`."""
+    try:
+        if not isinstance(payload, bytes):
+            raise TypeError("not bytes")
+        return CommitRecord.parse(payload)
+    except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
+        raise LogDamagedError(
+            f"a commit record cannot be read: {error}",
+            where=where,
+            hint="was it written by another version of lakesync, or by another program? Restore the log, or begin a new one",
+        ) from None
+
+
+def check_input(data: Mapping[str, Sequence[bytes]]) -> None:
+    """What the caller of `append` owes. Raises `ValueError`; `LogError` for a record that is too large."""
+    for table, records in data.items():
+        if not records:
+            raise ValueError(f"no records of {table}: leave the table out")
+        largest = max(map(len, records))
+        if largest > RECORD_MAXIMUM:
+            raise LogError(f"a record of {largest} bytes; {RECORD_MAXIMUM} are possible", where=table)
+
+
+def check_next(
+    newest: CommitRecord | None, record: CommitRecord, log: str, extents: Mapping[str, Extent], where: str
+) -> None:
+    """That `record` may follow `newest` in the log with the uuid `log`, and names the data just written. Raises `LogError`.
+
+    This is the last look before an epoch becomes history; it never fails unless capture is wrong.
+    """
+    wrong = None
+    if record.log != log:
+        wrong = f"it names the log {record.log}, this is {log}"
+    elif {table: entry.extent for table, entry in record.tables.items()} != dict(extents):
+        wrong = "it does not name the data just written"
+    elif len(record.payload) > RECORD_MAXIMUM:
+        wrong = f"it has {len(record.payload)} bytes; {RECORD_MAXIMUM} are possible"
+    elif newest is not None and not (faults.mutant("no_read_back") or faults.mutant("read_before_fence")):
+        if record.number != newest.number + 1:
+            wrong = f"it follows epoch {newest.id}"
+        elif record.before != newest.hash:
+            wrong = f"it names another epoch than {newest.id} as the one before"
+    if wrong:
+        raise LogError(f"commit record {record.number} is refused: {wrong}", where=where)
+
+
+def moved(known: CommitRecord | None, found: CommitRecord | None, where: str) -> LogMovedError | LogFencedError:
+    """The error for a log whose newest record is not the one that its writer knows."""
+    if found is not None and (known is None or found.number > known.number):
+        return LogFencedError(
+            f"another capture wrote epoch {found.id} after {known.id if known else 'the start'}",
+            where=where,
+            hint="one pipeline has one capture: end one of them",
+        )
+    return LogMovedError(
+        f"the newest epoch is {found.id if found else 'none'}, this capture wrote {known.id if known else 'none'}",
+        where=where,
+        hint=RESTORED,
+    )
+
+
+def check_data(table: str, extent: Extent, records: Sequence[bytes], where: str) -> None:
+    """That `records` are exactly what `extent` says. Raises `LogDamagedError`."""
+    wrong = None
+    if len(records) != extent.records:
+        wrong = f"{len(records)} records, its commit record says {extent.records}"
+    elif faults.mutant("count_only"):
+        return
+    elif (size := sum(map(len, records))) != extent.bytes:
+        wrong = f"{size} bytes, its commit record says {extent.bytes}"
+    elif digest(list(records)) != extent.digest:
+        wrong = "other bytes than its commit record says"
+    if wrong:
+        raise LogDamagedError(
+            f"an epoch's data of {table} is damaged: {wrong}",
+            where=f"{where}, offsets {extent.first} to {extent.last}",
+            hint=RESTORED,
+        )
