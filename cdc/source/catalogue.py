@@ -1,0 +1,256 @@
+"""Tables and their columns, from `information_schema`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import translate as pattern
+from typing import Any, NamedTuple
+
+from pymysql.connections import Connection
+from pymysql.cursors import Cursor
+
+from cdc.config import TableConfig
+from cdc.errors import ConfigError, TableStoppedError
+from cdc.names import TableName
+from cdc.schema import Column, TableSchema
+from cdc.source.connection import grant, place, translated
+
+SYSTEM_SCHEMAS = frozenset({"mysql", "sys", "information_schema", "performance_schema", "ndbinfo"})
+"""Never matched by a pattern."""
+
+# gh-ost: _t_gho, _t_ghc, _t_del; pt-online-schema-change: _t_new, __t_new, _t_old; LHM: lhmn_t, lhma_….
+_GHOST = re.compile(r"_.*_(gho|ghc|del|new|old)|lhm[na]_.*", re.DOTALL)
+
+_TYPES = {
+    "char": "text",
+    "varchar": "text",
+    "tinytext": "text",
+    "text": "text",
+    "mediumtext": "text",
+    "longtext": "text",
+    "varbinary": "varbinary",
+    "tinyblob": "varbinary",
+    "blob": "varbinary",
+    "mediumblob": "varbinary",
+    "longblob": "varbinary",
+    "integer": "int",
+    **dict.fromkeys(
+        (
+            "point",
+            "linestring",
+            "polygon",
+            "multipoint",
+            "multilinestring",
+            "multipolygon",
+            "geomcollection",
+            "geometrycollection",
+        ),
+        "geometry",
+    ),
+}
+"""`information_schema`'s DATA_TYPE as `Column.type`, where they differ."""
+
+_SIGNED = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "double", "float"})
+_ESCAPES = {"0": "\0", "n": "\n", "r": "\r", "\\": "\\"}
+
+_COLUMNS = """
+SELECT c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN_TYPE, c.CHARACTER_OCTET_LENGTH, c.NUMERIC_PRECISION, c.NUMERIC_SCALE,
+       c.DATETIME_PRECISION, c.CHARACTER_SET_NAME, s.SEQ_IN_INDEX
+FROM information_schema.COLUMNS c
+LEFT JOIN information_schema.STATISTICS s ON s.TABLE_SCHEMA = c.TABLE_SCHEMA AND s.TABLE_NAME = c.TABLE_NAME
+     AND s.COLUMN_NAME = c.COLUMN_NAME AND s.INDEX_NAME = 'PRIMARY'
+WHERE c.TABLE_SCHEMA = %s AND c.TABLE_NAME = %s ORDER BY c.ORDINAL_POSITION
+"""
+
+
+class TableInfo(NamedTuple):
+    """A table, or a view, as `information_schema.TABLES` has it."""
+
+    name: TableName
+    kind: str
+    """BASE TABLE, VIEW or SYSTEM VIEW."""
+    engine: str
+
+
+def _query(connection: Connection[Any], sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+    with translated(connection), connection.cursor(Cursor) as cursor:
+        cursor.execute(sql, arguments or None)
+        return list(cursor.fetchall())
+
+
+def parse_members(column_type: str) -> tuple[str, ...]:
+    """The members in a COLUMN_TYPE such as `enum('a','it''s')`."""
+    members, at = [], column_type.index("(") + 1
+    while at < len(column_type) and column_type[at] == "'":
+        at += 1
+        text: list[str] = []
+        while True:
+            char = column_type[at]
+            if char == "\\":
+                text.append(_ESCAPES.get(column_type[at + 1], column_type[at + 1]))
+                at += 2
+            elif char != "'":
+                text.append(char)
+                at += 1
+            elif column_type[at + 1 : at + 2] == "'":
+                text.append("'")
+                at += 2
+            else:
+                break
+        members.append("".join(text))
+        at += 2  # the quote and the comma
+    return tuple(members)
+
+
+def make_column(
+    name: str, data_type: str, column_type: str, octets: int, precision: int, scale: int, fraction: int, charset: str
+) -> Column:
+    """One row of `information_schema.COLUMNS`, NULLs as 0 and empty."""
+    kind = _TYPES.get(data_type, data_type)
+    return Column(
+        name,
+        kind,
+        unsigned=kind in _SIGNED and "unsigned" in column_type,
+        length=octets if kind == "binary" else 0,
+        precision=precision if kind == "decimal" else 0,
+        scale=scale if kind == "decimal" else fraction if kind in ("datetime", "timestamp", "time") else 0,
+        charset={"utf8": "utf8mb3"}.get(charset, charset) if kind in ("text", "enum") else "",
+        members=parse_members(column_type) if kind in ("enum", "set") else (),
+    )
+
+
+def read_schema(connection: Connection[Any], table: TableName) -> TableSchema:
+    """The table's columns and primary key, without overrides; also of types that cannot be read yet (`TableSchema.arrow` refuses).
+
+    Invisible and generated columns, and generated invisible primary keys, are columns like others. Raises `TableStoppedError` for a
+    table that does not exist, or of which no column may be seen.
+    """
+    rows = _query(connection, _COLUMNS, table.schema, table.name)
+    if not rows:
+        raise TableStoppedError(
+            "the table does not exist, or may not be read",
+            where=str(table),
+            hint=f"create it, or {grant('SELECT', table.quoted, _me(connection))}",
+        )
+    columns, key = [], {}
+    for name, data_type, column_type, octets, precision, scale, fraction, charset, seq in rows:
+        column = make_column(
+            name, data_type, column_type, octets or 0, precision or 0, scale or 0, fraction or 0, charset or ""
+        )
+        columns.append(column)
+        if seq is not None:
+            key[int(seq)] = name
+    return TableSchema(tuple(columns), tuple(key[n] for n in sorted(key)))
+
+
+def _me(connection: Connection[Any]) -> str:
+    user = connection.user.decode() if isinstance(connection.user, bytes) else connection.user
+    return f"'{user}'@'%'"
+
+
+def tables(connection: Connection[Any]) -> list[TableInfo]:
+    """Every table and view that the account may see, outside the system schemas, by name."""
+    rows = _query(connection, "SELECT TABLE_SCHEMA, TABLE_NAME, TABLE_TYPE, ENGINE FROM information_schema.TABLES")
+    found = [TableInfo(TableName(s, n), k, e or "") for s, n, k, e in rows if s.lower() not in SYSTEM_SCHEMAS]
+    return sorted(found)
+
+
+def is_ghost(name: str) -> bool:
+    """Whether an online schema change left or uses a table of this name."""
+    return bool(_GHOST.fullmatch(name))
+
+
+def select(
+    entries: Sequence[TableConfig], present: Iterable[TableInfo]
+) -> tuple[dict[TableName, TableConfig], list[TableConfig]]:
+    """Which table is whose: an exact name goes before patterns, the first pattern before later ones. And the entries that match
+    nothing. Pure."""
+    here = {t.name: t for t in present}
+    chosen: dict[TableName, TableConfig] = {}
+    idle: list[TableConfig] = []
+    for entry in sorted(entries, key=lambda e: e.is_pattern):
+        if not entry.is_pattern:
+            matched = [entry.table] if entry.table in here else []
+        else:
+            schema, name = (_glob(part) for part in entry.table)
+            matched = [
+                t
+                for t, info in here.items()
+                if info.kind == "BASE TABLE"
+                and t.schema.lower() not in SYSTEM_SCHEMAS
+                and not is_ghost(t.name)
+                and schema.fullmatch(t.schema)
+                and name.fullmatch(t.name)
+            ]
+        if not matched:
+            idle.append(entry)
+        for table in matched:
+            chosen.setdefault(table, entry)
+    return {t: chosen[t] for t in sorted(chosen)}, idle
+
+
+def _glob(part: str) -> re.Pattern[str]:
+    return re.compile(pattern(part.replace("[", "[[]")))
+
+
+def match(connection: Connection[Any], entries: Sequence[TableConfig]) -> dict[TableName, TableConfig]:
+    """The tables that `entries` mean, each with its entry. A pattern may match none. Raises `ConfigError` for exact names of tables
+    that do not exist (or may not be seen), and of views."""
+    present = tables(connection)
+    chosen, idle = select(entries, present)
+    views = [str(t) for t in chosen if not _is_table(present, t)]
+    if views:
+        raise ConfigError(
+            f"not a table but a view: {', '.join(views)}", where=place(connection), hint="name its tables"
+        )
+    missing = [e.table for e in idle if not e.is_pattern]
+    if missing:
+        names = ", ".join(map(str, missing))
+        raise ConfigError(
+            f"no such table, or it may not be read: {names}", where=place(connection), hint=nearest(missing[0], present)
+        )
+    return chosen
+
+
+def _is_table(present: Iterable[TableInfo], table: TableName) -> bool:
+    return any(t.name == table and t.kind == "BASE TABLE" for t in present)
+
+
+def nearest(table: TableName, present: Iterable[TableInfo]) -> str:
+    """A hint for a name that nothing has."""
+    names = {str(t.name).lower(): str(t.name) for t in present}
+    near = difflib.get_close_matches(str(table).lower(), list(names), 1, 0.6)
+    return f"did you mean {names[near[0]]}?" if near else f"create it, or GRANT SELECT ON {table.quoted} to the user"
+
+
+def estimate_rows(connection: Connection[Any], table: TableName) -> int:
+    """About how many rows the table has, as the storage engine guesses; 0 if it does not say."""
+    rows = _query(
+        connection,
+        "SELECT TABLE_ROWS FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s",
+        table.schema,
+        table.name,
+    )
+    return int(rows[0][0] or 0) if rows else 0
+
+
+def foreign_key_cascades(
+    connection: Connection[Any], tables: Iterable[TableName]
+) -> Mapping[TableName, tuple[str, ...]]:
+    """The foreign keys of `tables` that change their rows when the parent's change (CASCADE, SET NULL): before MySQL 9.6 such changes
+    are not in the binary log."""
+    wanted = set(tables)
+    rows = _query(
+        connection,
+        "SELECT CONSTRAINT_SCHEMA, TABLE_NAME, CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS"
+        " WHERE 'CASCADE' IN (UPDATE_RULE, DELETE_RULE) OR 'SET NULL' IN (UPDATE_RULE, DELETE_RULE)"
+        " OR 'SET DEFAULT' IN (UPDATE_RULE, DELETE_RULE) ORDER BY 1, 2, 3",
+    )
+    found: dict[TableName, tuple[str, ...]] = {}
+    for schema, name, constraint in rows:
+        table = TableName(schema, name)
+        if table in wanted:
+            found[table] = (*found.get(table, ()), constraint)
+    return found
