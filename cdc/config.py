@@ -199,6 +199,13 @@ class TableConfig(_Model):
         """Whether it may match more than one table."""
         return any(c in part for part in self.table for c in "*?")
 
+    def matches(self, table: TableName) -> bool:
+        """Whether this entry names `table`; its case counts."""
+        return all(
+            re.fullmatch("".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pattern), name, re.DOTALL)
+            for pattern, name in zip(self.table, table, strict=True)
+        )
+
 
 class CaptureConfig(_Model):
     """`capture:`"""
@@ -339,6 +346,11 @@ class PipelineConfig(_Model):
             seen.add(entry.table)
         return tables
 
+    def entry(self, table: TableName) -> TableConfig | None:
+        """The entry that `table` takes: one that names it exactly, else the first pattern that matches it."""
+        exact = next((e for e in self.tables if not e.is_pattern and e.table == table), None)
+        return exact or next((e for e in self.tables if e.is_pattern and e.matches(table)), None)
+
     def log_settings(self) -> dict[str, str]:
         """`log_options` with their secrets, for `open_log`. Raises `ConfigError`."""
         return {
@@ -382,10 +394,10 @@ def parse(data: dict[str, Any], path: Path) -> PipelineConfig:
     base = path.parent
     data = {**data, "path": path}
     data.setdefault("state", ".lakesync")
-    data["state"] = _resolve(base, str(data["state"]))
+    data["state"] = resolve_folder(base, str(data["state"]))
     lake = data.get("lake")
     if isinstance(lake, str) and "://" not in lake:
-        data["lake"] = str(_resolve(base, lake))
+        data["lake"] = str(resolve_folder(base, lake))
     # Folders of URLs are percent-encoded: a `?` or `#` in a folder's name is no query.
     folder = quote(str(data["state"]))
     data.setdefault("log", f"sqlite://{folder}/log.db")
@@ -401,13 +413,14 @@ def parse(data: dict[str, Any], path: Path) -> PipelineConfig:
         raise ConfigError("; ".join(_explain(e) for e in error.errors()), where=str(path)) from error
 
 
-def _resolve(base: Path, folder: str) -> Path:
+def resolve_folder(base: Path, folder: str) -> Path:
+    """A folder or file as the pipeline file names it, beside which it is relative."""
     return (base / Path(folder).expanduser()).resolve()
 
 
 def _absolute_reference(value: Any, base: Path) -> Any:
     kind, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
-    return f"file:{_resolve(base, rest)}" if kind == "file" and rest else value
+    return f"file:{resolve_folder(base, rest)}" if kind == "file" and rest else value
 
 
 def _absolute_files(part: Any, base: Path) -> Any:
@@ -418,7 +431,7 @@ def _absolute_files(part: Any, base: Path) -> Any:
     if "password" in part:
         part["password"] = _absolute_reference(part["password"], base)
     if isinstance(part.get("tls_ca"), str):
-        part["tls_ca"] = _resolve(base, part["tls_ca"])
+        part["tls_ca"] = resolve_folder(base, part["tls_ca"])
     return part
 
 

@@ -23,7 +23,8 @@
     │   └── LakeOccupiedError       the folder belongs to someone else
     ├── TraceError                  ClickHouse failed; the pipeline does not wait for it            exit 3
     ├── TableStoppedError           one table cannot go on; the others do                           exit 3
-    └── NotFollowingError           the lake does not reach a position in time                      exit 3
+    ├── NotFollowingError           the lake does not reach a position in time                      exit 3
+    └── UnexpectedError             a mistake in lakesync itself; `where` has the traceback         exit 3
 
 An error says what happened, where (a table, a position, a file), and the way out. It never holds a row's values or a
 secret. `retryable` says whether doing the same again, later, can help.
@@ -169,3 +170,7 @@ class TableStoppedError(LakesyncError):
 
 class NotFollowingError(LakesyncError):
     """The lake does not reach a position in the time given."""
+
+
+class UnexpectedError(LakesyncError):
+    """A mistake in lakesync itself, or in what it stands on: an exception that nobody expected, a thread that ended."""
