@@ -13,7 +13,7 @@ CARGO  := cargo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-faults-short test-spec lint format bench clean
+.PHONY: help setup demo test test-faults test-faults-short test-spec fetch lint format bench clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,13 +35,16 @@ $(STAMP): pyproject.toml constraints.txt native/Cargo.toml native/Cargo.lock $(w
 demo: setup ## A shop database, kept in step while it is written to and the daemon is killed
 	@$(BIN)/python dev/demo.py
 
-test: setup ## Unit, contract and integration tests, on real MySQL and Kafka
+fetch: setup ## Download the servers that tests talk to, once
+	@$(BIN)/python -m dev fetch
+
+test: fetch ## Unit, contract and integration tests, on real MySQL and Kafka
 	$(PYTEST) tests/unit tests/contract tests/integration $(ARGS)
 
-test-faults: setup ## Kills, power loss and planted mistakes: everything
+test-faults: fetch ## Kills, power loss and planted mistakes: everything
 	$(PYTEST) tests/faults $(ARGS)
 
-test-faults-short: setup ## The fault tests that run on every change
+test-faults-short: fetch ## The fault tests that run on every change
 	$(PYTEST) tests/faults -m ci $(ARGS)
 
 test-spec: setup ## The models of the protocols: every state, every mutant
@@ -59,7 +62,7 @@ format: setup ## Lay the code out
 	$(BIN)/ruff format .
 	cd native && $(CARGO) fmt
 
-bench: setup ## Measure snapshot, stream and latency beside their peers
+bench: fetch ## Measure snapshot, stream and latency beside their peers
 	$(BIN)/python -m bench
 
 clean: ## Remove everything that was made here, the downloads too

@@ -20,7 +20,8 @@ PACKAGES = ("sysbench", "percona-toolkit")
 END_TIMEOUT_S = 10.0
 
 
-def _root() -> packages.DebianRoot:
+def tools() -> packages.DebianRoot:
+    """The tree with sysbench and Percona's tools, downloaded if need be."""
     return packages.debian_root("sysbench", PACKAGES)
 
 
@@ -77,7 +78,7 @@ class Sysbench:
         table_size: int = 10_000,
         threads: int = 2,
     ) -> None:
-        self._tree = _root()
+        self._tree = tools()
         self.server = server
         self.script = script
         self.database = database
@@ -162,7 +163,7 @@ def percona_tool(
     `dsn` adds keys to the data source name, such as `{"D": "shop", "t": "orders"}`. Its exit code is the caller's to
     judge: the tools use it to tell what they found.
     """
-    tree = _root()
+    tree = tools()
     folders = [*_perl_folders(tree.path)]
     if not folders:
         raise SetUpError(f"no perl in {tree.path}", f"remove {tree.path}; it is downloaded anew")
