@@ -1,0 +1,211 @@
+"""Many changes to the last one per key. Pure: the same rows for any permutation and duplication of the changes.
+
+Terms of the ledger, in *changes* (one global ID is one change; the two halves of a key change are one):
+
+    logged = superseded + duplicate + effective
+
+A change is a `duplicate` if its transaction is in `exclude` or another change has its global ID; `effective` if it decides what
+becomes of a key, and a key change does if either half does; `superseded` otherwise. A key change of which both halves decide has two
+effects, so in effects (inserted, replaced, removed, absent): effective + key_changes = rows of `upserts` + rows of `deletes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdc.epoch import Counts, Op
+from cdc.errors import LakeError, LogDamagedError
+from cdc.lake import FoldCounts, Folded
+from cdc.log.codec import WIDTH, Changes
+from cdc.position import Gtid, GtidSet
+from cdc.schema import TableSchema
+
+OPERATIONS = ("insert", "update", "delete")
+"""`_cdc_op` of an `append` table, by `Op`."""
+
+_GID = ["gtid", "event", "row"]
+"""Columns that name a change."""
+_ORDER = ["ts_ms", "order", "event", "row", "gtid"]
+"""Columns that order the changes: commit time, then place in commit order, MOVE_OUT before its UPDATE; the rest only makes the
+order total where a log that was replaced gave one `seq` twice."""
+
+
+class Appended(NamedTuple):
+    """Every change once, in commit order: the lake's columns of an `append` table."""
+
+    rows: pa.Table
+    counts: FoldCounts
+
+
+def fold(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet | None = None) -> Folded:
+    """The last change of every key, less the transactions in `exclude`.
+
+    `upserts` has the lake's columns (the source's, `_cdc_ts_ms`, `_cdc_seq`), `deletes` the key's columns in the key's order; no key is
+    twice in either, none in both. Keys are compared by their Arrow value, bytes and all. Raises `LakeError` for a NULL in a key's
+    column or a table without a key, `LogDamagedError` for rows of another schema and for half a key change.
+    """
+    if not schema.key:
+        raise LakeError("a table without a key cannot be folded", hint="write `mode: append` for the table")
+    rows, logged = _gather(changes, schema, exclude)
+    places = [f"c{schema.names.index(name)}" for name in schema.key]
+    if nulls := [name for name, place in zip(schema.key, places, strict=True) if rows.column(place).null_count]:
+        raise LakeError(
+            f"NULL in the key's column {nulls[0]}",
+            hint="is the table's key a primary key? Then the log is damaged: `lakesync resync` the table",
+        )
+    rows, distinct = _distinct(rows)
+    ranked = _ranked(rows)
+    last = ranked.group_by(places, use_threads=False).aggregate([("rank", "max")]).column("rank_max")
+    winners = rows if len(last) == rows.num_rows else rows.take(last.take(pc.sort_indices(last)))
+    gone = pc.or_(_is(winners, Op.DELETE), _is(winners, Op.MOVE_OUT))
+    effective = _changes(winners)
+    counts = FoldCounts(
+        logged=logged,
+        superseded=distinct - effective,
+        duplicate=logged.changes - distinct,
+        effective=effective,
+        key_changes=winners.num_rows - effective,
+    )
+    upserts, deletes = winners.filter(pc.invert(gone)), winners.filter(gone)
+    return Folded(
+        upserts=_lake_rows(upserts, schema),
+        deletes=pa.table(
+            [deletes.column(place) for place in places], schema=pa.schema([schema.arrow.field(n) for n in schema.key])
+        ),
+        counts=counts,
+    )
+
+
+def sequence(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet | None = None) -> Appended:
+    """Every change once, less the transactions in `exclude`, in commit order, for an `append` table.
+
+    A change is one row: of an update the row after it, also where it changed the key. Columns: the source's, `_cdc_ts_ms`, `_cdc_seq`,
+    `_cdc_op` (insert, update, delete), `_cdc_gid`. Raises `LogDamagedError` for rows of another schema.
+    """
+    rows, logged = _gather(changes, schema, exclude)
+    rows, distinct = _distinct(rows.filter(pc.invert(_is(rows, Op.MOVE_OUT))))
+    names = pa.array([g for one in changes for g in one.gtids], pa.string())
+    parts: list[Any] = [rows.column(c).cast(pa.string()).combine_chunks() for c in ("event", "row")]
+    transaction: Any = names.take(rows.column("name").combine_chunks())
+    gid = pc.binary_join_element_wise(pc.binary_join_element_wise(transaction, parts[0], "/"), parts[1], ".")
+    op = pa.array(OPERATIONS, pa.string()).take(rows.column("op").combine_chunks())
+    table = _lake_rows(rows, schema).append_column("_cdc_op", op).append_column("_cdc_gid", gid)
+    return Appended(
+        table,
+        FoldCounts(logged=logged, superseded=0, duplicate=logged.changes - distinct, effective=distinct, key_changes=0),
+    )
+
+
+def _gather(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet | None) -> tuple[pa.Table, Counts]:
+    """All changes that are not in `exclude` as one table, in the order given, and the count of all.
+
+    Columns by place, since a source's column may have any name: `op`, `gtid` (a number, the same for the same transaction), `name` (index
+    into all `gtids` in a row), `event`, `row`, `ts_ms`, `order`, then `c0`, `c1` … the source's.
+    """
+    for one in changes:
+        if one.schema_hash != schema.hash or one.batch.schema.types[WIDTH:] != schema.arrow.types:
+            raise LogDamagedError(
+                f"rows under schema {one.schema_hash}, the table has {schema.hash}",
+                hint="`lakesync resync` the table",
+            )
+    names = ["op", "txn", "event", "row", "ts_ms", "seq", *(f"c{i}" for i in range(len(schema.columns)))]
+    types = [pa.int8(), pa.int32(), pa.int32(), pa.int32(), pa.int64(), pa.int64(), *schema.arrow.types]
+    plain = pa.schema(list(zip(names, types, strict=True)))
+    rows = pa.Table.from_batches(
+        [pa.RecordBatch.from_arrays(one.batch.columns, schema=plain) for one in changes], plain
+    )
+    logged = _logged(rows)
+    starts = [0, *accumulate(len(one.gtids) for one in changes)]
+    name: Any = pa.chunked_array(
+        [pc.add(one.batch.column(1).cast(pa.int64()), start) for one, start in zip(changes, starts, strict=False)],
+        pa.int64(),
+    ).combine_chunks()
+    gtids = pa.array([g for one in changes for g in one.gtids], pa.string()).dictionary_encode()
+    order = pc.add(pc.multiply(rows.column("seq"), 2), pc.cast(pc.invert(_is(rows, Op.MOVE_OUT)), pa.int64()))
+    rows = (
+        rows.drop_columns(["txn", "seq"])
+        .append_column("gtid", gtids.indices.take(name))
+        .append_column("name", name)
+        .append_column("order", order)
+    )
+    if exclude:
+        contained = pa.array([Gtid.parse(str(g)) in exclude for g in gtids.dictionary.to_pylist()], pa.bool_())
+        if contained.true_count:
+            rows = rows.filter(pc.invert(contained.take(rows.column("gtid").combine_chunks())))
+    return _sorted(rows, gtids.dictionary), logged
+
+
+def _logged(rows: pa.Table) -> Counts:
+    found = [pc.sum(_is(rows, op)).as_py() or 0 for op in (Op.INSERT, Op.UPDATE, Op.DELETE)]
+    return Counts(*found)
+
+
+def _sorted(rows: pa.Table, gtids: pa.Array[Any]) -> pa.Table:
+    """In `_ORDER`. A log's own order is that already, which is quickly seen."""
+    if rows.num_rows < 2:
+        return rows
+    ts_ms, order = (rows.column(c).combine_chunks() for c in ("ts_ms", "order"))
+    rises = pc.and_(
+        pc.greater_equal(ts_ms[1:], ts_ms[:-1]),
+        pc.greater(order[1:], order[:-1]),
+    )
+    if pc.all(rises).as_py():
+        return rows
+    # The number of a transaction depends on the order given; its rank by name does not.
+    rank = pc.rank(gtids, tiebreaker="first").cast(pa.int32())
+    rows = rows.set_column(rows.column_names.index("gtid"), "gtid", rank.take(rows.column("gtid").combine_chunks()))
+    return rows.sort_by([(name, "ascending") for name in _ORDER])
+
+
+def _distinct(rows: pa.Table) -> tuple[pa.Table, int]:
+    """Sorted rows without those that repeat an earlier one's global ID (and half), and how many changes they are."""
+    if not _gids_rise(rows):
+        halves = rows.append_column("half", _is(rows, Op.MOVE_OUT))
+        first = _ranked(halves).group_by([*_GID, "half"], use_threads=False).aggregate([("rank", "min")])
+        if first.num_rows < rows.num_rows:
+            keep = first.column("rank_min")
+            rows = rows.take(keep.take(pc.sort_indices(keep)))
+    moves = pc.sum(_is(rows, Op.MOVE_OUT)).as_py() or 0
+    distinct = rows.num_rows - moves
+    if moves and _changes(rows) != distinct:
+        raise LogDamagedError(
+            "a key change has its row before and not its row after", hint="`lakesync resync` the table"
+        )
+    return rows, distinct
+
+
+def _gids_rise(rows: pa.Table) -> bool:
+    """Whether global IDs ascend strictly, so that none is there twice: the usual case, seen without hashing."""
+    gtid, event, row, order = (rows.column(c).combine_chunks() for c in (*_GID, "order"))
+    later = pc.greater(order[1:], order[:-1])
+    for column in (row, event, gtid):
+        greater, equal = pc.greater(column[1:], column[:-1]), pc.equal(column[1:], column[:-1])
+        later = pc.or_(greater, pc.and_(equal, later))
+    return bool(pc.all(later).as_py())
+
+
+def _changes(rows: pa.Table) -> int:
+    """The number of global IDs of rows of which none repeats another's, its half included."""
+    if not pc.any(_is(rows, Op.MOVE_OUT)).as_py():
+        return rows.num_rows
+    return rows.select(_GID).group_by(_GID, use_threads=False).aggregate([]).num_rows
+
+
+def _is(rows: pa.Table, op: int) -> Any:
+    return pc.equal(rows.column("op"), pa.scalar(op, pa.int8()))
+
+
+def _ranked(rows: pa.Table) -> pa.Table:
+    return rows.append_column("rank", pa.arange(0, rows.num_rows))  # type: ignore[attr-defined]
+
+
+def _lake_rows(rows: pa.Table, schema: TableSchema) -> pa.Table:
+    fields = [*schema.arrow, pa.field("_cdc_ts_ms", pa.int64()), pa.field("_cdc_seq", pa.int64())]
+    columns = [rows.column(f"c{i}") for i in range(len(schema.columns))]
+    seq = pc.shift_right(rows.column("order"), 1)
+    return pa.table([*columns, rows.column("ts_ms"), seq], schema=pa.schema(fields))
