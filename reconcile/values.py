@@ -15,6 +15,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -29,13 +30,13 @@ from cdc.lake.deltalog import Applied, Snapshot
 from cdc.lake.table import LakeTable
 from cdc.log.base import Log
 from cdc.log.codec import WIDTH, decode
-from cdc.names import TableName
+from cdc.names import TableName, quote_identifier
 from cdc.schema import TableSchema
 from cdc.source import canonical, values
 from cdc.source.connection import connect, raw_cursor, translate
 from cdc.source.server import Server
 from cdc.state import State
-from snapshot.chunks import Keyset
+from snapshot.chunks import Walk
 
 CHUNK_ROWS = 50_000
 POINT_ROWS = 500
@@ -314,48 +315,50 @@ class _Table:
 
     def read_source(self) -> Iterator[_Rows]:
         """The whole table, in chunks by key, each a short read of its own."""
-        keyset, after, rows = Keyset(self.schema), None, 0
+        walk, texts = Walk(self.table, self.keys_only), self.expressions()
+        after, rows = None, 0
         while True:
-            where, order, bound = keyset.page(after)
-            sql = f"SELECT {self.columns()} FROM {self.table.quoted} {where} {order} LIMIT {CHUNK_ROWS}"
-            cells = self.fetch(sql, bound)
-            if cells:
-                keys = self.keys(cells)
-                yield keys, [pa.array(c, pa.binary()) for c in cells[len(self.key) :]]
-                rows += keys.num_rows
-                after = tuple(c[-1] for c in cells[: len(self.key)])
+            sql, bound = walk.select(after, None, CHUNK_ROWS, texts)
+            with raw_cursor(self.connection) as cursor:
+                cursor.execute(sql, bound)
+                chunk = list(cursor)
+            if chunk:
+                cells = list(zip(*chunk, strict=True))
+                yield self.rows(cells, len(texts))
+                rows += len(chunk)
+                after = walk.bound(chunk[-1])
                 if self.progress:
                     self.progress(str(self.table), rows)
-            if not cells or len(cells[0]) < CHUNK_ROWS:
+            if len(chunk) < CHUNK_ROWS:
                 return
 
     def read_points(self, suspects: pa.Table) -> Iterator[_Rows]:
-        names = ", ".join(f"`{k.replace('`', '``')}`" for k in self.key)
+        """Rows with the suspects' keys, as the server compares keys; the caller looks at their bytes."""
+        texts = self.expressions()
+        columns = f"{values.select_list(self.keys_only)}, {', '.join(texts)}".replace("%", "%%")
+        names = ", ".join(quote_identifier(k).replace("%", "%%") for k in self.key)
+        one = "(" + ", ".join(["%s"] * len(self.key)) + ")"
+        source = self.table.quoted.replace("%", "%%")
         for batch in suspects.to_batches(POINT_ROWS):
             keys = [tuple(row.values()) for row in batch.to_pylist()]
-            one = "(" + ", ".join(["%s"] * len(self.key)) + ")"
-            sql = (
-                f"SELECT {self.columns()} FROM {self.table.quoted} WHERE ({names}) IN ({', '.join([one] * len(keys))})"
-            )
-            if cells := self.fetch(sql, [part for key in keys for part in key]):
-                yield self.keys(cells), [pa.array(c, pa.binary()) for c in cells[len(self.key) :]]
+            sql = f"SELECT {columns} FROM {source} WHERE ({names}) IN ({', '.join([one] * len(keys))})"
+            with raw_cursor(self.connection) as cursor:
+                cursor.execute(sql, tuple(part for key in keys for part in key))
+                if cells := list(zip(*cursor, strict=True)):
+                    yield self.rows(cells, len(texts))
 
-    def columns(self) -> str:
-        by_name = {c.name: c for c in self.schema.columns}
-        keys = values.select_list(TableSchema(tuple(by_name[k] for k in self.key), self.schema.key))
-        return f"{keys}, {', '.join(canonical.expression(c) for c in self.schema.columns)}"
+    def expressions(self) -> list[str]:
+        return [canonical.expression(c) for c in self.schema.columns]
 
-    def fetch(self, sql: str, bound: Sequence[object]) -> list[tuple[bytes | None, ...]]:
-        """Columns of cells; empty where there is no row."""
-        with raw_cursor(self.connection) as cursor:
-            cursor.execute(sql, tuple(bound) or None)
-            return list(zip(*cursor, strict=True))
-
-    def keys(self, cells: list[tuple[bytes | None, ...]]) -> pa.Table:
-        by_name = {c.name: c for c in self.schema.columns}
+    @cached_property
+    def keys_only(self) -> TableSchema:
+        columns = {c.name: c for c in self.schema.columns}
         overrides = {k: v for k, v in self.schema.overrides.items() if k in self.key}
-        schema = TableSchema(tuple(by_name[k] for k in self.key), self.schema.key, overrides)
-        return pa.Table.from_batches([values.build_text(schema, cells[: len(self.key)])])
+        return TableSchema(tuple(columns[k] for k in self.key), self.schema.key, overrides)
+
+    def rows(self, cells: list[tuple[bytes | None, ...]], texts: int) -> _Rows:
+        keys = pa.Table.from_batches([values.build_text(self.keys_only, cells[: len(self.key)])])
+        return keys, [pa.array(c, pa.binary()) for c in cells[-texts:]]
 
     def read_lake(self, snapshot: Snapshot, only: pa.Table | None = None) -> Iterator[_Rows]:
         found = self.lake.scan(snapshot) if only is None else self.lake.rows(snapshot, only).to_batches()
