@@ -1,1 +1,6 @@
-"""The first copy of a table: primary-key chunks, the direct bootstrap, windowed reads."""
+"""The first copy of a table: primary-key chunks and the direct bootstrap."""
+
+from snapshot.direct import Bootstrap
+from snapshot.node import run
+
+__all__ = ["Bootstrap", "run"]

@@ -7,6 +7,7 @@ decides order and equality, and any collation will do; all that is needed of a k
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ class Walk:
         wanted = min(readers * PARTS_PER_READER, -(-rows // chunk_rows), high - low + 1) if readers > 1 else 1
         cuts = [low + (high - low + 1) * n // max(1, wanted) - 1 for n in range(1, wanted)]
         edges: list[Bound | None] = [None, *((cut,) for cut in cuts), None]
-        return [Part(n, a, b) for n, (a, b) in enumerate(zip(edges, edges[1:], strict=False))]
+        return [Part(n, a, b) for n, (a, b) in enumerate(itertools.pairwise(edges))]
 
     def select(
         self, after: Bound | None, high: Bound | None, limit: int, also: Sequence[str] = ()

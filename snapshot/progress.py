@@ -1,0 +1,198 @@
+"""How far a bootstrap is, on disk: what it reads for, its parts, and the durable files of its finished chunks.
+
+A SQLite file in the state folder. Losing it costs the work and nothing else: the bootstrap begins anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cdc.epoch import CommitRecord, Counts, EpochId
+from cdc.errors import StateError
+from cdc.lake import DataFile
+from cdc.schema import TableSchema
+from snapshot.chunks import Bound, Part, bound_from_json, bound_to_json
+
+VERSION = 1
+FILE = "progress.db"
+
+_SCHEMA = """
+CREATE TABLE purpose (data TEXT NOT NULL) STRICT;
+CREATE TABLE parts (number INTEGER PRIMARY KEY, low TEXT, high TEXT, at TEXT, done INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE files (name TEXT PRIMARY KEY, data TEXT) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a bootstrap reads for: the record of e0, what the table was then, and what stood in the lake."""
+
+    record: CommitRecord
+    schema: TableSchema
+    logged: Counts
+    """The table's totals in the log, as of e0."""
+    base: int
+    """Version of the lake table that is to be replaced; -1 if there is none."""
+
+    @property
+    def e0(self) -> EpochId:
+        """The epoch at which the Delta commit will stand."""
+        return self.record.id
+
+    def to_json(self) -> bytes:
+        """For the file."""
+        data = {
+            "v": VERSION,
+            "record": self.record.payload.decode(),
+            "schema": self.schema.to_dict(),
+            "logged": list(self.logged),
+            "base": self.base,
+        }
+        return orjson.dumps(data)
+
+    @classmethod
+    def from_json(cls, text: str) -> Purpose:
+        """Raises `ValueError` or `KeyError` for what this version did not write."""
+        data = orjson.loads(text)
+        if data["v"] != VERSION:
+            raise ValueError("of another version")
+        record = CommitRecord.parse(data["record"].encode())
+        return cls(record, TableSchema.from_dict(data["schema"]), Counts(*data["logged"]), data["base"])
+
+
+@dataclass(frozen=True)
+class Open:
+    """A part that is not read to its end; `at` is the last key of its finished chunks."""
+
+    part: Part
+    at: Bound | None
+
+
+class Progress:
+    """One bootstrap's progress, in a folder of its own. Safe to use from several threads."""
+
+    def __init__(self, folder: Path, purpose: Purpose, db: sqlite3.Connection) -> None:
+        self.folder = folder
+        self.purpose = purpose
+        self._db = db
+        self._lock = threading.Lock()
+
+    @classmethod
+    def begin(cls, folder: Path, purpose: Purpose) -> Progress:
+        """Begin anew: whatever was there is forgotten."""
+        discard(folder)
+        folder.mkdir(mode=0o700, parents=True)
+        db = _connect(folder / FILE)
+        with db:
+            db.execute("BEGIN")
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                db.execute(statement)
+            db.execute("INSERT INTO purpose VALUES (?)", (purpose.to_json().decode(),))
+        return cls(folder, purpose, db)
+
+    @classmethod
+    def resume(cls, folder: Path) -> Progress | None:
+        """What was begun there; None if nothing was, or it cannot be read."""
+        if not (folder / FILE).exists():
+            return None
+        db = None
+        try:
+            db = _connect(folder / FILE)
+            (text,) = db.execute("SELECT data FROM purpose").fetchone()
+            return cls(folder, Purpose.from_json(text), db)
+        except (sqlite3.DatabaseError, ValueError, KeyError, TypeError):
+            if db is not None:
+                db.close()
+            return None
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._lock:
+            self._db.close()
+
+    def end(self) -> None:
+        """All is done: close and remove."""
+        self.close()
+        discard(self.folder)
+
+    def plan(self, parts: Iterable[Part]) -> None:
+        """Record the parts, once."""
+        rows = [(p.number, _text(p.low), _text(p.high)) for p in parts]
+        self._change(("INSERT INTO parts (number, low, high) VALUES (?, ?, ?)", rows))
+
+    @property
+    def planned(self) -> bool:
+        """Whether the parts are recorded."""
+        with self._lock:
+            return self._db.execute("SELECT 1 FROM parts LIMIT 1").fetchone() is not None
+
+    def open_parts(self) -> list[Open]:
+        """The parts that are left, in order."""
+        with self._lock:
+            rows = self._db.execute("SELECT number, low, high, at FROM parts WHERE NOT done ORDER BY number").fetchall()
+        return [Open(Part(n, _bound(low), _bound(high)), _bound(at)) for n, low, high, at in rows]
+
+    def announce(self, name: str) -> None:
+        """A file of this name is going to be written: whatever happens, it is ours to remove."""
+        self._change(("INSERT INTO files (name) VALUES (?)", [(name,)]))
+
+    def record(self, part: Part, at: Bound | None, done: bool, files: Sequence[DataFile]) -> None:
+        """A chunk is read and its files, all announced, are durable: the part goes on after `at`, or is done."""
+        self._change(
+            ("UPDATE files SET data = ? WHERE name = ?", [(orjson.dumps(f.to_dict()).decode(), f.name) for f in files]),
+            ("UPDATE parts SET at = ?, done = ? WHERE number = ?", [(_text(at), done, part.number)]),
+        )
+
+    def _change(self, *statements: tuple[str, Sequence[tuple[Any, ...]]]) -> None:
+        try:
+            with self._lock, self._db as db:
+                db.execute("BEGIN")
+                for statement, rows in statements:
+                    db.executemany(statement, rows)
+        except sqlite3.OperationalError as error:
+            raise StateError(f"not written: {error}", where=str(self.folder)) from error
+
+    def files(self) -> list[DataFile]:
+        """The files of all finished chunks."""
+        with self._lock:
+            rows = self._db.execute("SELECT data FROM files WHERE data IS NOT NULL ORDER BY rowid").fetchall()
+        return [DataFile.from_dict(orjson.loads(data)) for (data,) in rows]
+
+    def unfinished(self) -> list[str]:
+        """Names of announced files that belong to no finished chunk."""
+        with self._lock:
+            return [name for (name,) in self._db.execute("SELECT name FROM files WHERE data IS NULL")]
+
+    def forget_unfinished(self) -> None:
+        """They are removed."""
+        self._change(("DELETE FROM files WHERE data IS NULL", [()]))
+
+
+def discard(folder: Path) -> None:
+    """Forget what was begun there, if anything was."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    # A chunk that is recorded stays so through a power loss: its file is never written again.
+    db.execute("PRAGMA synchronous = FULL")
+    return db
+
+
+def _text(bound: Bound | None) -> str | None:
+    data: list[Any] | None = bound_to_json(bound)
+    return None if data is None else orjson.dumps(data).decode()
+
+
+def _bound(text: str | None) -> Bound | None:
+    return bound_from_json(None if text is None else orjson.loads(text))
