@@ -109,16 +109,14 @@ _TOLD = frozenset(
 )
 
 
-def connect(
-    source: SourceConfig, *, purpose: str, streaming: bool = False, read_s: float | None = None
-) -> Connection[Any]:
+def connect(source: SourceConfig, *, purpose: str, streaming: bool = False) -> Connection[Any]:
     """A new connection in autocommit, for the caller to close: utf8mb4, UTC, REPEATABLE READ, read-only, without a default schema.
 
     `purpose` is shown by the server (`program_name` in `performance_schema.session_connect_attrs`). With `streaming`, `cursor()` is
-    unbuffered, and the server has longer to answer. `read_s` replaces the limit for an answer. Raises `SourceUnavailableError`
+    unbuffered, and the server has longer to answer. Raises `SourceUnavailableError`
     (not reached, lost) and `SourceError` (refused, not a MySQL server, too old), `ConfigError` (the password, the authority).
     """
-    limit = read_s or (LIMITS.stream if streaming else LIMITS.read)
+    limit = LIMITS.stream if streaming else LIMITS.read
     arguments: dict[str, Any] = {
         "host": source.host,
         "port": source.port,

@@ -14,7 +14,7 @@ Between reading a value and building an array stands its *cell*, a Python value 
 | timestamp | `int`: microseconds since the epoch |
 
 `from_text` makes cells of a result set's bytes; `decode_text`, `enum_cell`, `date_cell`, `datetime_cell` and `timestamp_cell` help
-whoever decodes row images. `build_text` does the work of `from_text` and `build` for whole columns, a hundred times faster, with
+whoever decodes row images. `build_text` does the work of `from_text` and `build` for whole columns, many times faster, with
 the same results and errors. A value that does not fit raises `TableStoppedError`, which names the column and the reason, never the value.
 """
 
@@ -229,13 +229,14 @@ def _quickly(column: Column, cells: Sequence[bytes | None]) -> pa.Array[Any] | N
 
 
 def _from_texts(column: Column, cells: Sequence[bytes | None]) -> pa.Array[Any]:
-    raw: pa.Array[Any] = _whole(column, pa.array(cells, pa.binary(), size=len(cells)))
+    raw: Any = _whole(column, pa.array(cells, pa.binary(), size=len(cells)))
     kind = arrow_type(column)
     match column.type:
         case "varbinary":
-            return raw
+            return _whole(column, raw)
         case "binary":
-            return _from_cells(column, cells)
+            least, most = (v.as_py() for v in pc.min_max(pc.binary_length(raw)).values())
+            return _whole(column, raw) if least == most == column.length else _from_cells(column, cells)
     text: Any = raw.cast(pa.string())
     array: pa.Array[Any]
     match column.type:
