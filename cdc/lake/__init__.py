@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cdc.errors import LakeOccupiedError
+from cdc.lake import manifest
 from cdc.lake.changes import Effects, FoldCounts, Folded, MergeCounts
-from cdc.lake.deltalog import AddFile, Applied, Snapshot
+from cdc.lake.deltalog import LOG, AddFile, Applied, Snapshot
 from cdc.lake.parquet import DataFile
 from cdc.lake.table import LakeTable
 from cdc.names import TableName
@@ -29,4 +31,17 @@ def applied_everywhere(root: Path, pipeline: str) -> dict[TableName, Applied]:
 
     Raises `LakeDamagedError`, `LakeError`.
     """
-    raise NotImplementedError
+    found = {}
+    newest = manifest.read(root, pipeline)
+    for log in sorted(root.glob(f"*/*/{LOG}")):
+        try:
+            table = TableName.from_id(f"{log.parent.parent.name}.{log.parent.name}")
+        except ValueError:
+            continue
+        try:
+            snapshot = LakeTable(root, table, pipeline).load()
+        except LakeOccupiedError:
+            continue
+        if snapshot is not None and (applied := manifest.carried(table, snapshot, newest)):
+            found[table] = applied
+    return found

@@ -12,7 +12,10 @@ from cdc.epoch import Counts
 
 @dataclass(frozen=True)
 class FoldCounts:
-    """What became of the changes of a merge: logged = superseded + duplicate + effective."""
+    """What became of the changes of a merge: logged = superseded + duplicate + effective.
+
+    One global ID is one change: an update that changes the key is effective if at least one of its halves decides its key.
+    """
 
     logged: Counts
     """Row changes read from the log, by operation."""
@@ -21,7 +24,9 @@ class FoldCounts:
     duplicate: int = 0
     """The table has the change already, or it was read twice."""
     effective: int = 0
-    """Decide what the table will hold."""
+    """Decide what the table will hold. With `key_changes`: the number of keys looked up, upserts and deletes."""
+    key_changes: int = 0
+    """Updates that change the key and of which both halves are effective."""
 
 
 @dataclass(frozen=True)

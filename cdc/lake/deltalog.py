@@ -1,100 +1,49 @@
-"""The Delta log of one table, read and written."""
+"""The Delta log of one table, read and written.
+
+A log is replayed whole and without trust: a commit that is empty, half, or without the actions that it says it has makes the table
+damaged, and so does a version that is missing. Foreign commits are replayed like ours. What a table has applied stands in
+`commitInfo.lakesync` of a commit and in its `txn`, and both must agree.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cdc.config import Mode
-from cdc.epoch import EpochId
-from cdc.position import Position
-from cdc.schema import TableSchema
+import orjson
+import pyarrow as pa
 
+from cdc.errors import LakeDamagedError, LakeError
+from cdc.journal import logger
+from cdc.lake import checkpoint
+from cdc.lake.checkpoint import Action
+from cdc.lake.info import VERSION as INFO_VERSION
+from cdc.lake.snapshot import AddFile, Applied, Snapshot, Tail, Tombstone
+from cdc.lake.store import Store, failed
 
-@dataclass(frozen=True)
-class Applied:
-    """What a table contains: every change up to the end of an epoch."""
+__all__ = [
+    "LOG",
+    "AddFile",
+    "Applied",
+    "Commit",
+    "Snapshot",
+    "Tombstone",
+    "app_id",
+    "commit",
+    "commits",
+    "load",
+    "refresh",
+]
 
-    log: str
-    """The log's uuid."""
-    epoch: EpochId
-    position: Position
-    ts_ms: int
-    raw_us: int
-    seq: int
+LOG = "_delta_log"
+LOGGER = logger("lake")
 
-
-@dataclass(frozen=True)
-class AddFile:
-    """A live data file. `path` is relative to the table's folder."""
-
-    path: str
-    size: int
-    num_records: int | None
-    """Physical rows by its statistics; None where a foreign writer left none."""
-    stats: str | None
-    modified_ms: int = 0
-    partition: Mapping[str, str | None] | None = None
-    deletion_vector: Mapping[str, Any] | None = None
-
-
-class Tombstone(NamedTuple):
-    """A file that a commit removed; its bytes stay for readers of older versions."""
-
-    removed_ms: int
-    size: int | None = None
-    deletion_vector: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A table at one version. `info` is `commitInfo.lakesync` of the newest commit that has one, `info_version` that commit's."""
-
-    folder: Path
-    version: int
-    protocol: Mapping[str, Any]
-    metadata: Mapping[str, Any]
-    files: Mapping[str, AddFile]
-    tombstones: Mapping[str, Tombstone]
-    txns: Mapping[str, int]
-    info: Mapping[str, Any] | None
-    info_version: int | None
-    checkpoint: int | None
-    """Version of the newest checkpoint that is known."""
-    applied: Applied | None
-    """From `info`, checked against `txns`; None in a table that lakesync did not write."""
-
-    @property
-    def schema(self) -> TableSchema:
-        """The source's columns and key, as of `info`."""
-        raise NotImplementedError
-
-    @property
-    def mode(self) -> Mode:
-        """As of `info`."""
-        raise NotImplementedError
-
-    @property
-    def counts(self) -> Mapping[str, Any]:
-        """Of the commit `info_version` alone."""
-        raise NotImplementedError
-
-    @property
-    def totals(self) -> Mapping[str, Any]:
-        """Since the bootstrap."""
-        raise NotImplementedError
-
-    @property
-    def committed_us(self) -> int:
-        """When `info_version` was committed, by the merger's clock, µs since 1970."""
-        raise NotImplementedError
-
-    @property
-    def rows(self) -> int:
-        """Live rows, by the files' statistics (of lakesync's own files: measured when they were written)."""
-        raise NotImplementedError
+_COMMIT = re.compile(r"\d{20}\.json")
+_FOREIGN_COUNTS = (("num_added_files", "num_removed_files"), ("num_target_files_added", "num_target_files_removed"))
+"""What delta-rs says in `operationMetrics` of a commit's adds and removes; it does not fsync its commits."""
 
 
 class Commit(NamedTuple):
@@ -105,21 +54,272 @@ class Commit(NamedTuple):
     """`commitInfo.lakesync`."""
 
 
+def app_id(pipeline: str, table: str) -> str:
+    """The application in `txn` actions; `table` is a table's id."""
+    return f"lakesync:{pipeline}:{table}"
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
 def load(folder: Path) -> Snapshot | None:
     """The newest version; None where there is no table. Raises `LakeDamagedError`, `LakeError`."""
-    raise NotImplementedError
+    log = folder / LOG
+    try:
+        names = [path.name for path in log.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise failed(error, "cannot be read", log) from error
+    versions = {int(name[:20]) for name in names if _COMMIT.fullmatch(name)}
+    checkpoints = checkpoint.complete(names)
+    if not versions and not checkpoints:
+        return None
+    newest = max(versions, default=-1)
+    if checkpoints and max(checkpoints) > newest:
+        raise _damaged(
+            log, max(checkpoints), "is missing, and a checkpoint of it is there: the log lost its newest commits"
+        )
+    replay = _Replay(folder)
+    start, unreadable = _from_checkpoint(replay, log, checkpoints)
+    for version in range(start, newest + 1):
+        if version not in versions:
+            why = f"is missing; version {newest} is there"
+            why += f", and checkpoint {', '.join(map(str, unreadable))} cannot be read" if unreadable else ""
+            raise _damaged(log, version, why)
+        replay.apply(version, _read(log, version))
+    if replay.info is None:
+        _look_back(replay, log, versions, start - 1)
+    return replay.snapshot(newest)
 
 
 def refresh(snapshot: Snapshot) -> Snapshot:
-    """The newest version, reading only commits after `snapshot`; the same object if there is none."""
-    raise NotImplementedError
-
-
-def commit(folder: Path, on: Snapshot | None, actions: Sequence[Mapping[str, Any]]) -> Snapshot:
-    """Put-if-absent at `on.version + 1` (0 for None). Raises `LakeConflictError`, `LakeUnknownError`, `LakeError`."""
-    raise NotImplementedError
+    """The newest version, reading only commits after `snapshot`; the same object if there is none. A log whose newest commit is
+    no longer the one that `snapshot` knows is read from the start. Raises as `load`."""
+    log = snapshot.folder / LOG
+    if snapshot.tail is None or _tail(log, snapshot.version) != snapshot.tail:
+        found = load(snapshot.folder)
+        if found is None:
+            raise _damaged(log, snapshot.version, "is missing, and so is the whole log")
+        return found
+    version = snapshot.version
+    replay: _Replay | None = None
+    while _path(log, version + 1).exists():
+        version += 1
+        replay = replay or _Replay(snapshot.folder, snapshot)
+        replay.apply(version, _read(log, version))
+    if _path(log, version + 2).exists() and not _path(log, version + 1).exists():
+        raise _damaged(log, version + 1, f"is missing; version {version + 2} is there")
+    return replay.snapshot(version) if replay else snapshot
 
 
 def commits(folder: Path, after: int = -1) -> Iterator[Commit]:
-    """Commits of lakesync with a version above `after`, in order: for the trace and the ledger."""
-    raise NotImplementedError
+    """Commits of lakesync with a version above `after` whose JSON is there, in order: for the trace and the ledger.
+
+    Raises `LakeDamagedError`.
+    """
+    log = folder / LOG
+    names = [path.name for path in log.iterdir()] if log.is_dir() else []
+    for version in sorted(v for name in names if _COMMIT.fullmatch(name) and (v := int(name[:20])) > after):
+        for action in _read(log, version):
+            if info := _lakesync(action):
+                yield Commit(version, info)
+
+
+class _Replay:
+    """Actions, applied one commit after the other."""
+
+    def __init__(self, folder: Path, on: Snapshot | None = None) -> None:
+        self.folder = folder
+        self.protocol = dict(on.protocol) if on else {}
+        self.metadata = dict(on.metadata) if on else {}
+        self.files = dict(on.files) if on else {}
+        self.tombstones = dict(on.tombstones) if on else {}
+        self.txns = dict(on.txns) if on else {}
+        self.info = on.info if on else None
+        self.info_version = on.info_version if on else None
+        self.checkpoint = on.checkpoint if on else None
+
+    def apply(self, version: int, actions: Sequence[Action]) -> None:
+        """One commit's actions, or a checkpoint's. The order of the lines means nothing: a path that is both removed and added is
+        added (its deletion vector changed)."""
+        try:
+            for action in actions:
+                if body := action.get("remove"):
+                    dead = Tombstone(body.get("deletionTimestamp") or 0, body.get("size"), body.get("deletionVector"))
+                    self.files.pop(body["path"], None)
+                    self.tombstones[body["path"]] = dead
+            for action in actions:
+                if body := action.get("add"):
+                    self.files[body["path"]] = AddFile.from_action(body)
+                    self.tombstones.pop(body["path"], None)
+                elif body := action.get("txn"):
+                    self.txns[body["appId"]] = body["version"]
+                elif body := action.get("protocol"):
+                    self.protocol = dict(body)
+                elif body := action.get("metaData"):
+                    self.metadata = dict(body)
+                elif info := _lakesync(action):
+                    self.info, self.info_version = info, version
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self.folder / LOG, version, "has an action without what the protocol asks for") from error
+
+    def snapshot(self, version: int) -> Snapshot:
+        """The table as it is after `version`."""
+        if not self.metadata or not self.protocol:
+            raise _damaged(self.folder / LOG, version, "is there, but no commit describes the table")
+        return Snapshot(
+            folder=self.folder,
+            version=version,
+            protocol=self.protocol,
+            metadata=self.metadata,
+            files=self.files,
+            tombstones=self.tombstones,
+            txns=self.txns,
+            info=self.info,
+            info_version=self.info_version,
+            checkpoint=self.checkpoint,
+            applied=self._applied(version),
+            tail=_tail(self.folder / LOG, version),
+        )
+
+    def _applied(self, version: int) -> Applied | None:
+        info, log = self.info, self.folder / LOG
+        if info is None:
+            ours = sorted(app for app in self.txns if app.startswith("lakesync:"))
+            if ours:
+                raise _damaged(log, version, f"names {ours[0]}, but the commit with its position is gone")
+            return None
+        if info.get("v") != INFO_VERSION:
+            raise LakeError(
+                f"written by another version of lakesync (form {info.get('v')}, this is {INFO_VERSION})",
+                where=str(_path(log, self.info_version or version)),
+                hint="run the version that wrote it, or resync the table",
+            )
+        try:
+            applied = Applied.from_dict(info)
+            named = self.txns.get(app_id(info["pipeline"], info["table"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(log, self.info_version or version, "has a position that cannot be read") from error
+        if named != applied.epoch.number:
+            raise _damaged(log, version, f"names epoch {named} in txn and {applied.epoch.number} in commitInfo")
+        return applied
+
+
+def _from_checkpoint(replay: _Replay, log: Path, checkpoints: Mapping[int, list[list[str]]]) -> tuple[int, list[int]]:
+    """Start from the newest checkpoint that can be read. The first version to replay; checkpoints that could not be read."""
+    unreadable: list[int] = []
+    for version in sorted(checkpoints, reverse=True):
+        for files in checkpoints[version]:
+            try:
+                actions = list(checkpoint.read(log, files))
+            except (OSError, ValueError, pa.ArrowException) as error:
+                LOGGER.warning("checkpoint-unreadable", file=str(log / files[0]), error=type(error).__name__)
+                continue
+            if any("metaData" in a for a in actions) and any("protocol" in a for a in actions):
+                replay.apply(version, actions)
+                replay.checkpoint = version
+                return version + 1, unreadable
+        unreadable.append(version)
+    return 0, unreadable
+
+
+def _look_back(replay: _Replay, log: Path, versions: set[int], version: int) -> None:
+    """The newest position-bearing commit behind the checkpoint: checkpoints hold no `commitInfo`."""
+    while version in versions and replay.info is None:
+        for action in _read(log, version):
+            if info := _lakesync(action):
+                replay.info, replay.info_version = info, version
+        version -= 1
+
+
+def _read(log: Path, version: int) -> list[Action]:
+    path = _path(log, version)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise _damaged(log, version, "is missing") from error
+    except OSError as error:
+        raise failed(error, "cannot be read", path) from error
+    if not data.strip():
+        raise _damaged(log, version, "is empty")
+    actions: list[Action] = []
+    for line in data.splitlines():
+        if not line.strip():
+            continue
+        try:
+            action = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise _damaged(log, version, "is torn: it ends, or has a gap, within a line") from error
+        if not isinstance(action, dict):
+            raise _damaged(log, version, "has a line that is no action")
+        actions.append(action)
+    _check_counts(log, version, actions)
+    return actions
+
+
+def _check_counts(log: Path, version: int, actions: Sequence[Action]) -> None:
+    """A commit that says how many files it adds and removes must do so: it may have lost whole lines."""
+    have = (sum("add" in a for a in actions), sum("remove" in a for a in actions))
+    for action in actions:
+        body = action.get("commitInfo")
+        if not isinstance(body, Mapping):
+            continue
+        if info := _lakesync(action):
+            counts = info.get("counts") or {}
+            said = (counts.get("files_added"), counts.get("files_removed"))
+            if have != said or not any("txn" in a for a in actions):
+                raise _damaged(log, version, f"is torn: it says {said} files added and removed, and has {have}")
+        metrics = body.get("operationMetrics")
+        if str(body.get("engineInfo", "")).startswith("delta-rs") and isinstance(metrics, Mapping):
+            for names in _FOREIGN_COUNTS:
+                said = (metrics.get(names[0]), metrics.get(names[1]))
+                if all(isinstance(n, int) for n in said) and have != said:
+                    raise _damaged(log, version, f"is torn: it says {said} files added and removed, and has {have}")
+
+
+def _lakesync(action: Action) -> Mapping[str, Any] | None:
+    body = action.get("commitInfo")
+    info = body.get("lakesync") if isinstance(body, Mapping) else None
+    return info if isinstance(info, Mapping) else None
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def commit(store: Store, folder: Path, on: Snapshot | None, actions: Sequence[Action]) -> Snapshot:
+    """Put `actions` at `on.version + 1` (0 for None), if no one else has. The table as it is then.
+
+    Raises `LakeConflictError`, `LakeUnknownError`, `LakeError`.
+    """
+    log = folder / LOG
+    version = on.version + 1 if on else 0
+    replay = _Replay(folder, on)
+    replay.apply(version, actions)
+    after = replay.snapshot(version)  # what cannot be replayed is not committed
+    data = b"".join(orjson.dumps(action) + b"\n" for action in actions)
+    store.make_folder(log)
+    store.settle(folder)
+    store.put_if_absent(_path(log, version), data)
+    return replace(after, tail=_tail(log, version))
+
+
+def _path(log: Path, version: int) -> Path:
+    return log / f"{version:020}.json"
+
+
+def _tail(log: Path, version: int) -> Tail | None:
+    try:
+        found = _path(log, version).stat()
+    except OSError:
+        return None
+    return Tail(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _damaged(log: Path, version: int, what: str) -> LakeDamagedError:
+    return LakeDamagedError(
+        f"version {version} {what}",
+        where=str(_path(log, version)),
+        hint="restore the file; or, if it is the newest version, move it away and resume the table;"
+        " or move the table's folder away and resync the table",
+    )

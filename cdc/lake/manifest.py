@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from cdc.epoch import EpochId
-from cdc.lake.deltalog import Applied, Snapshot
-from cdc.names import TableName
+from cdc.errors import LakeDamagedError
+from cdc.lake.snapshot import Applied, Snapshot
+from cdc.lake.store import Store, failed
+from cdc.names import TableName, encode
+
+FOLDER = "-lakesync"
+"""Under the lake's root; no table's folder begins so."""
+KEPT = 5
+"""Manifests that are kept, the newest one included."""
+_VERSION = 1
+_OLDER = re.compile(r"manifest-\d{20}\.json")
 
 
 @dataclass(frozen=True)
@@ -37,16 +51,73 @@ class Manifest:
 
 
 def read(root: Path, pipeline: str) -> Manifest | None:
-    """The newest manifest; None if there is none. Raises `LakeDamagedError`."""
-    raise NotImplementedError
+    """The newest manifest; None if there is none. Raises `LakeDamagedError`, `LakeError`."""
+    path = root / FOLDER / encode(pipeline) / "manifest.json"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise failed(error, "cannot be read", path) from error
+    Store(root).settle(path.parent)  # a process that was killed may have left it visible and not yet durable
+    try:
+        return _parse(orjson.loads(data))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LakeDamagedError(
+            "cannot be read", where=str(path), hint="put the newest of the manifests beside it in its place"
+        ) from error
 
 
 def write(root: Path, pipeline: str, manifest: Manifest) -> None:
     """Replace the newest manifest, atomically and durably; a few older ones are kept. Raises `LakeError`."""
-    raise NotImplementedError
+    store = Store(root)
+    folder = store.folder(f"{FOLDER}/{encode(pipeline)}")
+    store.make_folder(folder)
+    path = folder / "manifest.json"
+    try:
+        older = sorted(found for found in folder.iterdir() if _OLDER.fullmatch(found.name))
+        if path.exists():
+            number = int(older[-1].stem.removeprefix("manifest-")) + 1 if older else 1
+            older.append(folder / f"manifest-{number:020}.json")
+            older[-1].hardlink_to(path)
+    except OSError as error:
+        raise failed(error, "the older manifest cannot be kept", path) from error
+    store.replace(path, orjson.dumps(_form(manifest), option=orjson.OPT_SORT_KEYS), "lake.manifest")
+    for old in older[: -(KEPT - 1)]:
+        with suppress(OSError):
+            old.unlink()
 
 
 def carried(table: TableName, snapshot: Snapshot, manifest: Manifest | None) -> Applied | None:
     """What the table has applied: the manifest's epoch if the table's last commit is the one that the manifest names (there was
     nothing for it since), else the commit's own. None if the snapshot has no applied epoch."""
-    raise NotImplementedError
+    own = snapshot.applied
+    named = manifest.tables.get(table) if manifest else None
+    if own is None or manifest is None or named is None:
+        return own
+    same = (named.commit, named.epoch) == (snapshot.info_version, own.epoch)
+    ahead = manifest.applied.position.contains(own.position) and manifest.applied.seq >= own.seq
+    return manifest.applied if same and ahead else own
+
+
+def _form(manifest: Manifest) -> dict[str, Any]:
+    tables = {
+        table.id: {"version": v.version, "commit": v.commit, "epoch": list(v.epoch), "state": v.state}
+        for table, v in manifest.tables.items()
+    }
+    return {
+        "v": _VERSION,
+        "applied": manifest.applied.to_dict(),
+        "tables": tables,
+        "written_us": manifest.written_us,
+    }
+
+
+def _parse(data: Mapping[str, Any]) -> Manifest:
+    if data["v"] != _VERSION:
+        raise ValueError(f"a manifest of version {data['v']}")
+    tables = {
+        TableName.from_id(table): TableVersion(v["version"], v["commit"], EpochId(*v["epoch"]), v["state"])
+        for table, v in data["tables"].items()
+    }
+    return Manifest(Applied.from_dict(data["applied"]), tables, data["written_us"])

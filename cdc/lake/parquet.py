@@ -1,10 +1,37 @@
-"""Data files: Parquet, measured from what was written."""
+"""Data files: Parquet, written once, measured from what was written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime
+import os
+import re
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdc.errors import LakeDamagedError
+from cdc.lake.store import Store, failed
+
+ROW_GROUP_ROWS = 128 * 1024
+ROW_GROUP_BYTES = 64 * 1024 * 1024
+"""In memory: wide rows make shorter row groups, so that one can always be held."""
+STATS_COLUMNS = 32
+"""The key's columns and the first 32 have least and greatest values, as Delta's writers do by default."""
+STATS_PREFIX = 32
+"""Characters of a string that its bounds keep."""
+NAME = re.compile(r"part-[0-9a-f]{32}\.zstd\.parquet")
+
+
+def new_name() -> str:
+    """The name of a data file that is not there yet."""
+    return f"part-{uuid.uuid4().hex}.zstd.parquet"
 
 
 @dataclass(frozen=True)
@@ -27,3 +54,180 @@ class DataFile:
     def from_dict(cls, data: Mapping[str, Any]) -> DataFile:
         """The file that `to_dict` was asked of."""
         return cls(data["name"], data["size"], data["rows"], data["stats"])
+
+
+NO_FILE = DataFile("", 0, 0, "{}")
+
+
+class FileWriter:
+    """One data file being written. Rows are gathered into row groups; nothing is on disk before the first one is full.
+
+    `close` fsyncs the file, not its folder. Raises `LakeError`.
+    """
+
+    def __init__(self, store: Store, folder: Path, columns: pa.Schema, key: Collection[str], name: str = "") -> None:
+        self._store, self._columns, self._key = store, columns, key
+        self._path = folder / (name or new_name())
+        self._waiting: list[pa.Table] = []
+        self._rows = self._bytes = 0
+        self._file: Any = None
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far; what waits for its row group is not in it."""
+        return int(self._file.tell()) if self._file else 0
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows; they have exactly the file's columns."""
+        if not rows.num_rows:
+            return
+        self._waiting.append(rows)
+        self._rows += rows.num_rows
+        self._bytes += rows.nbytes
+        if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
+            self._flush(last=False)
+
+    def _flush(self, *, last: bool) -> None:
+        rows = pa.concat_tables(self._waiting)
+        # What is left over waits for more, unless it is wide rows that fill the memory.
+        whole = rows.num_rows - rows.num_rows % ROW_GROUP_ROWS
+        if last or self._bytes >= ROW_GROUP_BYTES:
+            whole = rows.num_rows
+        size = max(1, min(ROW_GROUP_ROWS, rows.num_rows * ROW_GROUP_BYTES // max(1, self._bytes)))
+        try:
+            self._open().write_table(rows.slice(0, whole), row_group_size=size)
+        except OSError as error:
+            raise failed(error, "the data file cannot be written", self._path) from error
+        rest = rows.slice(whole)
+        self._waiting = [rest] if rest.num_rows else []
+        self._rows, self._bytes = rest.num_rows, rest.nbytes
+
+    def _open(self) -> pq.ParquetWriter:
+        if self._writer is None:
+            self._file = self._store.create(self._path)
+            self._writer = pq.ParquetWriter(
+                self._file, self._columns, compression="zstd", compression_level=1, store_schema=False
+            )
+        return self._writer
+
+    def close(self) -> DataFile:
+        """The file, durable and measured; `NO_FILE` if there was no row."""
+        if self._waiting:
+            self._flush(last=True)
+        if self._writer is None:
+            return NO_FILE
+        try:
+            self._writer.close()
+            self._store.finish(self._file)
+            size = self._path.stat().st_size
+        except OSError as error:
+            raise failed(error, "the data file cannot be made durable", self._path) from error
+        footer = pq.read_metadata(self._path)
+        return DataFile(self._path.name, size, footer.num_rows, delta_stats(footer, self._columns, self._key))
+
+    def abandon(self) -> None:
+        """Close and remove what was written, as far as that is possible."""
+        if self._file is not None:
+            with suppress(OSError, pa.ArrowException):
+                self._file.close()
+            with suppress(OSError):
+                self._path.unlink()
+
+
+def delta_stats(footer: pq.FileMetaData, columns: pa.Schema, key: Collection[str]) -> str:
+    """Delta's statistics of a file, from the footer's: rows, nulls, and bounds of integers, dates and strings.
+
+    Other types have no bounds: JSON has no exact form of them that all readers agree on.
+    """
+    least: dict[str, Any] = {}
+    greatest: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for i, field in enumerate(columns):
+        if i >= STATS_COLUMNS and field.name not in key:
+            continue
+        found: list[Any] = [footer.row_group(g).column(i).statistics for g in range(footer.num_row_groups)]
+        if any(s is None or not s.has_null_count for s in found):
+            continue
+        nulls[field.name] = sum(s.null_count for s in found)
+        filled = [s for s in found if s.num_values]
+        if not filled or any(not s.has_min_max for s in filled) or not _bounded(field.type):
+            continue
+        low, high = _bounds(min(s.min for s in filled), max(s.max for s in filled))
+        if low is not None and high is not None:
+            least[field.name], greatest[field.name] = low, high
+    stats = {
+        "numRecords": footer.num_rows,
+        "minValues": least,
+        "maxValues": greatest,
+        "nullCount": nulls,
+        "tightBounds": True,
+    }
+    return orjson.dumps(stats).decode()
+
+
+def _bounded(arrow: pa.DataType) -> bool:
+    return bool(pa.types.is_signed_integer(arrow) or pa.types.is_date32(arrow) or pa.types.is_string(arrow))
+
+
+def _bounds(low: Any, high: Any) -> tuple[Any, Any]:
+    if isinstance(low, datetime.date):
+        return low.isoformat(), high.isoformat()
+    if not isinstance(low, str):
+        return low, high
+    if len(high) > STATS_PREFIX:
+        # The greatest character behind the prefix is above every string that begins with it, unless one goes on with it.
+        high = None if high[STATS_PREFIX] == "\U0010ffff" else high[:STATS_PREFIX] + "\U0010ffff"
+    return low[:STATS_PREFIX], high
+
+
+def bounds(stats: Mapping[str, Any], columns: pa.Schema) -> dict[str, tuple[Any, Any]]:
+    """The bounds of these columns by Delta's statistics, as Arrow scalars; columns without known bounds are left out."""
+    found = {}
+    least, greatest = stats.get("minValues") or {}, stats.get("maxValues") or {}
+    for field in columns:
+        low, high = least.get(field.name), greatest.get(field.name)
+        if low is None or high is None or not _bounded(field.type):
+            continue
+        try:
+            if pa.types.is_date32(field.type):
+                low, high = datetime.date.fromisoformat(low), datetime.date.fromisoformat(high)
+            found[field.name] = (pa.scalar(low, field.type), pa.scalar(high, field.type))
+        except (ValueError, TypeError, pa.ArrowException):
+            continue  # a foreign writer's form: then the file is read
+    return found
+
+
+@contextmanager
+def opened(path: Path, size: int | None = None) -> Iterator[pq.ParquetFile]:
+    """A data file, open for reading. Raises `LakeDamagedError` if it is missing, torn, or not of this size, also while it is read."""
+    try:
+        found = path.stat().st_size
+        if size is not None and found != size:
+            raise _damaged(path, f"has {found} bytes, its commit says {size}")
+        with pq.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise _damaged(path, "is missing") from error
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
+
+
+def row_groups(file: pq.ParquetFile, columns: pa.Schema) -> Iterator[pa.Table]:
+    """The row groups' rows with these columns, in these types; a column that the file lacks is null."""
+    have = file.schema_arrow
+    present = [name for name in columns.names if name in have.names]
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group, columns=present)
+        arrays = [
+            rows.column(f.name).cast(f.type) if f.name in present else pa.nulls(rows.num_rows, f.type) for f in columns
+        ]
+        yield pa.table(arrays, schema=columns)
+
+
+def _damaged(path: Path, what: str) -> LakeDamagedError:
+    return LakeDamagedError(
+        f"data file {path.name} {what}",
+        where=os.fspath(path.parent),
+        hint="restore the file, or resync the table",
+    )

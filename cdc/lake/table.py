@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from cdc import faults
+from cdc.clock import Clock, SystemClock
 from cdc.config import Mode
 from cdc.epoch import Counts
-from cdc.lake.changes import Folded, MergeCounts
-from cdc.lake.deltalog import Applied, Snapshot
-from cdc.lake.parquet import DataFile
+from cdc.errors import LakeConflictError, LakeError, LakeOccupiedError
+from cdc.journal import logger
+from cdc.lake import checkpoint, deltalog
+from cdc.lake.changes import Effects, Folded, MergeCounts
+from cdc.lake.checkpoint import Action
+from cdc.lake.columns import (
+    CONFIGURATION,
+    conform,
+    delta_schema,
+    foreign_changes,
+    foreign_features,
+    key_columns,
+    lake_columns,
+    protocol,
+)
+from cdc.lake.deltalog import LOG, app_id
+from cdc.lake.info import Change, commit_info
+from cdc.lake.keys import KeyIndex
+from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, opened, row_groups
+from cdc.lake.rewrite import Found, look_up, read_keys, rewrite
+from cdc.lake.snapshot import AddFile, Applied, Snapshot
+from cdc.lake.store import TEMPORARY, Store, failed
 from cdc.names import TableName
 from cdc.schema import TableSchema
 
 FILE_SIZE = 128 * 1024 * 1024
+CHECKPOINT_EVERY = 100
+"""Commits."""
+RETENTION_S = 7 * 86400.0
+"""For how long a file that a commit removed stays, for readers of older versions; Delta's default."""
+LOGGER = logger("lake")
+
+_OCCUPIED = "give this pipeline another lake, or move the folder away"
+_RESYNC = "resync the table: it is read anew and replaced in one commit"
+_NO_KEY = "give the source's table a primary key, or add it with mode append"
 
 
 class LakeTable:
@@ -30,17 +63,77 @@ class LakeTable:
         pipeline: str,
         *,
         file_size: int = FILE_SIZE,
-        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        clock: Clock | None = None,
     ) -> None:
-        raise NotImplementedError
+        self.table, self.pipeline, self.file_size = table, pipeline, file_size
+        self._clock = clock or SystemClock()
+        self._store = Store(root)
+        self.folder = self._store.folder(table.folder)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def load(self) -> Snapshot | None:
         """The newest version; None where nothing is. Raises `LakeOccupiedError`, `LakeDamagedError`, `LakeError`."""
-        raise NotImplementedError
+        snapshot = deltalog.load(self.folder)
+        if snapshot is None:
+            self._check_empty()
+            return None
+        return self._ours(snapshot)
 
     def refresh(self, snapshot: Snapshot) -> Snapshot:
         """The newest version, reading only what came after `snapshot`. Raises as `load`."""
-        raise NotImplementedError
+        found = deltalog.refresh(snapshot)
+        return snapshot if found is snapshot else self._ours(found)
+
+    def _ours(self, snapshot: Snapshot) -> Snapshot:
+        info = snapshot.info or {}
+        if (info.get("pipeline"), info.get("table")) != (self.pipeline, self.table.id):
+            owner = f"pipeline {info['pipeline']}" if info.get("pipeline") else "someone else"
+            raise LakeOccupiedError(f"holds a table of {owner}", where=str(self.folder), hint=_OCCUPIED)
+        # A writer that was killed may have left a commit visible and not yet durable: nothing follows from it before it is.
+        self._store.settle(self.folder / LOG)
+        return snapshot
+
+    def _check_empty(self) -> None:
+        """An unfinished bootstrap of ours leaves data files that no commit names: that is no one else's table."""
+        if any(name != LOG and not NAME.fullmatch(name) for name in self._names()):
+            raise LakeOccupiedError("holds files that are no Delta table", where=str(self.folder), hint=_OCCUPIED)
+
+    def scan(
+        self,
+        snapshot: Snapshot,
+        columns: Sequence[str] | None = None,
+        key_range: tuple[Any | None, Any | None] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows, in no order, in batches of bounded size. `key_range`: `low <= first key column < high`, None: no bound.
+
+        Raises `LakeError`, `LakeDamagedError`.
+        """
+        have = self._readable(snapshot)
+        wanted = have if columns is None else pa.schema([have.field(name) for name in columns])
+        first = have.field(snapshot.schema.key[0]) if key_range and snapshot.schema.key else None
+        low, high = (pa.scalar(v, first.type) if first and v is not None else None for v in key_range or (None, None))
+        read = wanted if first is None or first.name in wanted.names else wanted.append(first)
+        for file in snapshot.files.values():
+            if first is not None and _outside(bounds(file.statistics, pa.schema([first])).get(first.name), low, high):
+                continue
+            with opened(snapshot.path(file), file.size) as parquet:
+                for group in row_groups(parquet, read):
+                    rows = group if first is None else _between(group, first.name, low, high)
+                    yield from rows.select(wanted.names).to_batches()
+
+    def keys(self, snapshot: Snapshot) -> Iterator[pa.RecordBatch]:
+        """The key columns of every row, in the key's order of columns."""
+        return self.scan(snapshot, snapshot.schema.key)
+
+    def rows(self, snapshot: Snapshot, keys: pa.Table) -> pa.Table:
+        """The rows with these keys (the key columns, each key once), all lake columns, in no order."""
+        columns = self._readable(snapshot)
+        index = KeyIndex(conform(keys, key_columns(snapshot.schema), str(self.table)), str(self.table))
+        found = read_keys(snapshot, look_up(snapshot, index), columns, index)
+        return pa.concat_tables([columns.empty_table(), *found])
+
+    # -- writing -------------------------------------------------------------------------------------------------------
 
     def write_file(
         self,
@@ -49,10 +142,41 @@ class LakeTable:
         *,
         ts_ms: int | None = None,
         seq: int | None = None,
+        name: str = "",
     ) -> DataFile:
-        """A durable Parquet file, not yet visible. `batches` have the lake's columns, or only the source's: then `ts_ms` and `seq`
-        are every row's."""
-        raise NotImplementedError
+        """A durable Parquet file of an upsert table, not yet visible. `batches` have the lake's columns, or only the source's: then
+        `ts_ms` and `seq` are every row's. `name` is one of `parquet.new_name()`; what a killed process left under it is replaced.
+
+        Raises `LakeError`.
+        """
+        columns = lake_columns(schema, "upsert")
+        if name and not NAME.fullmatch(name):
+            raise LakeError("not a name of a data file", where=name)
+        self._store.make_folder(self.folder)
+        if name:
+            self.discard([name])
+        writer = FileWriter(self._store, self.folder, columns, schema.key, name)
+        try:
+            for batch in batches:
+                rows = pa.table(batch)
+                if ts_ms is not None and seq is not None:
+                    stamps = [pa.repeat(pa.scalar(v, pa.int64()), rows.num_rows) for v in (ts_ms, seq)]
+                    rows = pa.table([*rows.columns, *stamps], names=[*rows.column_names, *columns.names[-2:]])
+                writer.write(conform(rows, columns, str(self.table)))
+            file = writer.close()
+            self._data_written()
+        except BaseException:
+            writer.abandon()
+            raise
+        return file
+
+    def _data_written(self) -> None:
+        """The files are durable, now their names."""
+        try:
+            faults.point("lake.after-data-files")
+        except OSError as error:
+            raise failed(error, "data files cannot be made durable", self.folder) from error
+        self._store.settle(self.folder)
 
     def bootstrap(
         self,
@@ -63,48 +187,257 @@ class LakeTable:
         on: Snapshot | None,
         logged: Counts,
     ) -> Snapshot:
-        """One commit that makes `files` the table; `on`: the version whose files it replaces, all of them."""
-        raise NotImplementedError
+        """One commit that makes `files` the table; `on`: the version whose files it replaces, all of them. `logged` are the changes
+        that the log counts up to `applied`: totals go on from them.
+
+        Raises `LakeConflictError`, `LakeUnknownError`, `LakeDamagedError` for a file that is not there any more, `LakeError`.
+        """
+        written = [file for file in files if file.rows]
+        for file in written:
+            with opened(self.folder / file.name, file.size):
+                pass
+        return self._found(Change("bootstrap", mode, schema, applied, written, logged=logged), on)
 
     def create(
         self, schema: TableSchema, mode: Mode, applied: Applied, logged: Counts, on: Snapshot | None = None
     ) -> Snapshot:
-        """One commit: the empty table."""
-        raise NotImplementedError
+        """One commit: the empty table; `on`: instead of this version. Raises as `bootstrap`."""
+        return self._found(Change("create", mode, schema, applied, logged=logged), on)
 
     def upsert(self, on: Snapshot, folded: Folded, applied: Applied, merged: MergeCounts) -> Snapshot:
-        """One commit: the upserts replace or become rows, the deletes' rows go."""
-        raise NotImplementedError
+        """One commit: the upserts replace or become rows, the deletes' rows go.
+
+        Raises `LakeConflictError`, `LakeUnknownError`, `LakeDamagedError`, `LakeError`.
+        """
+        columns = self._writable(on, "upsert")
+        keys = key_columns(on.schema)
+        images = conform(folded.upserts, columns, str(self.table))
+        gone = conform(folded.deletes, keys, str(self.table))
+        index = KeyIndex(pa.concat_tables([images.select(keys.names), gone]), str(self.table))
+        found = look_up(on, index)
+        replaced, removed = found.count(below=images.num_rows)
+        effects = Effects(images.num_rows - replaced, replaced, removed, gone.num_rows - removed)
+        return self._merge(on, columns, index, found, images, effects, applied, merged)
 
     def append(self, on: Snapshot, rows: pa.Table, applied: Applied, merged: MergeCounts) -> Snapshot:
-        """One commit: `rows` (the source's columns, `_cdc_ts_ms`, `_cdc_seq`, `_cdc_op`, `_cdc_gid`) are added."""
-        raise NotImplementedError
+        """One commit: `rows` (the source's columns, `_cdc_ts_ms`, `_cdc_seq`, `_cdc_op`, `_cdc_gid`) are added. Raises as `upsert`."""
+        columns = self._writable(on, "append")
+        rows = conform(rows, columns, str(self.table))
+        return self._merge(on, columns, None, Found(), rows, Effects(inserted=rows.num_rows), applied, merged)
 
-    def scan(
+    def _merge(
         self,
-        snapshot: Snapshot,
-        columns: Sequence[str] | None = None,
-        key_range: tuple[Any | None, Any | None] | None = None,
-    ) -> Iterator[pa.RecordBatch]:
-        """The rows, in no order, in batches of bounded size. `key_range`: `low <= first key column < high`, None: no bound."""
-        raise NotImplementedError
+        on: Snapshot,
+        columns: pa.Schema,
+        index: KeyIndex | None,
+        found: Found,
+        images: pa.Table,
+        effects: Effects,
+        applied: Applied,
+        merged: MergeCounts,
+    ) -> Snapshot:
+        def new_file() -> FileWriter:
+            return FileWriter(self._store, self.folder, columns, on.schema.key)
 
-    def keys(self, snapshot: Snapshot) -> Iterator[pa.RecordBatch]:
-        """The key columns of every row, in the key's order of columns."""
-        raise NotImplementedError
+        self._store.make_folder(self.folder)
+        done = rewrite(on, columns, index, found, images, new_file, self.file_size)
+        rows_added = sum(file.rows for file in done.added)
+        try:
+            if effects.inserted - effects.removed != rows_added - done.rows_deleted:
+                raise LakeError(
+                    f"the files do not balance: by keys {effects.inserted} rows are inserted and {effects.removed} removed,"
+                    f" by files {rows_added} added and {done.rows_deleted} deleted",
+                    where=str(self.folder),
+                    hint="nothing was committed; report this",
+                )
+            self._data_written()
+        except BaseException:
+            self._unlink(file.name for file in done.added)
+            raise
+        change = Change(
+            "merge",
+            on.mode,
+            on.schema,
+            applied,
+            done.added,
+            done.removed,
+            rows_deleted=done.rows_deleted,
+            live_before=_live(on),
+            effects=effects,
+            merged=merged,
+        )
+        try:
+            return self._commit(on, change, [])
+        except LakeConflictError:
+            self._unlink(file.name for file in done.added)
+            raise
 
-    def rows(self, snapshot: Snapshot, keys: pa.Table) -> pa.Table:
-        """The rows with these keys (the key columns), all lake columns, in no order."""
-        raise NotImplementedError
+    def _found(self, change: Change, on: Snapshot | None) -> Snapshot:
+        """The first commit of a table, or one that begins it anew."""
+        columns = lake_columns(change.schema, change.mode)
+        if change.mode == "upsert" and not change.schema.key:
+            raise LakeError("a table without a key cannot be upserted into", where=str(self.table), hint=_NO_KEY)
+        if on is None:
+            wanted, identity = protocol(columns), str(uuid.uuid4())
+            created_ms: Any = self._clock.now_us() // 1000
+        else:
+            if foreign := foreign_features(on.protocol):
+                raise LakeError(
+                    f"others changed the table: {', '.join(foreign)}",
+                    where=str(self.folder),
+                    hint="move the table's folder away, then resync the table",
+                )
+            wanted, identity = protocol(columns, on.protocol), on.metadata["id"]
+            created_ms = on.metadata.get("createdTime")
+            rows = _live(on)
+            change = replace(change, removed=tuple(on.files.values()), rows_deleted=rows, live_before=rows)
+        metadata = {
+            "id": identity,
+            "format": {"provider": "parquet", "options": {}},
+            "schemaString": delta_schema(columns),
+            "partitionColumns": [],
+            "configuration": CONFIGURATION,
+            "createdTime": created_ms,
+        }
+        actions: list[Action] = []
+        if on is None or wanted != on.protocol:
+            actions.append({"protocol": wanted})
+        if on is None or metadata != {name: on.metadata.get(name) for name in metadata}:
+            actions.append({"metaData": metadata})
+        return self._commit(on, change, actions)
 
-    def checkpoint(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint of this version. `upsert` and the others do so every 100 commits; failure there only warns."""
-        raise NotImplementedError
+    def _commit(self, on: Snapshot | None, change: Change, actions: Sequence[Action]) -> Snapshot:
+        now_us = self._clock.now_us()
+        now_ms = now_us // 1000
+        before = on.info if on and change.kind == "merge" else None
+        info = commit_info(self.pipeline, self.table, change, before, now_us)
+        if foreign := info["lakesync"]["counts"]["foreign"]:
+            LOGGER.warning("rows-changed-by-others", table=self.table.id, rows=foreign)
+        txn = {
+            "appId": app_id(self.pipeline, self.table.id),
+            "version": change.applied.epoch.number,
+            "lastUpdated": now_ms,
+        }
+        adds = [AddFile(file.name, file.size, file.rows, file.stats, now_ms) for file in change.added]
+        snapshot = deltalog.commit(
+            self._store,
+            self.folder,
+            on,
+            [
+                {"commitInfo": info},
+                *actions,
+                {"txn": txn},
+                *({"remove": file.removed(now_ms)} for file in change.removed),
+                *({"add": file.to_action()} for file in adds),
+            ],
+        )
+        if snapshot.version - (snapshot.checkpoint or 0) >= CHECKPOINT_EVERY:
+            try:
+                return self.checkpoint(snapshot)
+            except (LakeError, pa.ArrowException) as error:
+                LOGGER.warning("checkpoint-failed", table=self.table.id, version=snapshot.version, error=str(error))
+        return snapshot
 
-    def vacuum(self, snapshot: Snapshot, retention_s: float = 7 * 86400.0) -> int:
-        """Delete the files that were removed longer ago than this. How many."""
-        raise NotImplementedError
+    # -- maintenance ---------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, snapshot: Snapshot) -> Snapshot:
+        """Write a checkpoint of this version; the snapshot that knows of it. `upsert` and the others do so every 100 commits; a
+        failure there only warns. Raises `LakeError`."""
+        since_ms = self._clock.now_us() // 1000 - int(RETENTION_S * 1000)
+        checkpoint.write(self._store, self.folder / LOG, snapshot.version, list(snapshot.actions(since_ms)))
+        return replace(snapshot, checkpoint=snapshot.version)
+
+    def vacuum(self, snapshot: Snapshot, retention_s: float = RETENTION_S) -> int:
+        """Delete the files that were removed longer ago than this. How many. Raises `LakeError`."""
+        limit_ms = self._clock.now_us() // 1000 - int(retention_s * 1000)
+        dead = {path for path, tombstone in snapshot.tombstones.items() if tombstone.removed_ms < limit_ms}
+        return self._unlink(sorted(dead.intersection(self._names()) - set(snapshot.files)))
 
     def remove_orphans(self, keep: Collection[str], older_than_s: float) -> int:
-        """Delete data files that nothing refers to, but those named in `keep` and those younger. How many."""
-        raise NotImplementedError
+        """Delete data files that nothing refers to, but those named in `keep` and those younger; temporary files too. How many.
+
+        Raises as `load`.
+        """
+        snapshot = self.load()
+        known = {*keep, *(snapshot.files if snapshot else ()), *(snapshot.tombstones if snapshot else ())}
+        limit_s = self._clock.now_us() / 1e6 - older_than_s
+        found = [self.folder / name for name in self._names() if NAME.fullmatch(name) and name not in known]
+        if (self.folder / LOG).is_dir():
+            found += (self.folder / LOG).glob(f"{TEMPORARY}*.tmp")
+        removed = 0
+        for path in found:
+            with suppress(OSError):
+                if path.stat().st_mtime < limit_s:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def discard(self, names: Iterable[str]) -> int:
+        """Delete those of these data files that are there and that no commit names. How many. Raises as `load`."""
+        there = {name for name in names if NAME.fullmatch(name) and (self.folder / name).exists()}
+        if not there:
+            return 0
+        snapshot = self.load()
+        return self._unlink(
+            there - set(snapshot.files if snapshot else ()) - set(snapshot.tombstones if snapshot else ())
+        )
+
+    def _unlink(self, names: Iterable[str]) -> int:
+        removed = 0
+        for name in names:
+            with suppress(OSError):
+                (self.folder / name).unlink()
+                removed += 1
+        return removed
+
+    def _names(self) -> list[str]:
+        try:
+            return [path.name for path in self.folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise failed(error, "cannot be read", self.folder) from error
+
+    # -- what may be read and written ------------------------------------------------------------------------------------
+
+    def _readable(self, snapshot: Snapshot) -> pa.Schema:
+        """The columns. Raises `LakeError` for a table that others changed in a way that lakesync does not follow."""
+        columns = lake_columns(snapshot.schema, snapshot.mode)
+        foreign = foreign_changes(columns, snapshot.protocol, snapshot.metadata)
+        vectors = sum(file.deletion_vector is not None for file in snapshot.files.values())
+        if vectors:
+            foreign.append(f"rows deleted by vector in {vectors} files")
+        if foreign:
+            raise LakeError(f"others changed the table: {', '.join(foreign)}", where=str(self.folder), hint=_RESYNC)
+        return columns
+
+    def _writable(self, on: Snapshot, mode: Mode) -> pa.Schema:
+        if on.mode != mode:
+            raise LakeError(f"is a table of mode {on.mode}, not {mode}", where=str(self.folder), hint=_RESYNC)
+        return self._readable(on)
+
+
+def _live(snapshot: Snapshot) -> int:
+    """Live rows: of files that say so by their statistics, of others by their footers."""
+    rows = 0
+    for file in snapshot.files.values():
+        if file.num_records is None:
+            with opened(snapshot.path(file), file.size) as parquet:
+                rows += parquet.metadata.num_rows
+        rows += file.num_records or 0
+    return rows
+
+
+def _outside(found: tuple[Any, Any] | None, low: Any, high: Any) -> bool:
+    if found is None:
+        return False
+    below = low is not None and pc.less(found[1], low).as_py()
+    return below or (high is not None and pc.greater_equal(found[0], high).as_py())
+
+
+def _between(rows: pa.Table, name: str, low: Any, high: Any) -> pa.Table:
+    if low is not None:
+        rows = rows.filter(pc.greater_equal(rows.column(name), low))
+    if high is not None:
+        rows = rows.filter(pc.less(rows.column(name), high))
+    return rows

@@ -1,0 +1,173 @@
+"""Checkpoints of a Delta log: the state at one version in Parquet, so that readers need not read every commit.
+
+Read in every form that others write (one file, several parts, V2 with sidecars); written as one file (Delta protocol,
+"Checkpoints"). `_last_checkpoint` is written for other readers and never read: what is in the folder says what there is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdc.lake.store import Store
+
+Action = Mapping[str, Any]
+"""A line of a commit: one key, the action's name, and the action."""
+
+_NAME = re.compile(
+    r"(?P<version>\d{20})\.checkpoint(?:\.(?P<part>\d{10})\.(?P<parts>\d{10})|\.(?P<uuid>[0-9a-f-]{36}))?\.(?P<form>parquet|json)"
+)
+_FIELDS = {
+    "protocol": None,
+    "metaData": None,
+    "txn": ("appId", "version"),
+    "add": ("path", "size", "modificationTime", "partitionValues", "stats", "deletionVector"),
+    "remove": ("path", "deletionTimestamp", "size", "deletionVector"),
+    "sidecar": ("path",),
+}
+"""The actions that matter, and of those that come in great numbers the fields."""
+
+_MAP = pa.map_(pa.string(), pa.string())
+_VECTOR = pa.struct(
+    [
+        ("storageType", pa.string()),
+        ("pathOrInlineDv", pa.string()),
+        ("offset", pa.int32()),
+        ("sizeInBytes", pa.int32()),
+        ("cardinality", pa.int64()),
+    ]
+)
+_SCHEMA = pa.schema(
+    [
+        ("txn", pa.struct([("appId", pa.string()), ("version", pa.int64()), ("lastUpdated", pa.int64())])),
+        (
+            "add",
+            pa.struct(
+                [
+                    ("path", pa.string()),
+                    ("partitionValues", _MAP),
+                    ("size", pa.int64()),
+                    ("modificationTime", pa.int64()),
+                    ("dataChange", pa.bool_()),
+                    ("stats", pa.string()),
+                    ("deletionVector", _VECTOR),
+                ]
+            ),
+        ),
+        (
+            "remove",
+            pa.struct(
+                [
+                    ("path", pa.string()),
+                    ("deletionTimestamp", pa.int64()),
+                    ("dataChange", pa.bool_()),
+                    ("extendedFileMetadata", pa.bool_()),
+                    ("partitionValues", _MAP),
+                    ("size", pa.int64()),
+                    ("deletionVector", _VECTOR),
+                ]
+            ),
+        ),
+        (
+            "metaData",
+            pa.struct(
+                [
+                    ("id", pa.string()),
+                    ("name", pa.string()),
+                    ("description", pa.string()),
+                    ("format", pa.struct([("provider", pa.string()), ("options", _MAP)])),
+                    ("schemaString", pa.string()),
+                    ("partitionColumns", pa.list_(pa.string())),
+                    ("configuration", _MAP),
+                    ("createdTime", pa.int64()),
+                ]
+            ),
+        ),
+        (
+            "protocol",
+            pa.struct(
+                [
+                    ("minReaderVersion", pa.int32()),
+                    ("minWriterVersion", pa.int32()),
+                    ("readerFeatures", pa.list_(pa.string())),
+                    ("writerFeatures", pa.list_(pa.string())),
+                ]
+            ),
+        ),
+    ]
+)
+
+
+def complete(names: Sequence[str]) -> dict[int, list[list[str]]]:
+    """Of the names in a log folder the checkpoints that have all their parts: by version, the files of each."""
+    found: dict[int, dict[str, list[str]]] = {}
+    for name in sorted(names):
+        if match := _NAME.fullmatch(name):
+            form = f"{match['parts'] or ''}/{match['uuid'] or ''}/{match['form']}"
+            found.setdefault(int(match["version"]), {}).setdefault(form, []).append(name)
+    return {
+        version: whole
+        for version, forms in found.items()
+        if (whole := [files for form, files in forms.items() if len(files) == int(form.partition("/")[0] or 1)])
+    }
+
+
+def read(log: Path, names: Sequence[str]) -> Iterator[Action]:
+    """The actions of a checkpoint's files. Raises `OSError`, `ValueError` or `pa.ArrowException` where they cannot be read."""
+    for name in names:
+        for action in _actions(log / name):
+            if "sidecar" in action:
+                yield from _actions(log / "_sidecars" / Path(action["sidecar"]["path"]).name)
+            else:
+                yield action
+
+
+def _actions(path: Path) -> Iterator[Action]:
+    if path.suffix == ".json":
+        for line in path.read_bytes().splitlines():
+            yield orjson.loads(line)
+        return
+    with pq.ParquetFile(path) as file:
+        for kind, fields in _FIELDS.items():
+            if kind not in file.schema_arrow.names:
+                continue
+            column: Any = file.read(columns=[kind]).column(kind).drop_null().combine_chunks()
+            if fields is None:
+                yield from ({kind: {k: _plain(v) for k, v in row.items()}} for row in column.to_pylist())
+                continue
+            # By column: rows of structs are slow to turn into Python, and there may be very many.
+            names = [f for f in fields if column.type.get_field_index(f) >= 0]
+            values = [column.field(f).to_pylist() for f in names]
+            for row in zip(*values, strict=True):
+                yield {kind: {k: _plain(v) for k, v in zip(names, row, strict=True)}}
+
+
+def _plain(value: Any) -> Any:
+    """Maps come as lists of pairs."""
+    if isinstance(value, list) and value and isinstance(value[0], tuple):
+        return dict(value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def write(store: Store, log: Path, version: int, actions: Sequence[Action]) -> None:
+    """Write the checkpoint of a version, durably, and name it in `_last_checkpoint`.
+
+    Raises `LakeError`; `pa.ArrowException` for an action that is not of the protocol.
+    """
+    rows = {name: [action.get(name) for action in actions] for name in _SCHEMA.names}
+    table = pa.table([pa.array(rows[f.name], f.type) for f in _SCHEMA], schema=_SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    data = sink.getvalue().to_pybytes()
+    store.replace(log / f"{version:020}.checkpoint.parquet", data)
+    adds = sum("add" in action for action in actions)
+    hint = {"version": version, "size": len(actions), "sizeInBytes": len(data), "numOfAddFiles": adds}
+    store.replace(log / "_last_checkpoint", orjson.dumps(hint))

@@ -1,0 +1,157 @@
+"""What a commit says of itself: `commitInfo`, for people's DESCRIBE HISTORY, and in it `lakesync`, for the ledger. Pure.
+
+`lakesync` names the epoch and position that the table contains, how many changes were folded into it and what they did (`counts`),
+and the same sums since the bootstrap (`totals`), so that commits that are cleaned up lose detail and never the balance. For both
+holds: bootstrapped + inserted - removed = rows_added - rows_deleted = live_after - live_before, where the totals' `live_before` is
+0 and a bootstrap's own counts also delete what it replaces. `foreign` is how many rows others brought (negative: took) since the
+commit before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cdc.config import Mode
+from cdc.epoch import Counts
+from cdc.lake.changes import Effects, MergeCounts
+from cdc.lake.parquet import DataFile
+from cdc.lake.snapshot import AddFile, Applied
+from cdc.names import TableName
+from cdc.schema import TableSchema
+
+VERSION = 1
+"""Of `commitInfo.lakesync`."""
+ENGINE = "lakesync"
+Kind = Literal["bootstrap", "create", "merge"]
+
+_SUMS = (
+    "superseded",
+    "duplicate",
+    "effective",
+    "key_changes",
+    "bootstrapped",
+    *Effects._fields,
+    "rows_added",
+    "rows_deleted",
+    "files_added",
+    "files_removed",
+    "bytes_added",
+    "foreign",
+)
+
+
+NO_EFFECTS = Effects()
+
+
+@dataclass(frozen=True)
+class Change:
+    """A commit to be made. `rows_deleted`: physical rows of the removed files; `live_before`: rows of the version it is made on."""
+
+    kind: Kind
+    mode: Mode
+    schema: TableSchema
+    applied: Applied
+    added: Sequence[DataFile] = ()
+    removed: Sequence[AddFile] = ()
+    rows_deleted: int = 0
+    live_before: int = 0
+    effects: Effects = NO_EFFECTS
+    merged: MergeCounts | None = None
+    """Of a merge."""
+    logged: Counts | None = None
+    """Of a bootstrap: what the log counts up to `applied`."""
+
+
+def commit_info(
+    pipeline: str, table: TableName, change: Change, before: Mapping[str, Any] | None, now_us: int
+) -> dict[str, Any]:
+    """The action. `before` is `lakesync` of the version that a merge is made on."""
+    counts = _counts(change, before)
+    merged = change.merged
+    return {
+        "timestamp": now_us // 1000,
+        "operation": _operation(change),
+        "operationParameters": {},
+        "isBlindAppend": change.kind == "merge" and change.mode == "append" and not change.removed,
+        "operationMetrics": _metrics(change, counts),
+        "engineInfo": ENGINE,
+        "lakesync": {
+            "v": VERSION,
+            "pipeline": pipeline,
+            "table": table.id,
+            "kind": change.kind,
+            "mode": change.mode,
+            **change.applied.to_dict(),
+            "first_epoch": merged.first_epoch if merged else change.applied.epoch.number,
+            "epochs": merged.epochs if merged else 0,
+            "schema": change.schema.hash,
+            "schema_full": change.schema.to_dict(),
+            "counts": counts,
+            "totals": _totals(change, counts, before),
+            "committed_us": now_us,
+        },
+    }
+
+
+def _counts(change: Change, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    rows_added = sum(file.rows for file in change.added)
+    fold = change.merged.fold if change.merged else None
+    return {
+        "logged": list(fold.logged) if fold else [0, 0, 0],
+        "superseded": fold.superseded if fold else 0,
+        "duplicate": fold.duplicate if fold else 0,
+        "effective": fold.effective if fold else 0,
+        "key_changes": fold.key_changes if fold else 0,
+        "bootstrapped": 0 if change.kind == "merge" else rows_added,
+        **change.effects._asdict(),
+        "rows_added": rows_added,
+        "rows_deleted": change.rows_deleted,
+        "live_before": change.live_before,
+        "live_after": change.live_before + rows_added - change.rows_deleted,
+        "files_added": len(change.added),
+        "files_removed": len(change.removed),
+        "bytes_added": sum(file.size for file in change.added),
+        "foreign": change.live_before - before["totals"]["live_after"] if before else 0,
+    }
+
+
+def _totals(change: Change, counts: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    if change.kind != "merge" or before is None:
+        start = {name: counts[name] for name in _SUMS} | {"rows_deleted": 0, "files_removed": 0, "foreign": 0}
+        logged = list(change.logged or (0, 0, 0))
+        return {"logged": logged, **start, "live_before": 0, "live_after": counts["live_after"]}
+    totals = before["totals"]
+    return {
+        "logged": [a + b for a, b in zip(totals["logged"], counts["logged"], strict=True)],
+        **{name: totals[name] + counts[name] for name in _SUMS},
+        "live_before": 0,
+        "live_after": counts["live_after"],
+    }
+
+
+def _operation(change: Change) -> str:
+    if change.kind == "create":
+        return "CREATE TABLE"
+    return "MERGE" if change.kind == "merge" and change.mode == "upsert" else "WRITE"
+
+
+def _metrics(change: Change, counts: Mapping[str, Any]) -> dict[str, str]:
+    effects = change.effects
+    metrics = {
+        "numOutputRows": counts["rows_added"],
+        "numOutputBytes": counts["bytes_added"],
+        "numFiles": counts["files_added"],
+        "numTargetFilesAdded": counts["files_added"],
+        "numTargetFilesRemoved": counts["files_removed"],
+    }
+    if change.kind == "merge":
+        metrics |= {
+            "numSourceRows": sum(effects),
+            "numTargetRowsInserted": effects.inserted,
+            "numTargetRowsUpdated": effects.replaced,
+            "numTargetRowsDeleted": effects.removed,
+            "numTargetRowsCopied": counts["rows_added"] - effects.inserted - effects.replaced,
+        }
+    return {name: str(number) for name, number in metrics.items()}
