@@ -6,7 +6,7 @@ Sans-IO: whoever owns the connection feeds whole events, one at a time, and drai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,8 +14,12 @@ import pyarrow as pa
 
 from cdc.errors import LakesyncError
 from cdc.names import TableName
-from cdc.position import BinlogEnd, Fingerprint
+from cdc.position import BinlogEnd, Fingerprint, Gtid
 from cdc.schema import TableSchema
+
+
+FRAMING = ("events", "bytes", "transactions", "row_events", "statements", "rows_skipped")
+"""What is counted: keys of `Drained.framing`."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ class Drained:
     stops: list[Stop]
     end: BinlogEnd
     framing: Mapping[str, int] = field(default_factory=dict)
-    """As in `CommitRecord.framing`, of exactly these transactions and what stood between them."""
+    """As in `CommitRecord.framing`, of exactly these transactions' events: what stands between transactions is not counted, since it
+    comes again with every connection. Row events that a ROLLBACK TO undid are among `rows_skipped`."""
     skipped: tuple[str, ...] = ()
-    """GTIDs that were passed over because they were told to be."""
+    """GTIDs that were passed over because they were told to be. They are in `transactions` too."""
 
 
 class Decoder(Protocol):
@@ -77,6 +82,9 @@ class Decoder(Protocol):
 
         Only between transactions (`idle`). Raises `ValueError` otherwise.
         """
+
+    def pass_over(self, gtids: Collection[Gtid]) -> None:
+        """Of transactions that begin from here on, pass over exactly these: none of their events is understood, only counted."""
 
     def feed(self, event: bytes) -> None:
         """One binary log event: header, body, and checksum if the stream has them; without the packet's status byte.
