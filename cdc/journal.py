@@ -28,7 +28,7 @@ logging.getLogger(_ROOT).addHandler(logging.NullHandler())
 
 
 def _level(_: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    return {"level": "warning" if method == "warn" else method, **event}
+    return {"level": {"warn": "warning", "exception": "error"}.get(method, method), **event}
 
 
 _MARK: tuple[Processor, ...] = (_level, structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -27,10 +27,8 @@ _TEMPLATE = """\
 name: {name}
 source:
   url: {url}
-{password}{tls}log: {log}
-lake: {lake}
-trace: {trace}
-state: {state}      # lakesync's own folder, 0700
+{password}{tls}{log}lake: {lake}
+{trace}state: {state}      # lakesync's own folder, 0700
 
 # capture:
 #   linger: 200ms         # an epoch is written at the latest this long after its first transaction
@@ -84,9 +82,17 @@ def create(
             else "  # password: env:SHOP_DB_PASSWORD      # or file:/path, mode 0600\n"
         ),
         tls=f"  tls_ca: {scalar(tls_ca)}\n" if tls_ca else "",
-        log=scalar(log or f"sqlite://{quote(str(configuration.resolve_folder(base, state)))}/log.db"),
+        log=(
+            f"log: {scalar(log)}\n"
+            if log
+            else "# log: kafka://broker1:9092,broker2:9092      # default: embedded, in the state folder\n"
+        ),
         lake=scalar(lake),
-        trace=scalar(trace or f"chdb://{quote(str(configuration.resolve_folder(base, state)))}/trace"),
+        trace=(
+            f"trace: {scalar(trace)}\n"
+            if trace
+            else "# trace: clickhouse://user@host:8123/database      # default: chDB, in the state folder\n"
+        ),
         state=scalar(state),
     )
     made = _check(text, path)

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from cdc.config import PipelineConfig, format_duration, json_schema, load, read_secret
 from cdc.errors import ConfigError
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = """\
 name: shop
 source: {url: "mysql://lakesync@127.0.0.1:3306"}
@@ -165,12 +166,12 @@ def test_files_named_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
 
 
 def test_the_schema_in_configs_is_the_one_of_the_code() -> None:
-    stored = YAML(typ="safe", pure=True).load(Path("configs/lakesync.schema.json").read_text())
+    stored = YAML(typ="safe", pure=True).load((CONFIGS / "lakesync.schema.json").read_text())
     assert stored == json_schema(), "run: lakesync schema > configs/lakesync.schema.json"
     Draft202012Validator.check_schema(stored)
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_the_files_in_configs_can_be_read(path: Path) -> None:
     load(path)
     Draft202012Validator(json_schema()).validate(YAML(typ="safe", pure=True).load(path.read_text()))

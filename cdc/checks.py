@@ -1,0 +1,84 @@
+"""What `lakesync check` looks at: the source by preflight, then whether log, lake, trace and state can be used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from cdc.config import PipelineConfig, TableConfig
+from cdc.errors import LakesyncError
+from cdc.log import open_log
+from cdc.source import preflight
+from cdc.source.preflight import Finding
+from cdc.state import State
+from cdc.trace.client import client as open_trace
+
+LEAST_FREE_BYTES = 1024**3
+"""Less free space than this is worth a warning."""
+
+
+def everything(config: PipelineConfig) -> list[Finding]:
+    """All of it. Raises `SourceError` if the source cannot be asked at all; what else fails is a finding."""
+    findings = preflight.check(config, config.tables)
+    for subject, look in (("state", _state), ("log", _log), ("lake", _lake), ("trace", _trace)):
+        findings += _finding(subject, look, config)
+    return findings
+
+
+def tables(config: PipelineConfig, entries: Sequence[TableConfig]) -> list[Finding]:
+    """What the source says of these entries' tables. Raises `SourceError`, `ConfigError` for a table that does not exist."""
+    return preflight.check(config, entries)
+
+
+def _finding(subject: str, look: Callable[[PipelineConfig], list[Finding]], config: PipelineConfig) -> list[Finding]:
+    try:
+        return look(config)
+    except LakesyncError as error:
+        return [Finding("error", subject, f"{error.where}: {error.what}" if error.where else error.what, error.hint)]
+
+
+def _state(config: PipelineConfig) -> list[Finding]:
+    State(config.state)
+    return [Finding("ok", "state", str(config.state), ""), *_space("state", config.state)]
+
+
+def _log(config: PipelineConfig) -> list[Finding]:
+    with closing(open_log(config.log, config.name, config.log_settings())) as log:
+        newest = log.newest()
+    return [Finding("ok", "log", f"{config.log}, " + (f"at epoch {newest.number}" if newest else "empty"), "")]
+
+
+def _lake(config: PipelineConfig) -> list[Finding]:
+    root = config.lake_root
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return [
+            Finding(
+                "error",
+                "lake",
+                f"{existing} cannot be written to",
+                "name another folder, or give this user the right to",
+            )
+        ]
+    return [Finding("ok", "lake", str(root), ""), *_space("lake", existing)]
+
+
+def _space(subject: str, folder: Path) -> list[Finding]:
+    free = shutil.disk_usage(folder).free
+    if free >= LEAST_FREE_BYTES:
+        return []
+    return [Finding("warning", subject, f"{free // 1024**2} MiB are free at {folder}", "make room")]
+
+
+def _trace(config: PipelineConfig) -> list[Finding]:
+    if config.trace is None:
+        return [Finding("warning", "trace", "none", "without one `lakesync reconcile --ledger` has nothing to close")]
+    with open_trace(config.trace) as client:
+        client.command("SELECT 1")
+    return [Finding("ok", "trace", config.trace.url, "")]
+
+
+__all__ = ["Finding", "everything", "tables"]

@@ -1,0 +1,67 @@
+"""`lakesync add`"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, cast
+
+import typer
+
+from cdc.cli import findings, options, output
+from cdc.errors import ConfigError
+
+
+def command(
+    tables: Annotated[list[str], typer.Argument(metavar="TABLE", help="schema.table; `*` and `?` make it a pattern.")],
+    mode: Annotated[
+        Literal["upsert", "append"],
+        typer.Option(help="upsert: the lake's table is the source's; append: every change is a row."),
+    ] = "upsert",
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            metavar="COLUMN=TYPE",
+            help="Make a column boolean or string; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    config: options.ConfigFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Add tables to the pipeline file.
+
+    They are looked at in the source first. Comments in the file are kept. A running daemon picks the tables up. Exit code 1, and nothing added, if one cannot be followed.
+
+    \b
+    Example:
+      lakesync add shop.orders 'shop.item_*'
+      lakesync add shop.users --type is_admin=boolean
+      lakesync add shop.log --mode append
+    """
+    pipeline = options.pipeline(config)
+    found = pipeline.add(*tables, mode=mode, types=_overrides(types or []))
+    failed = findings.failed(found)
+    if as_json:
+        output.as_json(
+            {"version": 1, "ok": not failed, "added": [] if failed else tables, "findings": findings.as_json(found)}
+        )
+    else:
+        findings.show([f for f in found if f.level != "ok"])
+        for table in tables:
+            output.say(f"{table}: " + ("not added" if failed else f"added, mode {mode}"))
+        if not failed:
+            output.say("A running daemon picks it up; else: `lakesync run`")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _overrides(given: list[str]) -> dict[str, Literal["boolean", "string"]]:
+    found: dict[str, Literal["boolean", "string"]] = {}
+    for text in given:
+        column, _, kind = text.rpartition("=")
+        if not column or kind not in ("boolean", "string"):
+            raise ConfigError(
+                "not a type override", where=f"--type {text}", hint="write COLUMN=boolean or COLUMN=string"
+            )
+        found[column] = cast('Literal["boolean", "string"]', kind)
+    return found

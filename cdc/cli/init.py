@@ -1,0 +1,68 @@
+"""`lakesync init`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cdc import pipelinefile
+from cdc.cli import options, output
+
+
+def command(
+    source: Annotated[str, typer.Option(metavar="URL", help="mysql://user[:password]@host:port")],
+    lake: Annotated[str, typer.Option(metavar="PATH", help="Folder that the tables land in.")],
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="sqlite:///path.db or kafka://host:9092. [default: in the state folder]",
+            show_default=False,
+        ),
+    ] = None,
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="chdb:///folder or clickhouse://user@host:8123/database. [default: in the state folder]",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The pipeline's name. [default: that of the file's folder]", show_default=False
+        ),
+    ] = None,
+    password: Annotated[
+        str | None,
+        typer.Option(metavar="REFERENCE", help="env:NAME or file:/path, where the password is.", show_default=False),
+    ] = None,
+    tls_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Authority of the server's certificate.", show_default=False)
+    ] = None,
+    state: Annotated[str, typer.Option(metavar="PATH", help="lakesync's own folder.")] = ".lakesync",
+    config: options.ConfigFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a commented pipeline file.
+
+    A password in the URL goes to a file of its own in the state folder, which only you can read; the pipeline file has a
+    reference to it.
+
+    \b
+    Example:
+      lakesync init --source mysql://lakesync@db.example:3306 --password env:DB_PASSWORD --lake /data/lake
+    """
+    path = options.config_path(config)
+    made = pipelinefile.create(
+        path, source, lake=lake, name=name, log=log, trace=trace, state=state, password=password, tls_ca=tls_ca
+    )
+    if as_json:
+        output.as_json({"pipeline": made.name, "path": str(made.path), "state": str(made.state)})
+        return
+    output.say(f"{path}: pipeline {made.name}, from {made.source.host}:{made.source.port} to {made.lake_root}")
+    if made.source.password.startswith("file:"):
+        output.say(f"The password is in {made.source.password.removeprefix('file:')}.")
+    output.say("Next: `lakesync check`, then `lakesync add shop.orders`, then `lakesync run`")

@@ -1,0 +1,117 @@
+"""`lakesync status`"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from cdc.cli import options, output
+from cdc.errors import ConfigError
+from cdc.status import PipelineStatus, TableView
+
+WATCH_EVERY_S = 1.0
+ERRORS_SHOWN = 3
+
+_STYLES = {"ready": "green", "stopped": "bold red", "removed": "dim"}
+
+
+def command(
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every second, until Ctrl-C.", show_default=False)
+    ] = False,
+    config: options.ConfigFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what the pipeline is doing.
+
+    Per table its state, rows, position and lag; which nodes are alive; errors with their way out.
+
+    \b
+    Example:
+      lakesync status
+      lakesync status --watch
+    """
+    pipeline = options.pipeline(config)
+    if watch and as_json:
+        raise ConfigError("--watch is for people, --json for machines", where="lakesync status", hint="leave one out")
+    if as_json:
+        output.as_json(pipeline.status().to_dict())
+        return
+    console = output.console()
+    if not watch:
+        console.print(_whole(pipeline.status()))
+        return
+    with Live(_whole(pipeline.status()), console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        while True:
+            time.sleep(WATCH_EVERY_S)
+            live.update(_whole(pipeline.status()), refresh=True)
+
+
+def _whole(status: PipelineStatus) -> RenderableType:
+    parts: list[RenderableType] = [_head(status), _tables(status)]
+    parts += [_error(f"{t.table} stopped", t.error) for t in status.tables if t.error]
+    parts += [_error("problem", p) for p in status.problems]
+    shown = {(t.error or {}).get("what") for t in status.tables}
+    for e in [e for e in status.errors if e["what"] not in shown][:ERRORS_SHOWN]:
+        ago = output.duration(status.at_ms - e["at_us"] // 1000)
+        parts.append(_error(f"{ago} ago, {e['node']}", e))
+    return Group(*parts)
+
+
+def _head(status: PipelineStatus) -> Text:
+    nodes = "  ".join(
+        f"{n.name} {'alive' if n.alive else f'last seen {output.duration(n.age_ms)} ago'}" for n in status.nodes
+    )
+    log = (
+        f"log at epoch {status.log_epoch:,}, {output.size(status.log_bytes)}"
+        if status.log_epoch is not None
+        else "log empty"
+    )
+    lake = (
+        f"lake at epoch {status.manifest_epoch:,}, {output.duration(status.manifest_age_ms)} ago"
+        if status.manifest_epoch is not None
+        else "lake empty"
+    )
+    text = Text(f"{status.pipeline}: ")
+    text.append("running" if status.running else "not running", "green" if status.running else "yellow")
+    text.append(f"; {log}; {lake}; source at {status.source_end or '?'}")
+    if nodes:
+        text.append(f"\nnodes: {nodes}")
+    return text
+
+
+def _tables(status: PipelineStatus) -> RenderableType:
+    if not status.tables:
+        return Text("no tables: `lakesync add schema.table`")
+    made = output.table(("table", "state", "rows", "version", "epoch", "position", "lag"), right=(2, 3, 4, 6))
+    for t in status.tables:
+        made.add_row(t.table, Text(t.phase, _STYLES.get(t.phase, "")), *_lake(t), _lag(t))
+    return made
+
+
+def _lake(t: TableView) -> tuple[str, str, str, str]:
+    if t.phase == "snapshot":
+        about = f" of about {t.rows_estimate:,}" if t.rows_estimate else ""
+        return f"{t.rows_read:,}{about}", "", "", ""
+    if t.lake is None:
+        return "", "", "", ""
+    return f"{t.lake.rows:,}", str(t.lake.version), f"{t.lake.epoch:,}", t.lake.position
+
+
+def _lag(t: TableView) -> str:
+    return output.duration(t.lag_ms) if t.phase == "ready" else ""
+
+
+def _error(title: str, error: dict[str, str] | None) -> Text:
+    error = error or {}
+    text = Text(f"{title}: ", "bold")
+    text.append(error.get("what", ""), "not bold")
+    for key in ("where", "hint"):
+        if error.get(key):
+            text.append(f"\n  {key}: {error[key]}", "not bold")
+    return text

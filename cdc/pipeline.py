@@ -1,0 +1,184 @@
+"""A pipeline, in Python: the verbs of the command line, and the stream of changes for anyone else who wants it.
+
+from cdc import Pipeline
+
+pipeline = Pipeline.load("lakesync.yaml")
+pipeline.add("shop.orders")
+pipeline.run(until_current=True)
+for batch in pipeline.changes("shop.orders"):
+    ...
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from cdc import checks, daemon, pipelinefile, status, stream
+from cdc import config as configuration
+from cdc.config import Mode, PipelineConfig, TableConfig
+from cdc.daemon import NODES, NodeName
+from cdc.epoch import CommitRecord
+from cdc.errors import ConfigError, TraceError
+from cdc.log import open_log
+from cdc.names import TableName
+from cdc.position import Gtid
+from cdc.source.preflight import Finding
+from cdc.state import State
+from cdc.status import PipelineStatus
+from cdc.trace.client import client as open_trace
+from cdc.trace.project import project
+from reconcile import ledger as ledger_of
+from reconcile import values as values_of
+from reconcile.report import Report
+
+Override = Literal["boolean", "string"]
+
+
+class Pipeline:
+    """One pipeline. Every method may be called while a daemon runs it. All raise `LakesyncError`s."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+
+    @classmethod
+    def load(cls, path: str | Path) -> Pipeline:
+        """From its file. Raises `ConfigError`."""
+        return cls(configuration.load(Path(path)))
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.config.name!r}, {str(self.config.path)!r})"
+
+    # -- the file ------------------------------------------------------------------------------------------------------
+
+    def check(self) -> list[Finding]:
+        """Preflight: source, tables, log, lake, trace. Raises `SourceError` if the source cannot be asked at all."""
+        return checks.everything(self.config)
+
+    def add(self, *tables: str, mode: Mode = "upsert", types: Mapping[str, Override] | None = None) -> list[Finding]:
+        """Add tables, or patterns, to the file, unless a finding about them is an error; what was found.
+
+        Raises `ConfigError` for a table that is there already.
+        """
+        entries = [TableConfig(name=_name(t), mode=mode, types=dict(types or {})) for t in tables]
+        findings = checks.tables(self.config, entries)
+        if not any(f.level == "error" for f in findings):
+            self.config = pipelinefile.add(self.config.path, entries)
+        return findings
+
+    def remove(self, *tables: str) -> None:
+        """Take tables, or patterns, out of the file; what is in the lake stays. Raises `ConfigError`."""
+        self.config = pipelinefile.remove(self.config.path, [TableName.parse(t) for t in tables])
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        *,
+        until_current: bool = False,
+        nodes: Sequence[NodeName] = NODES,
+        stop: threading.Event | None = None,
+        watch: Callable[[State], None] | None = None,
+    ) -> None:
+        """Follow the source until `stop` is set; with `until_current`, until every table is ready and has what the source had at
+        the beginning. Raises the error that ended it."""
+        daemon.run(self.config, nodes, until_current=until_current, stop=stop, watch=watch)
+
+    def status(self) -> PipelineStatus:
+        """What it is doing."""
+        return status.collect(self.config)
+
+    def resume(self, *tables: str) -> list[int]:
+        """Let stopped tables go on where they are. The requests' numbers."""
+        return self._ask("resume", tables)
+
+    def resync(self, *tables: str, everything: bool = False) -> list[int]:
+        """Bootstrap tables anew; the lake keeps the old rows until the new ones are there. The requests' numbers."""
+        if everything == bool(tables):
+            raise ConfigError(
+                "name tables, or everything", where="resync", hint="`lakesync resync shop.orders` or `--all`"
+            )
+        known = [str(t) for t, s in State(self.config.state).tables().items() if s.phase != "removed"]
+        return self._ask("resync", known if everything else tables)
+
+    def skip(self, gtid: str) -> int:
+        """Pass over one source transaction, for ever; the lake will not have it. The request's number."""
+        try:
+            named = Gtid.parse(gtid)
+        except ValueError:
+            raise ConfigError(
+                "not the GTID of one transaction",
+                where=gtid,
+                hint="write uuid:number, as the error that stopped names it",
+            ) from None
+        return State(self.config.state).ask("skip", str(named))
+
+    def _ask(self, kind: Literal["resume", "resync"], tables: Sequence[str]) -> list[int]:
+        state = State(self.config.state)
+        known, named = state.tables(), [TableName.parse(t) for t in tables]
+        for table in named:
+            if table not in known and self.config.entry(table) is None:
+                raise ConfigError("not a table of this pipeline", where=str(table), hint="`lakesync status` lists them")
+            if kind == "resume" and (table not in known or known[table].phase != "stopped"):
+                phase = known[table].phase if table in known else "new"
+                raise ConfigError(
+                    f"the table is {phase}, not stopped", where=str(table), hint="there is nothing to resume"
+                )
+        return [state.ask(kind, str(table)) for table in named]
+
+    # -- proof ---------------------------------------------------------------------------------------------------------
+
+    def reconcile(
+        self,
+        *tables: str,
+        ledger: bool = True,
+        values: bool = True,
+        follow_s: float = values_of.FOLLOW_S,
+        progress: values_of.Progress | None = None,
+    ) -> Report:
+        """Close the ledger and compare values, while writes go on. Raises `NotFollowingError` if the lake does not follow."""
+        config, named = self.config, [TableName.parse(t) for t in tables]
+        with closing(open_log(config.log, config.name, config.log_settings())) as log:
+            compared = (
+                values_of.compare(config, log, State(config.state), named, follow_s=follow_s, progress=progress)
+                if values
+                else None
+            )
+            closed = None
+            if ledger:
+                if config.trace is None:
+                    raise TraceError(
+                        "the pipeline has no trace to close the ledger by", where=str(config.path), hint="set `trace:`"
+                    )
+                with open_trace(config.trace) as client:
+                    project(client, config, log)
+                    closed = ledger_of.close(client, config, log, named)
+        return Report(config.name, time.time_ns() // 1000, closed, compared)
+
+    # -- the stream ----------------------------------------------------------------------------------------------------
+
+    def log(self, *, from_epoch: int | None = None) -> Iterator[CommitRecord]:
+        """Commit records from this epoch on, or all that are kept, up to the newest."""
+        config = self.config
+        with closing(open_log(config.log, config.name, config.log_settings())) as log:
+            yield from stream.records(log, from_epoch)
+
+    def changes(self, table: str, *, from_epoch: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Row changes of one table in commit order, as Arrow: `_op`, `_gid`, `_epoch`, `_ts_ms`, `_seq`, then the source's columns.
+
+        A change of schema begins a batch of another schema. Raises `ConfigError` for a table that the log does not know.
+        """
+        config, named = self.config, TableName.parse(table)
+        with closing(open_log(config.log, config.name, config.log_settings())) as log:
+            yield from stream.changes(log, named, from_epoch)
+
+
+def _name(text: str) -> str:
+    """Checked, as the file writes it. Raises `ConfigError`."""
+    return str(TableName.parse(text))

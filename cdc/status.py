@@ -1,0 +1,223 @@
+"""What a pipeline is doing: from the state folder, the log, the lake and the source, each as far as it can be reached."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cdc.config import PipelineConfig
+from cdc.epoch import CommitRecord, EpochId
+from cdc.errors import LakesyncError
+from cdc.lake import Applied, LakeTable, manifest
+from cdc.log import Log, open_log
+from cdc.names import TableName
+from cdc.position import BinlogEnd
+from cdc.source.connection import connect
+from cdc.source.server import Server
+from cdc.state import Node, State, TableStatus
+
+VERSION = 1
+"""Of the JSON form: keys are added within a version, never changed or taken away."""
+ALIVE_S = 15.0
+"""A node that gave no sign of life for so long is not alive, whatever its process does."""
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """A node. `age_ms` since its last sign of life; `info` is its own."""
+
+    name: str
+    pid: int
+    alive: bool
+    age_ms: int
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LakeStatus:
+    """A table in the lake: the Delta version to read, its live rows, and the source position that it contains."""
+
+    version: int
+    rows: int
+    epoch: int
+    epoch_hash: str
+    position: str
+    gtids: str
+    committed_ms: int
+    """The source's own commit time of the last transaction in it, ms since 1970."""
+
+
+@dataclass(frozen=True)
+class TableView:
+    """One table. `lag_ms`: 0 if the lake has what the source has, None where that is not known or the table is not ready."""
+
+    table: str
+    phase: str
+    rows_read: int
+    rows_estimate: int
+    lag_ms: int | None
+    lake: LakeStatus | None
+    error: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class PipelineStatus:
+    """Everything. What could not be reached is None, and `problems` says why."""
+
+    pipeline: str
+    at_ms: int
+    running: bool
+    source_end: str | None
+    log_epoch: int | None
+    log_bytes: int | None
+    manifest_epoch: int | None
+    manifest_age_ms: int | None
+    nodes: tuple[NodeStatus, ...]
+    tables: tuple[TableView, ...]
+    problems: tuple[dict[str, Any], ...]
+    errors: tuple[dict[str, Any], ...]
+    version: int = VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, documented in docs/cli.md."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Source:
+    uuid: str
+    end: BinlogEnd
+
+
+def collect(config: PipelineConfig) -> PipelineStatus:
+    """Look at everything once. Raises `StateError`; what else fails becomes a problem."""
+    now_us = time.time_ns() // 1000
+    state = State(config.state)
+    problems: list[dict[str, Any]] = []
+    newest: CommitRecord | None = None
+    log_bytes: int | None = None
+    source: _Source | None = None
+    found: manifest.Manifest | None = None
+    views: list[TableView] = []
+    statuses = state.tables()
+    try:
+        source = _look_at_source(config)
+    except LakesyncError as error:
+        problems.append(error.to_dict())
+    try:
+        found = manifest.read(config.lake_root, config.name)
+    except LakesyncError as error:
+        problems.append(error.to_dict())
+    try:
+        with closing(open_log(config.log, config.name, config.log_settings())) as log:
+            newest, log_bytes = log.newest(), log.size_bytes()
+            views = [_table(config, s, found, source, log, newest, now_us) for s in _shown(config, statuses)]
+    except LakesyncError as error:
+        problems.append(error.to_dict())
+        views = [_table(config, s, found, source, None, None, now_us) for s in _shown(config, statuses)]
+    nodes = tuple(
+        NodeStatus(n.name, n.pid, _is_alive(n, now_us), max(0, now_us - n.at_us) // 1000, n.info)
+        for n in state.nodes().values()
+    )
+    return PipelineStatus(
+        pipeline=config.name,
+        at_ms=now_us // 1000,
+        running=any(n.alive and n.name in ("capture", "merge") for n in nodes),
+        source_end=str(source.end) if source else None,
+        log_epoch=newest.number if newest else None,
+        log_bytes=log_bytes,
+        manifest_epoch=found.applied.epoch.number if found else None,
+        manifest_age_ms=max(0, now_us - found.written_us) // 1000 if found else None,
+        nodes=nodes,
+        tables=tuple(views),
+        problems=tuple(problems),
+        errors=tuple(state.errors()),
+    )
+
+
+def _look_at_source(config: PipelineConfig) -> _Source:
+    with closing(connect(config.source, purpose="status")) as connection:
+        server = Server(connection)
+        return _Source(server.identity().uuid, server.binlog_end())
+
+
+def _shown(config: PipelineConfig, statuses: dict[TableName, TableStatus]) -> list[TableStatus]:
+    """Every table of the state, and those named in the file that no daemon has seen yet."""
+    unseen = [e.table for e in config.tables if not e.is_pattern and e.table not in statuses]
+    return [*statuses.values(), *(TableStatus(t, "new") for t in unseen)]
+
+
+def _table(
+    config: PipelineConfig,
+    status: TableStatus,
+    found: manifest.Manifest | None,
+    source: _Source | None,
+    log: Log | None,
+    newest: CommitRecord | None,
+    now_us: int,
+) -> TableView:
+    error, lake, applied = status.error, None, None
+    try:
+        snapshot = LakeTable(config.lake_root, status.table, config.name).load()
+        applied = manifest.carried(status.table, snapshot, found) if snapshot else None
+        if snapshot and applied:
+            lake = LakeStatus(
+                snapshot.version,
+                snapshot.rows,
+                applied.epoch.number,
+                applied.epoch.hash,
+                str(applied.position.end),
+                str(applied.position.gtids),
+                applied.raw_us // 1000,
+            )
+    except LakesyncError as problem:
+        error = error or problem.to_dict()
+    lag = _lag_ms(applied, source, log, newest, now_us) if applied and status.phase == "ready" else None
+    return TableView(str(status.table), status.phase, status.rows_read, status.rows_estimate, lag, lake, error)
+
+
+def _lag_ms(
+    applied: Applied, source: _Source | None, log: Log | None, newest: CommitRecord | None, now_us: int
+) -> int | None:
+    """Since when the source has had something that the lake does not. By the source's own commit times: its clock, not ours, is
+    read, so clocks that differ show here."""
+    if source is None or applied.position.server_uuid != source.uuid:
+        return None
+    try:
+        if applied.position.end >= source.end:
+            return 0
+    except ValueError:
+        return None
+    waiting_us = applied.raw_us
+    if log and newest:
+        # The first transaction that is logged and not applied; what was applied last may be long ago.
+        after = _first_after(log, applied.epoch)
+        waiting_us = after.raw_us if after else newest.raw_us
+    return max(0, now_us - waiting_us) // 1000
+
+
+def _first_after(log: Log, epoch: EpochId) -> CommitRecord | None:
+    return next((r for r in log.records(epoch.number) if r.transactions), None)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def is_running(state: State) -> bool:
+    """Whether a capture or a merger gave a sign of life lately."""
+    now_us = time.time_ns() // 1000
+    return any(_is_alive(n, now_us) for n in state.nodes().values() if n.name in ("capture", "merge"))
+
+
+def _is_alive(node: Node, now_us: int) -> bool:
+    return _alive(node.pid) and now_us - node.at_us < ALIVE_S * 1e6
