@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Literal
@@ -56,14 +56,6 @@ LOG = logger("daemon")
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What ended a node."""
-
-    node: str
-    error: LakesyncError
-
-
-@dataclass(frozen=True)
 class Goal:
     """What `until_current` waits for: these tables ready, and the lake past the end of the server's binary log."""
 
@@ -105,8 +97,14 @@ def run(
             if node in nodes:
                 held.enter_context(state.lock(node))
         goal = _first_look(config, nodes, until_current)
+
+        def done() -> bool:
+            if watch:
+                watch(state)
+            return goal is not None and goal.reached(config, state)
+
         LOG.info("started", pipeline=config.name, nodes=",".join(nodes))
-        _Supervisor(config, state, nodes, stop, clock).run(goal, watch)
+        Supervisor(state, _bodies(config, state, clock, nodes), stop, clock).run(done)
     if until_current and not stop.is_set() and config.trace and "trace" in nodes:
         _project(config)
     LOG.info("ended", pipeline=config.name)
@@ -131,51 +129,40 @@ def _first_look(config: PipelineConfig, nodes: Sequence[NodeName], until_current
         return Goal(tuple(catalogue.match(connection, config.tables)), uuid, end)
 
 
-class _Supervisor:
-    def __init__(
-        self, config: PipelineConfig, state: State, nodes: Sequence[NodeName], stop: Stop, clock: Clock
-    ) -> None:
-        self.config, self.state, self.stop, self.clock = config, state, stop, clock
+class Supervisor:
+    """Runs each of `bodies` in a thread of its own until `stop` is set or one of them fails. For one use."""
+
+    def __init__(self, state: State, bodies: Mapping[NodeName, Body], stop: Stop, clock: Clock) -> None:
+        self.state, self.stop, self.clock = state, stop, clock
         self.ending = Stop()
-        """What the nodes see: set by `stop`, by a failure, or when the goal is reached."""
-        self.failures: queue.SimpleQueue[Failure] = queue.SimpleQueue()
-        bodies: dict[NodeName, Body] = {
-            "capture": self._capture,
-            "snapshot": self._snapshot,
-            "merge": self._merge,
-            "trace": self._trace,
-        }
-        wanted = [n for n in nodes if n != "trace" or config.trace]
+        """What the nodes see: set by a failure, by `stop`, or when there is no more to wait for."""
+        self.failures: queue.SimpleQueue[LakesyncError] = queue.SimpleQueue()
         self.threads = {
-            n: threading.Thread(target=self._supervise, args=(n, bodies[n]), name=f"lakesync-{n}", daemon=True)
-            for n in wanted
+            n: threading.Thread(target=self._supervise, args=(n, body), name=f"lakesync-{n}", daemon=True)
+            for n, body in bodies.items()
         }
 
-    def run(self, goal: Goal | None, watch: Callable[[State], None] | None) -> None:
+    def run(self, done: Callable[[], bool] = lambda: False) -> None:
+        """Until `stop` is set or `done`, asked every `TICK_S`, is true. Raises the first error that ended a node."""
         for thread in self.threads.values():
             thread.start()
-        sdnotify.ready(f"following as {self.config.name}")
+        sdnotify.ready("following")
         try:
-            self._watch(goal, watch)
+            while self.failures.empty() and not self.stop.wait(TICK_S):
+                self._look()
+                sdnotify.alive()
+                if done():
+                    break
         finally:
             sdnotify.stopping()
             self._end()
         if not self.failures.empty():
-            raise self.failures.get().error
+            raise self.failures.get()
 
-    def _watch(self, goal: Goal | None, watch: Callable[[State], None] | None) -> None:
-        while not self.stop.wait(TICK_S):
-            if not self.failures.empty():
-                return
-            for name, thread in self.threads.items():
-                if not thread.is_alive() and self.failures.empty():
-                    self._fail(name, UnexpectedError("the thread is gone", where=f"node {name}"))
-                    return
-            sdnotify.alive()
-            if watch:
-                watch(self.state)
-            if goal and goal.reached(self.config, self.state):
-                return
+    def _look(self) -> None:
+        for name, thread in self.threads.items():
+            if not thread.is_alive() and self.failures.empty():
+                self._fail(name, UnexpectedError("the thread is gone", where=f"node {name}"))
 
     def _end(self) -> None:
         self.ending.set()
@@ -185,14 +172,9 @@ class _Supervisor:
                 continue  # it may wait for its child; both end with this process, and what they did not do is done the next time
             thread.join(max(0.0, deadline - self.clock.monotonic()))
             if thread.is_alive():
-                self._fail(
-                    name,
-                    UnexpectedError(f"did not end within {END_WITHIN_S:.0f} s", where=f"node {name}"),
-                )
+                self._fail(name, UnexpectedError(f"did not end within {END_WITHIN_S:.0f} s", where=f"node {name}"))
 
-    # -- a node's life ---------------------------------------------------------------------------------------------------
-
-    def _supervise(self, node: str, body: Body) -> None:
+    def _supervise(self, node: NodeName, body: Body) -> None:
         attempt = 0
         while not self.ending.is_set():
             began = self.clock.monotonic()
@@ -222,12 +204,12 @@ class _Supervisor:
                 self._record(node, error)
                 self.ending.wait(pause)
             except BaseException as error:
-                self._fail(node, crash.record(error, self.config.state, f"node {node}"))
+                self._fail(node, crash.record(error, self.state.folder, f"node {node}"))
                 return
 
     def _fail(self, node: str, error: LakesyncError) -> None:
         LOG.error("failed", failed=node, code=error.code, what=error.what, where=error.where, hint=error.hint)
-        self.failures.put(Failure(node, error))
+        self.failures.put(error)
         self._record(node, error)
         self.ending.set()
 
@@ -237,28 +219,39 @@ class _Supervisor:
         except LakesyncError as second:
             LOG.error("not-recorded", failed=node, what=second.what, where=second.where)
 
-    # -- the nodes -------------------------------------------------------------------------------------------------------
 
-    def _log(self) -> Log:
-        return open_log(self.config.log, self.config.name, self.config.log_settings())
+def _bodies(config: PipelineConfig, state: State, clock: Clock, nodes: Sequence[NodeName]) -> dict[NodeName, Body]:
+    """The nodes, each opening the log for itself: a restart begins from nothing."""
 
-    def _capture(self, stop: Stop) -> None:
-        with closing(self._log()) as log:
-            Capture(self.config, log, self.state, self.clock).run(stop)
+    def capture(stop: Stop, log: Log) -> None:
+        Capture(config, log, state, clock).run(stop)
 
-    def _merge(self, stop: Stop) -> None:
-        with closing(self._log()) as log:
-            Merger(self.config, log, self.state, self.clock).run(stop)
+    def snapshot(stop: Stop, log: Log) -> None:
+        snapshot_node.run(config, log, state, stop)
 
-    def _snapshot(self, stop: Stop) -> None:
-        with closing(self._log()) as log:
-            snapshot_node.run(self.config, log, self.state, stop)
+    def merge(stop: Stop, log: Log) -> None:
+        Merger(config, log, state, clock).run(stop)
 
-    def _trace(self, stop: Stop) -> None:
-        assert self.config.trace
-        while not stop.wait(self.config.trace.every):
-            _project(self.config)
-            self.state.beat("trace", {})
+    def with_log(body: Callable[[Stop, Log], None]) -> Body:
+        def run(stop: Stop) -> None:
+            with closing(open_log(config.log, config.name, config.log_settings())) as log:
+                body(stop, log)
+
+        return run
+
+    def trace(stop: Stop) -> None:
+        assert config.trace
+        while not stop.wait(config.trace.every):
+            _project(config)
+            state.beat("trace", {})
+
+    found: dict[NodeName, Body] = {
+        "capture": with_log(capture),
+        "snapshot": with_log(snapshot),
+        "merge": with_log(merge),
+        "trace": trace,
+    }
+    return {n: found[n] for n in nodes if n != "trace" or config.trace}
 
 
 def pause_before(attempt: int) -> float:
