@@ -60,24 +60,30 @@ class Server:
         ((text,),) = self._query("SELECT @@global.gtid_purged")
         return GtidSet.parse(str(text))
 
-    def _binlog_status(self) -> tuple[BinlogEnd, GtidSet]:
+    def _binlog_status(self) -> tuple[Any, ...]:
         new = release(version_of(self._connection)) >= (8, 2)
         rows = self._query("SHOW BINARY LOG STATUS" if new else "SHOW MASTER STATUS")
         if not rows:
             raise SourceError(
                 "the server writes no binary log", where=place(self._connection), hint="start the server with --log-bin"
             )
-        return BinlogEnd(str(rows[0][0]), int(rows[0][1])), GtidSet.parse(str(rows[0][4]))
+        return rows[0]
 
     def binlog_end(self) -> BinlogEnd:
         """The end of the binary log: everything visible before this call is before it. Needs REPLICATION CLIENT."""
-        return self._binlog_status()[0]
+        file, offset, *_ = self._binlog_status()
+        return BinlogEnd(str(file), int(offset))
+
+    def binlog_filters(self) -> str:
+        """The schemas that alone are logged, and those that are not, as the server was told; mostly empty."""
+        _, _, only, never, _ = self._binlog_status()
+        return ", ".join(f"{word} {schemas}" for word, schemas in (("only", only), ("not", never)) if schemas)
 
     def position(self) -> Position:
         """Where a new capture may begin: what is executed. `end` is not before it, and may be behind transactions that are in the
         binary log and not yet executed. Needs REPLICATION CLIENT."""
-        end, gtids = self._binlog_status()
-        return Position(gtids, self.identity().uuid, end)
+        file, offset, _, _, gtids = self._binlog_status()
+        return Position(GtidSet.parse(str(gtids)), self.identity().uuid, BinlogEnd(str(file), int(offset)))
 
     def wait_executed(self, gtids: GtidSet, timeout_s: float) -> bool:
         """Wait until the server has executed all of `gtids`; whether it has in time. Sets may be of any size."""

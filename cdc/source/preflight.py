@@ -1,0 +1,306 @@
+"""Whether a source can be followed: its settings, the account's grants, the tables. Each finding comes with its fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pymysql.connections import Connection
+from pymysql.cursors import Cursor
+
+from cdc.config import PipelineConfig, TableConfig
+from cdc.errors import LakesyncError, SourceError
+from cdc.names import TableName
+from cdc.schema import TableSchema
+from cdc.source import catalogue, values
+from cdc.source.connection import connect, grant, place, release, translated
+from cdc.source.grants import REPLICATION, Grants
+from cdc.source.server import Server, ServerIdentity
+
+Level = Literal["ok", "warning", "error"]
+OWN_PREFIX = "_cdc_"
+"""Columns of this prefix are lakesync's own in the lake."""
+LEAST_KEPT_S = 86_400
+"""A shorter life of the binary log is worth a warning: capture may be down for a weekend."""
+_SHOWN = 6
+"""Of long lists so many are named."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `lakesync check`. `fix` is the way out, a statement where there is one; empty for `ok`."""
+
+    level: Level
+    subject: str
+    what: str
+    fix: str = ""
+
+
+def check(config: PipelineConfig, entries: Sequence[TableConfig]) -> list[Finding]:
+    """Everything about the source, and these entries' tables. Raises `SourceError` if the source cannot be asked at all."""
+    with closing(connect(config.source, purpose="check")) as connection:
+        server = Server(connection)
+        settings = server.settings()
+        found = [*_server(server.identity(), config), *_settings(settings), *_grants(connection)]
+        found += _log_end(server)
+        found += _tables(connection, settings, entries)
+    return found
+
+
+def require(config: PipelineConfig, connection: Connection[Any]) -> None:
+    """Raise `SourceError` for the first setting under which capture would miss changes."""
+    for finding in _settings(Server(connection).settings()):
+        if finding.level == "error":
+            raise SourceError(finding.what, where=place(config.source), hint=finding.fix)
+
+
+# the server
+
+
+def _server(identity: ServerIdentity, config: PipelineConfig) -> list[Finding]:
+    found = [Finding("ok", "source", f"MySQL {identity.version} at {place(config.source)}, server {identity.uuid}")]
+    if identity.server_id == 0:
+        found.append(
+            Finding(
+                "error",
+                "server_id",
+                "server_id = 0: the server sends its binary log to nobody",
+                "SET PERSIST server_id = 1",
+            )
+        )
+    return found
+
+
+_WANTED: Mapping[str, tuple[str, str]] = {
+    "log_bin": ("ON", "nothing can be captured"),
+    "binlog_format": ("ROW", "changes are logged as statements, which cannot be captured"),
+    "binlog_row_image": ("FULL", "rows are logged without all their columns"),
+    "binlog_row_metadata": ("FULL", "the log does not name columns, keys and ENUM members"),
+    "binlog_row_value_options": ("", "JSON values are logged as differences"),
+    "gtid_mode": ("ON", "transactions have no global names"),
+    "enforce_gtid_consistency": ("ON", "transactions without global names are possible"),
+    "binlog_transaction_compression": ("OFF", "compressed transactions are not read by this version"),
+}
+"""What each setting must be, and what is wrong otherwise."""
+
+_STEPS = {
+    "log_bin": "start the server with --log-bin",
+    "gtid_mode": (
+        "SET PERSIST enforce_gtid_consistency = ON; SET PERSIST gtid_mode = OFF_PERMISSIVE;"
+        " SET PERSIST gtid_mode = ON_PERMISSIVE; SET PERSIST gtid_mode = ON"
+    ),
+}
+"""Where one statement is not enough."""
+
+
+def _settings(settings: Mapping[str, str]) -> list[Finding]:
+    found = []
+    for name, (wanted, why) in _WANTED.items():
+        # A setting that a version does not have any more has only the value that is wanted.
+        value = settings.get(name, wanted)
+        if value.upper() != wanted:
+            found.append(Finding("error", name, f"{name} = {value or 'empty'}: {why}", _fix(settings, name, wanted)))
+    if not found:
+        found.append(Finding("ok", "binary log", "rows in full, with GTIDs"))
+    if settings.get("log_replica_updates", settings.get("log_slave_updates", "ON")) != "ON":
+        what = "log_replica_updates = OFF: what this server replicates from another one is not in its binary log"
+        found.append(Finding("warning", "log_replica_updates", what, "start the server with --log-replica-updates"))
+    if settings.get("innodb_native_foreign_keys") == "ON":
+        what = "innodb_native_foreign_keys = ON: rows changed by foreign-key cascades are not in the binary log"
+        found.append(Finding("warning", "foreign keys", what, "start the server with --innodb-native-foreign-keys=OFF"))
+    return [*found, *_retention(settings)]
+
+
+def _retention(settings: Mapping[str, str]) -> list[Finding]:
+    if _managed(settings) in ("RDS", "Aurora"):
+        return [
+            Finding(
+                "warning",
+                "retention",
+                "how long the binary log is kept is not told here, and is short by default",
+                "CALL mysql.rds_set_configuration('binlog retention hours', 168)",
+            )
+        ]
+    seconds = int(settings.get("binlog_expire_logs_seconds", "0"))
+    if not 0 < seconds < LEAST_KEPT_S or settings.get("binlog_expire_logs_auto_purge", "ON") != "ON":
+        return []
+    return [
+        Finding(
+            "warning",
+            "retention",
+            f"the binary log is kept for {seconds} s; if capture is down for longer, all tables must be read anew",
+            "SET PERSIST binlog_expire_logs_seconds = 604800",
+        )
+    ]
+
+
+def _managed(settings: Mapping[str, str]) -> str:
+    if "aurora_version" in settings:
+        return "Aurora"
+    if settings.get("basedir", "").startswith("/rdsdbbin"):
+        return "RDS"
+    if "google" in settings.get("version_comment", "").lower():
+        return "Cloud SQL"
+    return ""
+
+
+def _fix(settings: Mapping[str, str], name: str, wanted: str) -> str:
+    match _managed(settings):
+        case "RDS" if name == "log_bin":
+            return "switch automated backups on: that starts the binary log"
+        case "Aurora" if name == "log_bin":
+            return "in the DB cluster parameter group set binlog_format = ROW, and restart"
+        case "RDS":
+            return f"in the DB parameter group set {name} = {wanted or 'empty'}"
+        case "Aurora":
+            return f"in the DB cluster parameter group set {name} = {wanted or 'empty'}"
+        case "Cloud SQL":
+            return f"set the database flag {name} = {wanted or 'empty'}"
+    value = wanted or "''"
+    return _STEPS.get(name, f"SET PERSIST {name} = {value}; and let clients reconnect, sessions keep the old value")
+
+
+def _log_end(server: Server) -> list[Finding]:
+    """Schemas that the server leaves out of its log; asked where the account may."""
+    try:
+        filters = server.binlog_filters()
+    except SourceError:
+        return []  # said by the grants, or by log_bin
+    if not filters:
+        return []
+    what = f"the server logs not every schema: {filters}"
+    return [Finding("error", "binary log", what, "start the server without --binlog-do-db and --binlog-ignore-db")]
+
+
+# the account
+
+
+def _grants(connection: Connection[Any]) -> list[Finding]:
+    with translated(connection), connection.cursor(Cursor) as cursor:
+        cursor.execute("SELECT CURRENT_USER(), CURRENT_ROLE()")
+        ((account, active),) = cursor.fetchall()
+        cursor.execute("SHOW GRANTS")
+        grants = Grants.parse(str(line) for (line,) in cursor.fetchall())
+    name = _quote_account(str(account))
+    found = []
+    if missing := grants.missing:
+        fix = grant(", ".join(missing), "*.*", name)
+        if grants.roles and active == "NONE":
+            fix += f"; or, if its roles have them: SET DEFAULT ROLE ALL TO {name}"
+        found.append(Finding("error", "grants", f"{account} lacks {' and '.join(missing)}", fix))
+    else:
+        found.append(Finding("ok", "grants", f"{account} has {' and '.join(REPLICATION)}"))
+    if excess := grants.excess:
+        what = f"{account} may do more than it needs: {_some(excess)}"
+        found.append(
+            Finding(
+                "warning",
+                "grants",
+                what,
+                f"REVOKE it, or make a user with SELECT on the tables and {', '.join(REPLICATION)}",
+            )
+        )
+    return found
+
+
+def _quote_account(account: str) -> str:
+    user, _, host = account.rpartition("@")
+    return f"'{user}'@'{host}'"
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
+
+
+# the tables
+
+
+def _tables(
+    connection: Connection[Any], settings: Mapping[str, str], entries: Sequence[TableConfig]
+) -> Iterator[Finding]:
+    present = catalogue.tables(connection)
+    kinds = {t.name: t for t in present}
+    chosen, idle = catalogue.select(entries, present)
+    for entry in idle:
+        if entry.is_pattern:
+            yield Finding("warning", entry.name, "matches no table", "correct it, or leave it for tables to come")
+        else:
+            yield _absent(connection, entry.table, catalogue.nearest(entry.table, present))
+    if not entries:
+        yield Finding("warning", "tables", "none are configured", "lakesync add schema.table")
+    # Since 9.6 the server itself, and not its storage engine, follows foreign keys.
+    logged = release(settings["version"]) >= (9, 6) and settings.get("innodb_native_foreign_keys", "OFF") == "OFF"
+    cascades = {} if logged else catalogue.foreign_key_cascades(connection, chosen)
+    for table, entry in chosen.items():
+        info = kinds[table]
+        if info.kind != "BASE TABLE":
+            yield Finding("error", str(table), "is a view", "name its tables")
+            continue
+        if table.schema.lower() in catalogue.SYSTEM_SCHEMAS:
+            yield Finding("error", str(table), "belongs to the server", "remove it")
+            continue
+        found = list(_table(connection, table, entry))
+        if info.engine.lower() != "innodb":
+            what = f"storage engine {info.engine}: after a crash of the server the table and the binary log may differ"
+            found.append(Finding("warning", str(table), what, f"ALTER TABLE {table.quoted} ENGINE = InnoDB"))
+        if constraints := cascades.get(table):
+            what = f"rows that foreign keys change by cascade are not in the binary log ({_some(constraints)})"
+            fix = "upgrade to MySQL 9.6 or later, or change the rows by statements; `lakesync reconcile --values` finds them"
+            found.append(Finding("warning", str(table), what, fix))
+        yield from found
+
+
+def _absent(connection: Connection[Any], table: TableName, hint: str) -> Finding:
+    # The server says which of the two it is only when it is asked for rows.
+    refused = _try_select(connection, table, "1")
+    if refused and refused.hint.startswith("GRANT"):
+        return Finding("error", str(table), "may not be read", _grant_select(connection, table))
+    return Finding("error", str(table), "does not exist", hint)
+
+
+def _try_select(connection: Connection[Any], table: TableName, columns: str) -> SourceError | None:
+    try:
+        with translated(connection), connection.cursor(Cursor) as cursor:
+            cursor.execute(f"SELECT {columns} FROM {table.quoted} LIMIT 0")
+    except SourceError as error:
+        if error.retryable:
+            raise
+        return error
+    return None
+
+
+def _grant_select(connection: Connection[Any], table: TableName) -> str:
+    with translated(connection), connection.cursor(Cursor) as cursor:
+        cursor.execute("SELECT CURRENT_USER()")
+        ((account,),) = cursor.fetchall()
+    return grant("SELECT", table.quoted, _quote_account(str(account)))
+
+
+def _table(connection: Connection[Any], table: TableName, entry: TableConfig) -> Iterator[Finding]:
+    subject = str(table)
+    schema = catalogue.read_schema(connection, table).with_overrides(entry.types)
+    findings = []
+    if refused := _try_select(connection, table, values.select_list(schema)):
+        fix = _grant_select(connection, table) if refused.hint.startswith("GRANT") else refused.hint
+        findings.append(Finding("error", subject, "may not be read", fix))
+    for look in (values.check, lambda _: table.folder):
+        try:
+            look(schema)
+        except LakesyncError as error:
+            findings.append(Finding("error", subject, error.what, error.hint))
+    if entry.mode == "upsert" and not schema.key:
+        fix = f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…), or `mode: append`"
+        findings.append(Finding("error", subject, "has no primary key", fix))
+    if own := [name for name in schema.names if name.lower().startswith(OWN_PREFIX)]:
+        what = f"column {own[0]}: names that begin with {OWN_PREFIX} are lakesync's own"
+        findings.append(Finding("error", subject, what, "rename the column"))
+    yield from findings or [Finding("ok", subject, _describe(connection, table, schema, entry))]
+
+
+def _describe(connection: Connection[Any], table: TableName, schema: TableSchema, entry: TableConfig) -> str:
+    rows = catalogue.estimate_rows(connection, table)
+    key = f", key ({', '.join(schema.key)})" if schema.key else ", no key"
+    return f"{entry.mode}, {len(schema.columns)} columns{key}, about {rows:,} rows"
