@@ -38,11 +38,14 @@ class TableVersion:
     """What that commit applied."""
     state: str
     """`cdc.state.Phase` as of the round."""
+    applied: Applied | None = None
+    """What the table has, if that is not the manifest's epoch: one that stopped keeps its place although the log behind it is
+    trimmed. None: it was moved to the manifest's epoch."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One round: at these versions every table that is ready is the source at `applied.position`."""
+    """One round: at these versions every table that is `ready`, and has no `applied` of its own, is the source at `applied.position`."""
 
     applied: Applied
     """The epoch that all tables were moved to."""
@@ -95,14 +98,21 @@ def carried(table: TableName, snapshot: Snapshot, manifest: Manifest | None) -> 
     named = manifest.tables.get(table) if manifest else None
     if own is None or manifest is None or named is None:
         return own
+    there = named.applied or manifest.applied
     same = (named.commit, named.epoch) == (snapshot.info_version, own.epoch)
-    ahead = manifest.applied.position.contains(own.position) and manifest.applied.seq >= own.seq
-    return manifest.applied if same and ahead else own
+    ahead = there.position.contains(own.position) and there.seq >= own.seq
+    return there if same and ahead else own
 
 
 def _form(manifest: Manifest) -> dict[str, Any]:
     tables = {
-        table.id: {"version": v.version, "commit": v.commit, "epoch": list(v.epoch), "state": v.state}
+        table.id: {
+            "version": v.version,
+            "commit": v.commit,
+            "epoch": list(v.epoch),
+            "state": v.state,
+            "applied": v.applied and v.applied.to_dict(),
+        }
         for table, v in manifest.tables.items()
     }
     return {
@@ -117,7 +127,13 @@ def _parse(data: Mapping[str, Any]) -> Manifest:
     if data["v"] != _VERSION:
         raise ValueError(f"a manifest of version {data['v']}")
     tables = {
-        TableName.from_id(table): TableVersion(v["version"], v["commit"], EpochId(*v["epoch"]), v["state"])
+        TableName.from_id(table): TableVersion(
+            v["version"],
+            v["commit"],
+            EpochId(*v["epoch"]),
+            v["state"],
+            v["applied"] and Applied.from_dict(v["applied"]),
+        )
         for table, v in data["tables"].items()
     }
     return Manifest(Applied.from_dict(data["applied"]), tables, data["written_us"])
