@@ -139,21 +139,22 @@ def _actions(path: Path) -> Iterator[Action]:
                 continue
             column: Any = file.read(columns=[kind]).column(kind).drop_null().combine_chunks()
             if fields is None:
-                yield from ({kind: {k: _plain(v) for k, v in row.items()}} for row in column.to_pylist())
+                yield from ({kind: _plain(row, column.type)} for row in column.to_pylist())
                 continue
             # By column: rows of structs are slow to turn into Python, and there may be very many.
-            names = [f for f in fields if column.type.get_field_index(f) >= 0]
-            values = [column.field(f).to_pylist() for f in names]
+            children = [column.type.field(f) for f in fields if column.type.get_field_index(f) >= 0]
+            values = [column.field(child.name).to_pylist() for child in children]
             for row in zip(*values, strict=True):
-                yield {kind: {k: _plain(v) for k, v in zip(names, row, strict=True)}}
+                found = zip(children, row, strict=True)
+                yield {kind: {child.name: _plain(v, child.type) for child, v in found if v is not None}}
 
 
-def _plain(value: Any) -> Any:
-    """Maps come as lists of pairs."""
-    if isinstance(value, list) and value and isinstance(value[0], tuple):
+def _plain(value: Any, arrow: pa.DataType) -> Any:
+    """As JSON would have it: maps come as lists of pairs, and what is not there as None."""
+    if isinstance(arrow, pa.MapType):
         return dict(value)
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(arrow, pa.StructType):
+        return {k: _plain(v, arrow.field(k).type) for k, v in value.items() if v is not None}
     return value
 
 

@@ -194,7 +194,7 @@ class _Replay:
             raise LakeError(
                 f"written by another version of lakesync (form {info.get('v')}, this is {INFO_VERSION})",
                 where=str(_path(log, self.info_version or version)),
-                hint="run the version that wrote it, or resync the table",
+                hint="run the version that wrote it, or `lakesync resync` it",
             )
         try:
             applied = Applied.from_dict(info)

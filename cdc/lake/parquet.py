@@ -229,5 +229,5 @@ def _damaged(path: Path, what: str) -> LakeDamagedError:
     return LakeDamagedError(
         f"data file {path.name} {what}",
         where=os.fspath(path.parent),
-        hint="restore the file, or resync the table",
+        hint="restore the file, or `lakesync resync` it",
     )

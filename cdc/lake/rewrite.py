@@ -184,7 +184,7 @@ def _copy(
             raise LakeDamagedError(
                 f"data file {file.path} has {rows} rows, its commit says {file.num_records}",
                 where=str(snapshot.folder),
-                hint="resync the table",
+                hint="`lakesync resync` the table",
             )
         for group in row_groups(parquet, columns):
             if here is None or ids is None:

@@ -201,7 +201,9 @@ class Snapshot:
         relative = Path(unquote(file.path))
         if relative.is_absolute() or ".." in relative.parts or "://" in file.path:
             raise LakeError(
-                "a data file lies outside the table's folder", where=str(self.folder), hint="resync the table"
+                "a data file lies outside the table's folder",
+                where=str(self.folder),
+                hint="`lakesync resync` the table",
             )
         return self.folder / relative
 
