@@ -148,7 +148,7 @@ class Bootstrap:
         if faults.mutant("e0_before_added") and (oldest := self.log.oldest()) is not None:
             record = oldest
         base = -1 if present is None else present.version
-        self._abandon(present)
+        self._abandon()
         progress = Progress.begin(self._folder, Purpose(record, schema, captured.totals, base))
         entered = self.state.set_table(
             self.table,
@@ -169,15 +169,13 @@ class Bootstrap:
         faults.point("snapshot.after-e0")
         return progress
 
-    def _abandon(self, present: Snapshot | None) -> None:
+    def _abandon(self) -> None:
         """Remove what an earlier bootstrap wrote and no commit names."""
         left = Progress.resume(self._folder)
         if left is None:
             return
-        names = {f.name for f in left.files()} | set(left.unfinished())
+        self._lake.discard([*(f.name for f in left.files()), *left.unfinished()])
         left.end()
-        committed = {*present.files, *present.tombstones} if present else set()
-        self._lake.discard(sorted(names - committed))
 
     def _check_readable(self, schema: TableSchema) -> None:
         """Raise `TableStoppedError` for what cannot be read, before anything is."""
@@ -207,8 +205,7 @@ class Bootstrap:
         self._check_e0(purpose)
         files = progress.files()
         if not self._is_ours(present, progress):
-            folder = self.config.lake_root / self.table.folder
-            if any(not (folder / f.name).exists() for f in files):
+            if any(not (self._lake.folder / f.name).exists() for f in files):
                 raise _Again("a file of its own is missing")
             self._lake.discard(progress.unfinished())
             progress.forget_unfinished()

@@ -18,7 +18,7 @@ from cdc.errors import SourceError, SourceUnavailableError, TableStoppedError
 from cdc.journal import logger
 from cdc.position import Position
 from cdc.schema import TableSchema
-from cdc.source.catalogue import estimate_rows, read_schema
+from cdc.source.catalogue import as_catalogued, estimate_rows, read_schema
 from cdc.source.connection import abandon, connect, place, raw_cursor, translated
 from cdc.source.server import Server
 from cdc.source.values import build_text
@@ -31,7 +31,7 @@ WAIT_SLICE_S = 1.0
 BATCH_ROWS = 16_384
 BATCH_BYTES = 8 * 1024 * 1024
 """About what is held in memory of a chunk at a time."""
-FIRST_ROWS = 256
+FIRST_ROWS = 16
 """Of an unknown width."""
 SORT_BYTES = 8 * 1024 * 1024
 """`max_sort_length`: rows whose keys agree for longer than this would have no order (where the server must sort at all)."""
@@ -135,9 +135,9 @@ class Reader:
                 wanted = FIRST_ROWS
                 while rows := cursor.fetchmany(wanted):
                     self._check_stop()
-                    chunk.rows += len(rows)
-                    chunk.last = self._walk.bound(rows[-1])
                     batch = build_text(schema, list(zip(*rows, strict=True))[:width])
+                    chunk.last = self._walk.bound(rows[-1])
+                    chunk.rows += len(rows)
                     yield batch
                     wanted = max(1, min(BATCH_ROWS, BATCH_BYTES * len(rows) // max(1, batch.nbytes)))
         except TableStoppedError as error:
@@ -161,10 +161,11 @@ class Reader:
         walk = self._walk
         hint = f"`lakesync resync {walk.table}` reads it anew; `lakesync remove {walk.table}` gives it up"
         try:
-            found: TableSchema = read_schema(self.connection(), walk.table).with_overrides(walk.schema.overrides)
+            found = read_schema(self.connection(), walk.table).with_overrides(walk.schema.overrides)
         except TableStoppedError as error:
             raise TableStoppedError(error.what, where=error.where, hint=hint) from None
-        if found != walk.schema:
+        # What the binary log says of a table may be more than what the catalogue knows.
+        if found != as_catalogued(walk.schema):
             raise TableStoppedError(
                 f"the table was altered after it was added: {_difference(walk.schema, found)}",
                 where=str(walk.table),

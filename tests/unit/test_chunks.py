@@ -1,0 +1,190 @@
+"""Parts cover every key once; bounds survive a progress record; statements bind values and nothing else."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdc.epoch import CommitRecord, Counts
+from cdc.errors import TableStoppedError
+from cdc.lake import DataFile
+from cdc.names import TableName
+from cdc.position import BinlogEnd, GtidSet, Position
+from cdc.schema import Column, TableSchema
+from snapshot.chunks import Bound, Part, Walk, bound_from_json, bound_to_json
+from snapshot.progress import FILE, Progress, Purpose
+
+TABLE = TableName("shop", "orders")
+ID = Column("id", "bigint", unsigned=True)
+NAME = Column("name", "text", charset="utf8mb4")
+COLOUR = Column("colour", "enum", charset="utf8mb4", members=("red", "green", "blue"))
+
+
+def walk(*columns: Column, key: tuple[str, ...]) -> Walk:
+    return Walk(TABLE, TableSchema(columns, key))
+
+
+cells = st.one_of(st.integers(-(2**63), 2**64 - 1), st.text(), st.binary())
+
+
+@given(st.one_of(st.none(), st.lists(cells, min_size=1).map(tuple)))
+def test_a_bound_survives_a_progress_record(bound: Bound | None) -> None:
+    text = orjson.dumps(bound_to_json(bound))
+    assert bound_from_json(orjson.loads(text)) == bound
+
+
+@given(
+    low=st.integers(-(2**63), 2**64 - 1),
+    width=st.integers(0, 2**64),
+    rows=st.integers(0, 10**7),
+    chunk_rows=st.integers(1, 10**5),
+    readers=st.integers(1, 64),
+    key=st.integers(-(2**63), 2**64 - 1),
+)
+def test_every_key_is_in_exactly_one_part(
+    low: int, width: int, rows: int, chunk_rows: int, readers: int, key: int
+) -> None:
+    parts = walk(ID, key=("id",)).parts(low, low + width, rows, chunk_rows, readers)
+    holding = [p for p in parts if (p.low is None or p.low[0] < key) and (p.high is None or key <= p.high[0])]  # type: ignore[operator]
+    assert len(holding) == 1
+    assert [p.number for p in parts] == list(range(len(parts)))
+
+
+def test_a_small_table_is_one_part() -> None:
+    assert walk(ID, key=("id",)).parts(1, 10**9, 500, 1000, 8) == [Part(0)]
+
+
+def test_only_one_integer_column_splits() -> None:
+    assert walk(ID, key=("id",)).splits
+    assert not walk(NAME, key=("name",)).splits
+    assert not walk(ID, NAME, key=("id", "name")).splits
+
+
+def test_a_table_without_a_key_is_stopped_with_its_way_out() -> None:
+    with pytest.raises(TableStoppedError) as caught:
+        walk(ID, key=())
+    assert "mode: append" in caught.value.hint
+    assert "shop.orders" in caught.value.where
+
+
+def test_the_first_chunk_has_no_condition() -> None:
+    sql, arguments = walk(NAME, ID, key=("id",)).select(None, None, 10)
+    assert sql == "SELECT `name`, `id` FROM `shop`.`orders` FORCE INDEX (PRIMARY) ORDER BY `id` LIMIT %s"
+    assert arguments == (10,)
+
+
+def test_a_composite_key_goes_on_in_the_keys_order() -> None:
+    sql, arguments = walk(ID, NAME, key=("name", "id")).select(("x", 5), None, 10)
+    assert "WHERE ((`name` > %s) OR (`name` = %s AND `id` > %s)) ORDER BY `name`, `id`" in sql
+    assert arguments == ("x", "x", 5, 10)
+
+
+def test_a_part_ends_at_its_upper_bound() -> None:
+    sql, arguments = walk(ID, key=("id",)).select((5,), (9,), 10)
+    assert "WHERE ((`id` > %s)) AND `id` <= %s" in sql
+    assert arguments == (5, 9, 10)
+
+
+def test_an_enum_is_compared_by_index() -> None:
+    sql, arguments = walk(ID, COLOUR, key=("colour",)).select((1,), None, 10)
+    assert sql.startswith("SELECT `id`, `colour`, CAST(`colour` AS UNSIGNED) FROM")
+    assert "`colour` IN (%s, %s)" in sql
+    assert arguments == (2, 3, 10)
+
+
+def test_nothing_follows_the_last_member() -> None:
+    sql, arguments = walk(COLOUR, ID, key=("colour", "id")).select((3, 8), None, 10)
+    assert "((FALSE) OR (`colour` = %s AND `id` > %s))" in sql
+    assert arguments == (3, 8, 10)
+
+
+def test_a_percent_sign_in_a_name_is_not_a_place_for_a_value() -> None:
+    columns = TableSchema((Column("a%s", "int"),), ("a%s",))
+    sql, arguments = Walk(TableName("s%d", "t%"), columns).select((1,), None, 10)
+    assert sql % arguments == (
+        "SELECT `a%s` FROM `s%d`.`t%` FORCE INDEX (PRIMARY) WHERE ((`a%s` > 1)) ORDER BY `a%s` LIMIT 10"
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "slot"),
+    [
+        (Column("k", "decimal", precision=20, scale=3), "CAST(%s AS DECIMAL(20, 3))"),
+        (Column("k", "double"), "CAST(%s AS DOUBLE)"),
+        (Column("k", "date"), "CAST(%s AS DATE)"),
+        (Column("k", "datetime", scale=6), "CAST(%s AS DATETIME(6))"),
+        (Column("k", "timestamp", scale=3), "CAST(%s AS DATETIME(3))"),
+        (Column("k", "text", charset="utf8mb4"), "%s"),
+    ],
+)
+def test_values_are_compared_as_their_type(column: Column, slot: str) -> None:
+    sql, _ = walk(column, key=("k",)).select(("1",), None, 10)
+    assert f"`k` > {slot}" in sql
+
+
+def test_a_bound_is_the_rows_key_in_the_keys_order() -> None:
+    binary = Column("b", "binary", length=2)
+    found = walk(NAME, COLOUR, binary, ID, key=("id", "colour", "b", "name")).bound(
+        [b"\xc3\xa9", b"green", b"\x00\xff", b"18446744073709551615", b"2"]
+    )
+    assert found == (18446744073709551615, 2, b"\x00\xff", "é")
+
+
+# -- progress -----------------------------------------------------------------------------------------------------------
+
+
+def purpose(**changes: Any) -> Purpose:
+    position = Position(GtidSet({}), "3e11fa47-71ca-11e1-9e33-c80aa9429562", BinlogEnd("binlog.000001", 4))
+    record = CommitRecord("log", 7, "ab", position, position, 5, 5000, 9, 1, {}, {}, 1, 1, **changes)
+    return Purpose(record, TableSchema((ID,), ("id",)), Counts(1, 2, 3), -1)
+
+
+def test_progress_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    begun = Progress.begin(tmp_path / "p", purpose())
+    begun.plan([Part(0, None, (b"\xff",)), Part(1, (b"\xff",), None)])
+    begun.announce("a.parquet")
+    begun.record(Part(0), (b"\x80",), False, [DataFile("a.parquet", 10, 2, "{}")])
+    begun.announce("b.parquet")
+    begun.close()
+
+    resumed = Progress.resume(tmp_path / "p")
+    assert resumed is not None
+    assert resumed.purpose == purpose()
+    assert resumed.planned
+    assert [(o.part, o.at) for o in resumed.open_parts()] == [
+        (Part(0, None, (b"\xff",)), (b"\x80",)),
+        (Part(1, (b"\xff",), None), None),
+    ]
+    assert resumed.files() == [DataFile("a.parquet", 10, 2, "{}")]
+    assert resumed.unfinished() == ["b.parquet"]
+    resumed.forget_unfinished()
+    resumed.record(Part(0), (b"\x80",), True, [])
+    assert [o.part.number for o in resumed.open_parts()] == [1]
+    assert resumed.unfinished() == []
+    resumed.end()
+    assert Progress.resume(tmp_path / "p") is None
+
+
+def test_progress_begun_anew_forgets_what_was(tmp_path: Path) -> None:
+    Progress.begin(tmp_path / "p", purpose()).close()
+    anew = Progress.begin(tmp_path / "p", purpose(skipped=("x",)))
+    assert not anew.planned
+    anew.close()
+
+
+def test_unreadable_progress_is_none(tmp_path: Path) -> None:
+    Progress.begin(tmp_path / "p", purpose()).close()
+    (tmp_path / "p" / FILE).write_bytes(b"no database" * 100)
+    assert Progress.resume(tmp_path / "p") is None
+    Progress.begin(tmp_path / "q", purpose()).close()
+    db = sqlite3.connect(tmp_path / "q" / FILE)
+    with db:
+        db.execute("UPDATE purpose SET data = '{\"v\": 99}'")
+    db.close()
+    assert Progress.resume(tmp_path / "q") is None
