@@ -268,7 +268,7 @@ def _project(config: PipelineConfig) -> None:
 
 def _consistent(version: manifest.TableVersion | None) -> bool:
     """Whether the manifest's own position is the table's."""
-    return version is not None and version.state == "ready"
+    return version is not None and version.state == "ready" and version.applied is None
 
 
 def _stopped(statuses: Sequence[TableStatus]) -> TableStoppedError:
