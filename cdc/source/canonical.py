@@ -7,7 +7,7 @@ what the override `string` makes of a column.
 | --- | --- |
 | integers | decimal digits, no leading zeros |
 | decimal | all digits of the scale: `-0.50` |
-| double | as MySQL prints it: the fewest digits that give the same double; exponents from 1e15 up and below 1e-15; `-0` is not `0` |
+| double | as MySQL's JSON has it: the fewest digits that give the same double, `1.0`, `1e15`, `1e-16`; `-0.0` is not `0.0` |
 | texts, ENUM | themselves, in UTF-8 |
 | BINARY, VARBINARY, BLOBs | hexadecimal digits, upper case |
 | date | `YYYY-MM-DD` |
@@ -42,8 +42,8 @@ def expression(column: Column) -> str:
         case "date":
             return f"CAST({name} AS CHAR)"
         case "double":
-            # By 1 and not plus 0: that would lose the sign of zero. It takes DOUBLE(M,D) out of its fixed number of digits.
-            return f"CAST({name} * 1e0 AS CHAR)"
+            # Every other way to a text cuts digits off where there are many: CAST of an expression after 22 characters.
+            return f"CAST(CAST({name} AS JSON) AS CHAR)"
         case _:
             # ZEROFILL would print leading zeros.
             return f"CAST({name} + 0 AS CHAR)"
@@ -79,19 +79,19 @@ def decimal_text(value: Decimal) -> str:
 
 
 def double_text(value: float) -> str:
-    """A double as MySQL prints it where the number of digits is not fixed."""
+    """A double as MySQL prints it in JSON."""
     sign, digits, exponent = Decimal(repr(value)).as_tuple()
     mantissa = "".join(map(str, digits)).rstrip("0")
     minus = "-" if sign else ""
     if not mantissa:
-        return f"{minus}0"
+        return f"{minus}0.0"
     point = len(digits) + int(exponent)
     length = len(mantissa)
     if -_FIXED_DIGITS < point <= _FIXED_DIGITS or (point > 0 and length > point):
         if point <= 0:
             return f"{minus}0.{'0' * -point}{mantissa}"
         if point >= length:
-            return f"{minus}{mantissa}{'0' * (point - length)}"
+            return f"{minus}{mantissa}{'0' * (point - length)}.0"
         return f"{minus}{mantissa[:point]}.{mantissa[point:]}"
     fraction = f".{mantissa[1:]}" if length > 1 else ""
     return f"{minus}{mantissa[0]}{fraction}e{point - 1}"

@@ -1,0 +1,82 @@
+"""Canonical texts, as far as no server is needed; `tests/integration/test_source.py` compares them with MySQL's."""
+
+from __future__ import annotations
+
+import datetime
+import struct
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdc.schema import Column
+from cdc.source import canonical
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.0"),
+        (-0.0, "-0.0"),
+        (1.0, "1.0"),
+        (-1.5, "-1.5"),
+        (1e14, "100000000000000.0"),
+        (1e15, "1e15"),
+        (123456789012345.6, "123456789012345.6"),
+        (1234567890123456.7, "1234567890123456.8"),
+        (12345678901234567.0, "1.2345678901234568e16"),
+        (1e-5, "0.00001"),
+        (1e-15, "0.000000000000001"),
+        (1e-16, "1e-16"),
+        (1.25e-20, "1.25e-20"),
+        (5e-324, "5e-324"),
+        (-1.7976931348623157e308, "-1.7976931348623157e308"),
+    ],
+)
+def test_doubles(value: float, text: str) -> None:
+    assert canonical.double_text(value) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_doubles_text_names_no_other_double(value: float) -> None:
+    assert struct.pack("d", float(canonical.double_text(value))) == struct.pack("d", value)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=20, min_value=-(10**15), max_value=10**15))
+def test_decimals_have_all_digits_of_their_scale(value: Decimal) -> None:
+    text: Any
+    (text,) = canonical.texts(
+        Column("c", "decimal", precision=38, scale=20), pa.array([value], pa.decimal128(38, 20))
+    ).to_pylist()
+    assert "E" not in text
+    assert len(text.partition(".")[2]) == 20
+    assert Decimal(text) == value
+
+
+@pytest.mark.parametrize(
+    ("array", "column", "texts"),
+    [
+        (pa.array([-1, None], pa.int8()), Column("c", "tinyint"), ["-1", None]),
+        (pa.array([2**64 - 1], pa.decimal128(20, 0)), Column("c", "bigint", unsigned=True), [str(2**64 - 1)]),
+        (pa.array([b"\x00\xff", b""], pa.binary()), Column("c", "varbinary"), ["00FF", ""]),
+        (pa.array([datetime.date(1, 1, 1)]), Column("c", "date"), ["0001-01-01"]),
+        (
+            pa.array([-1, 0], pa.timestamp("us")),
+            Column("c", "datetime"),
+            ["1969-12-31 23:59:59.999999", "1970-01-01 00:00:00.000000"],
+        ),
+        (pa.array([1], pa.timestamp("us", tz="UTC")), Column("c", "timestamp"), ["1970-01-01 00:00:00.000001"]),
+        (pa.array([True, False, None]), Column("c", "tinyint"), ["1", "0", None]),
+        (pa.array(["1.50"]), Column("c", "decimal", precision=65, scale=2), ["1.50"]),
+    ],
+)
+def test_arrays_as_the_lake_has_them(array: pa.Array, column: Column, texts: list[str | None]) -> None:  # type: ignore[type-arg]
+    assert canonical.texts(column, array).to_pylist() == texts
+
+
+def test_expressions_quote_the_column() -> None:
+    for kind in ("int", "decimal", "double", "text", "binary", "date", "datetime"):
+        assert "`a``b`" in canonical.expression(Column("a`b", kind))
