@@ -123,7 +123,7 @@ class Demo:
                     raise SystemExit(f"the daemon ended with exit code {code}, see {FOLDER / 'daemon.log'}")
             finally:
                 stop.set()
-                if writer:
+                if writer is not None:
                     writer.join()
         self.say(
             f"done. The tables are in {(FOLDER / 'lake').relative_to(ROOT)}; the report in {(FOLDER / 'report.json').relative_to(ROOT)}"
