@@ -74,11 +74,14 @@ def advance(applied: Applied, record: CommitRecord) -> Applied:
     position, mine = record.end, applied.position.gtids
     if not position.gtids.contains(mine):
         position = replace(position, gtids=position.gtids.union(mine))
-    return Applied(
-        log=record.log,
-        epoch=record.id,
+    return replace(
+        applied_at(record),
         position=position,
         ts_ms=max(applied.ts_ms, record.ts_ms),
-        raw_us=record.raw_us,
         seq=max(applied.seq, record.seq),
     )
+
+
+def applied_at(record: CommitRecord) -> Applied:
+    """What a table contains that has everything up to the end of `record` and nothing beyond."""
+    return Applied(record.log, record.id, record.end, record.ts_ms, record.raw_us, record.seq)

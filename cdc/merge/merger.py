@@ -1,0 +1,405 @@
+"""Rounds: every table to the newest epoch, then a manifest that names one consistent version of each.
+
+A round is one or more passes. A pass loads every table, finds where in the log it goes on, reads the records once for all of them
+and lets each take what it lacks (`cdc.merge.table`). After a conflict, an outcome that is not known, or a log that did not hold what
+it should, another pass loads those tables anew and decides again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from typing import Any
+
+from cdc import faults
+from cdc.clock import Clock
+from cdc.config import PipelineConfig
+from cdc.epoch import CommitRecord, EpochId, TableState
+from cdc.errors import (
+    LakeConflictError,
+    LakeDamagedError,
+    LakesyncError,
+    LakeUnknownError,
+    LogDamagedError,
+    LogGapError,
+)
+from cdc.journal import logger
+from cdc.lake import Applied, LakeTable, Snapshot, manifest
+from cdc.lake.manifest import Manifest, TableVersion
+from cdc.log.base import Log
+from cdc.merge import adding, resuming, trim
+from cdc.merge.captured import Captured
+from cdc.merge.decide import applied_at
+from cdc.merge.table import TableMerge
+from cdc.names import TableName
+from cdc.state import Phase, State, TableStatus
+
+LOG = logger("merge")
+NODE = "merge"
+RECORDS = 1000
+"""Commit records in memory at a time."""
+PASSES = 8
+"""In one round; with the pauses between them about six seconds."""
+FIRST_PAUSE_S = 0.05
+BEAT_S = 1.0
+LOOK_S = 0.25
+"""How long the log is waited for before `stop`, the state and the requests are looked at again."""
+LOOK_BACK_S = 3.0
+"""How often the newest record is looked at although none with a higher number came: a log that was rolled back has another one."""
+TRIM_S = 60.0
+MERGED: tuple[Phase, ...] = ("catching-up", "ready")
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """What a round did with a table: what it has now, and how many Delta commits that took."""
+
+    phase: Phase
+    version: int | None = None
+    applied: Applied | None = None
+    rows: int | None = None
+    commits: int = 0
+    held: bool = False
+    """The log adds it again: it waits for its bootstrap."""
+    error: LakesyncError | None = None
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A round: the epoch that the tables were moved to (None: the log is empty) and each one's outcome."""
+
+    epoch: EpochId | None
+    tables: Mapping[TableName, TableResult] = field(default_factory=dict)
+    passes: int = 0
+
+
+@dataclass
+class _Round:
+    """`target` is the newest record read; `moving` the tables that took everything up to it, as far as they go."""
+
+    found: Manifest | None = None
+    statuses: Mapping[TableName, TableStatus] = field(default_factory=dict)
+    target: CommitRecord | None = None
+    moving: dict[TableName, TableMerge] = field(default_factory=dict)
+    again: dict[TableName, LakesyncError] = field(default_factory=dict)
+    """To be loaded and decided again."""
+    suspected: set[TableName] = field(default_factory=set)
+    """The log had a gap or damage for them once. It may have been replaced while it was read: it is believed the second time."""
+    commits: dict[TableName, int] = field(default_factory=dict)
+    phases: dict[TableName, Phase] = field(default_factory=dict)
+    stopped: dict[TableName, LakesyncError] = field(default_factory=dict)
+
+
+class Merger:
+    """Merges the log of one pipeline into its lake. For one thread; other mergers may run beside it: each commit has one winner."""
+
+    def __init__(self, config: PipelineConfig, log: Log, state: State, clock: Clock) -> None:
+        self._config = config
+        self._log = log
+        self._state = state
+        self._clock = clock
+        self._root = config.lake_root
+        self._captured = Captured(log)
+        self._snapshots: dict[TableName, tuple[LakeTable, Snapshot]] = {}
+        self._finished: set[TableName] = set()
+        """Tables that are not captured any more and have all that the log had of them."""
+        self._blind: dict[TableName, int] = {}
+        self._stop = threading.Event()
+
+    # -- rounds --------------------------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event) -> None:
+        """Rounds, `merge.every` apart, while there is something to do; until `stop` is set.
+
+        Raises what is no single table's error (the log, the state), and what `round` raises: the retryable ones to be run again.
+        """
+        self._stop = stop
+        done: tuple[EpochId | None, Any] | None = None
+        info: dict[str, Any] = {}
+        round_s = trim_s = self._clock.monotonic()
+        beat_s = look_s = -LOOK_BACK_S
+        while not stop.is_set():
+            now_s = self._clock.monotonic()
+            if now_s - beat_s >= BEAT_S:
+                self._state.beat(NODE, info)
+                beat_s = now_s
+            if now_s - trim_s >= TRIM_S:
+                self.trim()
+                trim_s = now_s
+            if now_s < round_s:
+                stop.wait(min(LOOK_S, round_s - now_s))
+                continue
+            asked = resuming.take_requests(self._state, self._config)
+            phases = {t: (s.phase, s.changed_us) for t, s in self._state.tables().items()}
+            due = asked or done is None or phases != done[1]
+            if not due and now_s - look_s >= LOOK_BACK_S:
+                newest, look_s = self._log.newest(), now_s
+                due = done is not None and (newest and newest.id) != done[0]
+            if due or (done and self._log.wait(done[0].number if done[0] else -1, LOOK_S)):
+                round_s = self._clock.monotonic() + self._config.merge.every
+                result = self.round()
+                done = (result.epoch, phases)
+                info = self._info(result)
+                beat_s = -LOOK_BACK_S
+
+    def round(self) -> RoundResult:
+        """Move every table to the newest epoch, set those `ready` that have passed their mark, write a manifest.
+
+        A table's own error stops that table, recorded with its way out. Raises a table's `LakeConflictError` or `LakeUnknownError` that
+        did not pass in `PASSES`, after the others are done; what the log, the state and the manifest raise.
+        """
+        faults.point("merge.round")
+        work = _Round()
+        passes = 0
+        pause_s = FIRST_PAUSE_S
+        while True:
+            passes += 1
+            self._pass(work)
+            if not work.again or passes == PASSES or self._stop.is_set():
+                break
+            self._stop.wait(pause_s)
+            pause_s *= 2
+        if work.target is None:
+            return RoundResult(None, {}, passes)
+        faults.point("merge.after-round")
+        self._write_manifest(work, work.target)
+        if work.again:
+            raise next(iter(work.again.values()))
+        return RoundResult(work.target.id, self._results(work), passes)
+
+    def _pass(self, work: _Round) -> None:
+        work.found = manifest.read(self._root, self._config.name)
+        work.statuses = self._state.tables()
+        work.again.clear()
+        work.moving.clear()
+        work.target = self._captured.refresh()
+        if work.target is None:
+            return
+        for table, captured in self._candidates(work.statuses):
+            try:
+                if merge := self._open(work, table, captured):
+                    work.moving[table] = merge
+            except LakesyncError as error:
+                self._failed(work, table, error)
+        for records in self._read(work.moving.values(), work.target):
+            work.target = records[-1]
+            for table, merge in list(work.moving.items()):
+                before = merge.commits
+                try:
+                    merge.take(records)
+                except LakesyncError as error:
+                    self._failed(work, table, error)
+                finally:
+                    work.commits[table] = work.commits.get(table, 0) + merge.commits - before
+        for table, merge in work.moving.items():
+            self._snapshots[table] = (merge.lake, merge.snapshot)
+            self._blind[table] = merge.blind_after
+            work.phases[table] = self._settled(table, merge)
+
+    def _candidates(self, statuses: Mapping[TableName, TableStatus]) -> Iterator[tuple[TableName, TableState | None]]:
+        """The tables to merge, with what the log says of them; None if they are not captured any more."""
+        tables = {TableName.from_id(i): captured for i, captured in self._captured.tables.items()}
+        self._finished -= set(tables)
+        for table, captured in tables.items():
+            status = statuses.get(table)
+            if status and (status.phase in MERGED or (status.phase == "added" and adding.is_append(captured))):
+                yield table, captured
+        for table, status in statuses.items():
+            by_capture = status.phase == "stopped" and (status.error or {}).get("node") == "capture"
+            left = status.phase in MERGED or status.phase == "removed" or by_capture
+            if left and table not in tables and table not in self._finished:
+                yield table, None
+
+    def _open(self, work: _Round, table: TableName, captured: TableState | None) -> TableMerge | None:
+        """The table at its newest version; None for one that has nothing more to take."""
+        status = work.statuses[table]
+        lake, snapshot = self._load(table)
+        applied = manifest.carried(table, snapshot, work.found) if snapshot else None
+        if captured is None:
+            known = work.found.tables.get(table) if work.found else None
+            if snapshot is None or applied is None or (known and known.state == "removed"):
+                self._finished.add(table)
+                return None
+        elif status.phase == "added":
+            snapshot, applied = adding.begin(self._log, lake, table, captured, snapshot, applied)
+            self._state.set_table(table, "ready", when=("added",), error=None)
+            LOG.info("table-created", table=str(table), epoch=applied.epoch.number)
+        if snapshot is None or applied is None:
+            raise LakeDamagedError(
+                "the lake does not have the table, or not as lakesync wrote it",
+                where=f"{table}: {self._root / table.folder}",
+                hint=f"`lakesync resync {table}`",
+            )
+        merge = TableMerge(self._log, lake, table, snapshot, applied, status, leaving=captured is None)
+        merge.blind_after = self._blind.get(table, -1)
+        return merge
+
+    def _load(self, table: TableName) -> tuple[LakeTable, Snapshot | None]:
+        lake, known = self._snapshots.pop(table, (None, None))
+        if lake and known:
+            return lake, lake.refresh(known)
+        lake = LakeTable(
+            self._root, table, self._config.name, file_size=self._config.merge.file_size, clock=self._clock
+        )
+        return lake, lake.load()
+
+    def _read(self, moving: Any, newest: CommitRecord) -> Iterator[list[CommitRecord]]:
+        """The log's records up to `newest`, some at a time, from the first one that a table may lack."""
+        starts = {self._start(merge) for merge in moving} or {newest.number - 1}
+        after = None if None in starts else min(s for s in starts if s is not None)
+        records = takewhile(lambda r: r.number <= newest.number, self._log.records(after))
+        while some := list(islice(records, RECORDS)):
+            yield some
+
+    def _start(self, merge: TableMerge) -> int | None:
+        """Read records above this number; None for all. By number only where the log still has that epoch, or the one that follows."""
+        epoch = merge.applied.epoch
+        if faults.mutant("skip_by_number"):
+            return epoch.number
+        if faults.mutant("applied_check_skipped"):
+            return merge.blind_after
+        record = next(iter(self._log.records(epoch.number - 1)), None)
+        if record is not None and epoch.hash in (record.hash, record.before):
+            return record.number - 1
+        return None
+
+    def _failed(self, work: _Round, table: TableName, error: LakesyncError) -> None:
+        """A table did not get to the target: it is tried again, or stopped. Raises what concerns every table."""
+        work.moving.pop(table, None)
+        self._snapshots.pop(table, None)
+        doubtful = isinstance(error, LogDamagedError | LogGapError) and table not in work.suspected
+        if doubtful:
+            work.suspected.add(table)
+        if doubtful or isinstance(error, LakeConflictError | LakeUnknownError):
+            work.again[table] = error
+            LOG.info("decides-again", table=str(table), error=error.code, what=error.what)
+            return
+        if error.retryable:
+            raise error
+        error.where = error.where or str(table)
+        work.stopped[table] = error
+        LOG.error("table-stopped", table=str(table), error=error.code, what=error.what, hint=error.hint)
+        if table.id in self._captured.tables:
+            stop = error.to_dict() | {"node": NODE}
+            self._state.set_table(table, "stopped", when=(*MERGED, "added"), error=stop)
+        else:
+            # Its state is another node's; it is read no more, and only a resync makes it whole.
+            self._finished.add(table)
+        self._state.record_error(NODE, error, table)
+
+    def _settled(self, table: TableName, merge: TableMerge) -> Phase:
+        """The phase of a table that took what it lacks."""
+        assert merge.status is not None
+        phase = merge.status.phase
+        if merge.leaving:
+            if merge.ended or merge.held or phase not in MERGED:
+                self._finished.add(table)
+                return "removed"
+        elif merge.passed and self._state.set_table(
+            table, "ready", when=("catching-up",), mark=None, mark_server=None, error=None
+        ):
+            LOG.info("table-ready", table=str(table), epoch=merge.applied.epoch.number)
+            return "ready"
+        elif merge.passed is False and self._state.set_table(
+            table, "added", when=("catching-up",), e0=None, e0_position=None, mark=None, mark_server=None
+        ):
+            LOG.warning("bootstrap-again", table=str(table), reason="capture moved to another server")
+            return "added"
+        return "ready" if phase == "added" else phase
+
+    # -- what is said of it ----------------------------------------------------------------------------------------------
+
+    def _write_manifest(self, work: _Round, target: CommitRecord) -> None:
+        """Name the versions of the tables that are at the target, and keep the place of those that are not."""
+        found = manifest.read(self._root, self._config.name)
+        if found and found.applied.log == target.log and found.applied.epoch.number > target.number:
+            later = next(iter(self._log.records(found.applied.epoch.number - 1)), None)
+            if later and later.id == found.applied.epoch:
+                return  # another merger was faster
+        applied = applied_at(target)
+        tables: dict[TableName, TableVersion] = {}
+        for table, known in found.tables.items() if found else ():
+            status = work.statuses.get(table)
+            if table in self._finished:
+                state = "removed"
+            elif table in work.again or table in work.stopped or (status and status.phase == "stopped"):
+                state = "stopped" if table not in work.again else known.state
+            else:
+                continue
+            carried = known.applied or (found.applied if found else None)
+            tables[table] = TableVersion(known.version, known.commit, known.epoch, state, carried)
+        for table, merge in work.moving.items():
+            snapshot = merge.snapshot
+            assert snapshot.info_version is not None
+            assert snapshot.applied is not None
+            there = merge.applied.epoch == applied.epoch and merge.applied.position == applied.position
+            tables[table] = TableVersion(
+                snapshot.version,
+                snapshot.info_version,
+                snapshot.applied.epoch,
+                work.phases[table],
+                None if there else merge.applied,
+            )
+        manifest.write(self._root, self._config.name, Manifest(applied, tables, self._clock.now_us()))
+
+    def _results(self, work: _Round) -> dict[TableName, TableResult]:
+        results = {t: TableResult("stopped", error=e, commits=work.commits.get(t, 0)) for t, e in work.stopped.items()}
+        for table, merge in work.moving.items():
+            results[table] = TableResult(
+                work.phases[table],
+                merge.snapshot.version,
+                merge.applied,
+                merge.snapshot.rows,
+                work.commits.get(table, 0),
+                merge.held is not None,
+            )
+        return results
+
+    def _info(self, result: RoundResult) -> dict[str, Any]:
+        """For `status`: the lag is between the source's clock and ours, as of the last transaction in the table."""
+        now_us = self._clock.now_us()
+        tables = {
+            str(table): {
+                "phase": r.phase,
+                "version": r.version,
+                "rows": r.rows,
+                "epoch": r.applied.epoch.number,
+                "lag_ms": max(0, now_us - r.applied.raw_us) // 1000,
+            }
+            for table, r in result.tables.items()
+            if r.applied
+        }
+        return {"epoch": result.epoch.number if result.epoch else None, "tables": tables}
+
+    # -- trimming --------------------------------------------------------------------------------------------------------
+
+    def trim(self) -> int | None:
+        """Let go of what nothing needs any more and is older than `merge.keep`. The first epoch kept, if any went. Raises as the log."""
+        oldest, newest = self._log.oldest(), self._captured.record
+        found = manifest.read(self._root, self._config.name)
+        if oldest is None or newest is None or found is None or found.applied.log != newest.log:
+            return None
+        needed = [found.applied.epoch.number]
+        if self._config.trace:
+            needed.append(trim.traced(self._config.state, newest))
+        for table, status in self._state.tables().items():
+            captured = self._captured.tables.get(table.id)
+            known = found.tables.get(table)
+            code = (status.error or {}).get("code")
+            if status.phase == "snapshot" and status.e0:
+                needed.append(status.e0.number)
+            elif captured and status.phase == "added" and adding.is_append(captured):
+                needed.append(captured.since)
+            elif captured and (status.phase in MERGED or status.phase == "stopped") and code != "LogGap":
+                if known is None:
+                    # Bootstrapped or created since the manifest: the next one names it.
+                    needed.append(oldest.number if status.phase != "stopped" else found.applied.epoch.number)
+                else:
+                    needed.append(trim.first_needed(self._log, oldest, (known.applied or found.applied).epoch))
+        written_before_us = self._clock.now_us() - int(self._config.merge.keep * 1_000_000)
+        kept = trim.trim(self._log, oldest, needed, written_before_us)
+        if kept is not None:
+            LOG.info("log-trimmed", epoch=kept)
+        return kept

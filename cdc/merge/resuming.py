@@ -1,0 +1,38 @@
+"""`lakesync resume`: a table that the merger stopped goes on where it stands."""
+
+from __future__ import annotations
+
+from cdc.config import PipelineConfig
+from cdc.errors import LakesyncError
+from cdc.lake import LakeTable
+from cdc.names import TableName
+from cdc.state import Phase, State
+
+
+def take_requests(state: State, config: PipelineConfig) -> bool:
+    """Do what was asked for; whether anything was."""
+    requests = state.open_requests("resume")
+    for request in requests:
+        try:
+            outcome = _resume(state, config, TableName.parse(request.argument))
+        except LakesyncError as error:
+            outcome = f"not resumed: {error}"
+        state.request_done(request.number, outcome)
+    return bool(requests)
+
+
+def _resume(state: State, config: PipelineConfig, table: TableName) -> str:
+    status = state.table(table)
+    if status is None:
+        return f"not resumed: {table} is not a table of this pipeline"
+    if status.phase != "stopped":
+        return f"not resumed: {table} is not stopped, it is {status.phase}"
+    node = (status.error or {}).get("node")
+    if node != "merge":
+        return f"not resumed: {node} stopped {table}; only `lakesync resync {table}` helps"
+    phase: Phase = "added"
+    if LakeTable(config.lake_root, table, config.name).load() is not None:
+        # The mark goes when it is passed.
+        phase = "ready" if status.mark is None else "catching-up"
+    state.set_table(table, phase, when=("stopped",), error=None)
+    return f"resumed: {table} is {phase}"

@@ -1,0 +1,181 @@
+"""One table's way through the log's records: decided on one version of the lake's table, read, folded, committed on that version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from cdc import faults
+from cdc.epoch import CommitRecord, Counts
+from cdc.errors import LakeConflictError, LakeUnknownError, LogDamagedError, LogGapError
+from cdc.lake import Applied, LakeTable, MergeCounts, Snapshot
+from cdc.log.base import Log
+from cdc.log.codec import Changes, decode
+from cdc.merge.decide import Gap, Part, Skip, advance, decide
+from cdc.merge.fold import fold, sequence
+from cdc.names import TableName
+from cdc.position import BinlogEnd, GtidSet, Position
+from cdc.state import TableStatus
+
+BATCH_BYTES = 128 * 1024 * 1024
+"""Changes of one Delta commit, as the log holds them; more become several commits, each at an epoch's end. One epoch may be larger."""
+
+
+@dataclass
+class _Batch:
+    """What one commit will take: whole epochs, of which the first may be taken in part."""
+
+    exclude: GtidSet | None = None
+    touched: list[CommitRecord] = field(default_factory=list)
+    changes: list[Changes] = field(default_factory=list)
+    size: int = 0
+
+
+class TableMerge:
+    """One table in one pass. Everything is decided on `snapshot`, which every commit replaces by the version it made.
+
+    `applied` may be ahead of what the snapshot itself says, where nothing touched the table; a manifest then says so.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        lake: LakeTable,
+        table: TableName,
+        snapshot: Snapshot,
+        applied: Applied,
+        status: TableStatus | None = None,
+        *,
+        leaving: bool = False,
+    ) -> None:
+        self._log = log
+        self.lake = lake
+        self.table = table
+        self.snapshot = snapshot
+        self.applied = applied
+        self.status = status
+        self.leaving = leaving
+        """It is not captured any more: what the log still has of it is applied, up to the record that removed it."""
+        self.held: CommitRecord | None = None
+        """The record that adds the table again: its bootstrap has to commit first."""
+        self.ended = False
+        """The record that removed the table is applied."""
+        self.passed: bool | None = None
+        """Whether a table that catches up has passed its mark; False: never will, capture moved to another server."""
+        self.commits = 0
+        self.blind_after = -1
+        """Mutant `applied_check_skipped`: the number of the newest record taken."""
+        self._look(applied.position)
+
+    def take(self, records: Sequence[CommitRecord]) -> None:
+        """Apply what the table lacks of these records, which follow one another in the log.
+
+        Raises `LogGapError`, `LogDamagedError` (data is not what its record says), `LakeError` and its kin (after
+        `LakeConflictError` and `LakeUnknownError` this object is of no use: load, and decide again), and what the log raises.
+        """
+        batch, at = _Batch(), self.applied
+        for record in records:
+            if self.held or self.ended:
+                break
+            if faults.mutant("applied_check_skipped") and record.number <= self.blind_after:
+                continue
+            decision = decide(at, record)
+            if isinstance(decision, Skip):
+                continue
+            if self.table.id in record.added and not self._passes(at, record):
+                self.held = record
+                break
+            if isinstance(decision, Gap):
+                raise LogGapError(
+                    f"the table has epoch {at.epoch}; transactions {decision.missing} are neither in it "
+                    f"nor in the log, which goes on with epoch {record.id}",
+                    where=str(self.table),
+                    hint=f"`lakesync resync {self.table}`",
+                )
+            entry = record.tables.get(self.table.id)
+            if isinstance(decision, Part) or (entry and batch.size + entry.extent.bytes > BATCH_BYTES):
+                batch = self._flush(batch, at)
+            if isinstance(decision, Part):
+                batch.exclude = decision.exclude
+            if entry is not None:
+                batch.changes += map(decode, self._log.data(self.table.id, entry.extent))
+                batch.size += entry.extent.bytes
+                batch.touched.append(record)
+            at = advance(at, record)
+            self.blind_after = record.number
+            self._look(at.position)
+            self.ended = self.leaving and self.table.id in record.removed
+        self._flush(batch, at)
+        self.applied = at
+
+    def _passes(self, at: Applied, record: CommitRecord) -> bool:
+        """Whether an epoch that adds the table goes on with what it is: so it does in a log begun anew, and where the state says
+        that the table was bootstrapped since."""
+        if faults.mutant("applied_check_skipped"):
+            return True
+        return record.log != at.log or (self.status is not None and self.status.added == record.id)
+
+    # -- commits -------------------------------------------------------------------------------------------------------
+
+    def _flush(self, batch: _Batch, at: Applied) -> _Batch:
+        """Commit what there is, and begin a new batch."""
+        if batch.touched:
+            self._commit(batch, at)
+            self.applied = at
+        return _Batch()
+
+    def _commit(self, batch: _Batch, at: Applied) -> None:
+        schema, first = self.snapshot.schema, batch.touched[0].number
+        write: Callable[[Snapshot], Snapshot]
+        if self.snapshot.mode == "append":
+            appended = sequence(batch.changes, schema, batch.exclude)
+            counts = appended.counts
+            merged = MergeCounts(counts, first, len(batch.touched))
+            write = lambda on: self.lake.append(on, appended.rows, at, merged)  # noqa: E731
+        else:
+            folded = fold(batch.changes, schema, batch.exclude)
+            counts = folded.counts
+            merged = MergeCounts(counts, first, len(batch.touched))
+            write = lambda on: self.lake.upsert(on, folded, at, merged)  # noqa: E731
+        said = Counts()
+        for record in batch.touched:
+            said = said.plus(record.tables[self.table.id].rows)
+        if counts.logged != said:
+            raise LogDamagedError(
+                f"{tuple(counts.logged)} inserts, updates and deletes were read, the commit records say {tuple(said)}",
+                where=f"{self.table}, epochs {first} to {at.epoch.number}",
+                hint=f"`lakesync resync {self.table}`",
+            )
+        batch.changes.clear()
+        if faults.mutant("applied_from_other_snapshot"):
+            self.snapshot = self.lake.refresh(self.snapshot)
+        try:
+            self.snapshot = write(self.snapshot)
+        except (LakeConflictError, LakeUnknownError):
+            if not faults.mutant("blind_retry"):
+                raise
+            self.snapshot = write(self.lake.refresh(self.snapshot))
+        self.commits += 1
+
+    # -- ready -------------------------------------------------------------------------------------------------------
+
+    def _look(self, position: Position) -> None:
+        """Notice that the table has passed its mark, or that capture moved to another server before."""
+        if self.status is None or self.status.phase != "catching-up" or self.passed is not None:
+            return
+        if self.status.mark is None:
+            self.passed = False
+        elif faults.mutant("ready_by_gtid_executed"):
+            self.passed = position.gtids.contains(GtidSet.parse(self.status.mark.file)) or None
+        elif position.server_uuid != self.status.mark_server:
+            self.passed = False
+        else:
+            self.passed = _reached(position.end, self.status.mark)
+
+
+def _reached(end: BinlogEnd, mark: BinlogEnd) -> bool | None:
+    """Whether `end` has passed `mark`: None if not yet, False if it never will, in a binary log of another name."""
+    try:
+        return end >= mark or None
+    except ValueError:
+        return False
