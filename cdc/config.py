@@ -178,7 +178,9 @@ class TableConfig(_Model):
     name: str
     """`schema.table`; `*` and `?` make it a pattern."""
     mode: Mode = "upsert"
+    """upsert: the lake's table is the source's; append: every change is a row."""
     types: dict[str, Literal["boolean", "string"]] = Field(default_factory=dict)
+    """Columns that become another type than their own: TINYINT `boolean`, anything `string`."""
 
     @field_validator("name")
     @classmethod
@@ -264,7 +266,7 @@ class TraceConfig(_Model):
     insecure: bool = False
     """Allow plaintext to a host that is not loopback."""
     every: Duration = 60.0
-    """How often the counts are brought up to date; `status` and `reconcile` do it too."""
+    """How often the counts are brought up to date; `lakesync reconcile` does it too."""
 
     @field_validator("url")
     @classmethod
@@ -291,7 +293,7 @@ class PipelineConfig(_Model):
     log_options: dict[str, str] = Field(default_factory=dict)
     """librdkafka's settings; secrets as `env:NAME` or `file:/path`."""
     lake: str
-    """The folder that tables land in, at <lake>/<schema>/<table>."""
+    """The folder that tables land in, each at `<lake>/<schema>/<table>`."""
     trace: TraceConfig | None = None
     """Where counts go; null: nowhere. Default: chDB in the state folder."""
     state: Path

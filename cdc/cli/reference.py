@@ -1,16 +1,22 @@
-"""The commands' help in docs/cli.md, between two marks. `python -m cdc.cli.reference docs/cli.md` brings it up to date."""
+"""What the docs take from the code, between two marks of a page: the commands' help, and the keys of the pipeline file.
+
+`python -m cdc.cli.reference docs` brings the pages up to date.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from cdc.cli.app import app
+from cdc.config import json_schema
 
-BEGIN, END = "<!-- the commands' help begins -->", "<!-- the commands' help ends -->"
+BEGIN, END = "<!-- from the code, by `python -m cdc.cli.reference docs`: begin -->", "<!-- end -->"
 WIDTH = 100
 
 
@@ -26,16 +32,50 @@ def helps() -> dict[str, str]:
     return found
 
 
-def updated(text: str) -> str:
-    """The page `text` with every command's help between the marks. Raises `ValueError` for a page without them."""
+def _commands() -> str:
+    return "\n".join(f"## lakesync {name}\n\n```text\n{text}\n```\n" for name, text in helps().items())
+
+
+def _keys() -> str:
+    lines = ["| key | default | |", "| --- | --- | --- |"]
+    schema = json_schema()
+    for key, holder in _walk(schema, schema["properties"], ""):
+        default = holder.get("default")
+        shown = (
+            ""
+            if default in (None, "", [], {}) or isinstance(default, dict)
+            else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        )
+        values = holder.get("enum") or next((o["enum"] for o in holder.get("anyOf", ()) if "enum" in o), ())
+        choice = f" One of {', '.join(f'`{v}`' for v in values)}." if values else ""
+        lines.append(f"| `{key}` | {shown} | {holder.get('description', '')}{choice} |")
+    return "\n".join(lines) + "\n"
+
+
+def _walk(schema: dict[str, Any], properties: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, holder in properties.items():
+        yield f"{prefix}{name}", holder
+        for option in (holder, *holder.get("anyOf", ()), *holder.get("items", {}).get("anyOf", ())):
+            if "$ref" in option:
+                part = schema["$defs"][option["$ref"].rpartition("/")[2]]
+                inner = f"{prefix}{name}[]." if "items" in holder else f"{prefix}{name}."
+                yield from _walk(schema, part["properties"], inner)
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": _commands, "pipeline-file.md": _keys}
+"""What stands between the marks of each page."""
+
+
+def updated(page: str, text: str) -> str:
+    """The page with this name and text, brought up to date. Raises `ValueError` for one without marks."""
     head, _, rest = text.partition(BEGIN)
     _, mark, tail = rest.partition(END)
     if not mark:
-        raise ValueError(f"no {BEGIN} … {END}")
-    parts = [f"## lakesync {name}\n\n```text\n{help_text}\n```\n" for name, help_text in helps().items()]
-    return f"{head}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{tail}"
+        raise ValueError(f"{page}: no {BEGIN} … {END}")
+    return f"{head}{BEGIN}\n\n{PAGES[page]()}\n{END}{tail}"
 
 
 if __name__ == "__main__":
-    page = Path(sys.argv[1])
-    page.write_text(updated(page.read_text()))
+    for name in PAGES:
+        path = Path(sys.argv[1]) / name
+        path.write_text(updated(name, path.read_text()))
