@@ -240,3 +240,14 @@ def test_whoever_reads_may_go_away() -> None:
 )
 def test_durations_for_people(ms: int | None, text: str) -> None:
     assert output.duration(ms) == text
+
+
+def test_every_command_that_is_named_anywhere_exists() -> None:
+    root = DOCS.parent
+    pages = [*root.glob("*.md"), *DOCS.glob("*.md"), *root.glob("configs/*"), root / "Dockerfile"]
+    sources = [p for package in ("cdc", "snapshot", "reconcile") for p in (root / package).rglob("*.py")]
+    for path in (*pages, *sources):
+        for verb, rest in re.findall(r"`lakesync (?:-c \S+ )?([a-z]+)([^`\n]*)`", path.read_text()):
+            assert verb in COMMANDS, f"{path}: lakesync {verb}"
+            for option in re.findall(r"--[a-z][a-z-]*", rest):
+                assert option in reference.helps()[verb], f"{path}: lakesync {verb} {option}"
