@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ BEGIN, END = "<!-- from the code, by `python -m cdc.cli.reference docs`: begin -
 WIDTH = 100
 
 
+@functools.cache
 def helps() -> dict[str, str]:
     """The help text of every command by name, as `--help` prints it, at a fixed width."""
     os.environ["COLUMNS"] = str(WIDTH)
