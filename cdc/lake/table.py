@@ -153,8 +153,8 @@ class LakeTable:
         if name and not NAME.fullmatch(name):
             raise LakeError("not a name of a data file", where=name)
         self._store.make_folder(self.folder)
-        if name:
-            self.discard([name])
+        if name and (self.folder / name).exists() and not self.discard([name]):
+            raise LakeError("is named by a commit", where=str(self.folder / name), hint="report this")
         writer = FileWriter(self._store, self.folder, columns, schema.key, name)
         try:
             for batch in batches:
