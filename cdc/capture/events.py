@@ -151,13 +151,18 @@ def checksum_matches(event: bytes) -> bool:
 
 
 def has_checksums(event: bytes) -> bool:
-    """What a FORMAT_DESCRIPTION event, which has a checksum itself, says of the events after it. Raises `BinlogError`."""
+    """What a FORMAT_DESCRIPTION event says of the events after it. It has room for a checksum itself in any case. Raises `BinlogError`."""
     body = Reader(event[HEADER:-CHECKSUM])
     version, _, _, header_size = body.uint(2), body.take(50), body.uint(4), body.uint(1)
-    algorithms = body.rest()[-1:]
-    if version != 4 or header_size != HEADER or not algorithms or algorithms[0] > 1:
+    algorithm = body.rest()[-1:]
+    if version != 4 or header_size != HEADER or not algorithm or algorithm[0] > 1:
         raise BinlogError(f"a binary log of format {version}, with headers of {header_size} bytes, is not known")
-    return algorithms[0] == 1
+    # Where it says "none", its own checksum is right only until the server changes the event for the stream. So what can be seen is
+    # that it was not "none" before the event was damaged.
+    was = event[: -CHECKSUM - 1] + b"\1" + event[-CHECKSUM:]
+    if not algorithm[0] and checksum_matches(was):
+        raise BinlogError("a FORMAT_DESCRIPTION event whose checksum is wrong")
+    return algorithm[0] == 1
 
 
 class GtidEvent(NamedTuple):

@@ -169,10 +169,11 @@ class ReferenceDecoder:
 
     def _feed(self, event: bytes) -> None:
         head = events.header(event)
-        self._check_sum(event, head)
-        body = event[events.HEADER : -events.CHECKSUM if self._checksums else None]
+        body = event[events.HEADER : -events.CHECKSUM if self._check_sum(event, head) else None]
         if not self._file and head.type != Type.ROTATE:
             raise BinlogError(f"a stream that begins with a {head.name} event and not with its file's name")
+        if self._checksums is None and head.type not in (Type.ROTATE, Type.FORMAT_DESCRIPTION):
+            raise BinlogError(f"a {head.name} event before the file's description")
         if head.type in (Type.HEARTBEAT, Type.HEARTBEAT_V2):
             self._heartbeat(head, body)
         elif head.type == Type.ROTATE:
@@ -184,18 +185,20 @@ class ReferenceDecoder:
         if self.idle:
             self._end = BinlogEnd(self._file, self._offset)
 
-    def _check_sum(self, event: bytes, head: Header) -> None:
+    def _check_sum(self, event: bytes, head: Header) -> bool:
+        """Whether the event has a checksum, which is then right."""
+        right = events.checksum_matches(event)
         if head.type == Type.FORMAT_DESCRIPTION:
-            # It has a checksum even where the events after it have none.
-            right = events.checksum_matches(event)
-            self._checksums = right and events.has_checksums(event)
-        elif self._checksums is None:
-            self._checksums = right = events.checksum_matches(event)
-            right = right or head.type == Type.ROTATE
-        else:
-            right = not self._checksums or events.checksum_matches(event)
+            self._checksums = events.has_checksums(event)
+            if not self._checksums:
+                return True
+        elif not self._checksums:
+            # Events that are in no file may have a checksum where those of the file have none.
+            made = head.type in (Type.HEARTBEAT, Type.HEARTBEAT_V2) or head.flags & events.ARTIFICIAL
+            return right and bool(made)
         if not right:
             raise BinlogError(f"a {head.name} event whose checksum is wrong")
+        return True
 
     def _advance(self, head: Header) -> None:
         offset = self._offset + head.size

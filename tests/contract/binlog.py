@@ -1,0 +1,140 @@
+"""Binary log events of a real server: recorded, and edited so that they still follow one another."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cdc.capture.base import Decoder, Drained
+from cdc.capture.events import ARTIFICIAL, HEADER, Type
+from cdc.config import SourceConfig
+from cdc.names import TableName
+from cdc.position import BinlogEnd, GtidSet
+from cdc.schema import TableSchema
+from cdc.source.catalogue import read_schema
+from cdc.source.connection import connect
+from cdc.source.dump import BinlogStream
+from cdc.source.server import Server
+from dev.mysql import MySQLServer
+
+
+def source(server: MySQLServer) -> SourceConfig:
+    return SourceConfig(url=server.url())
+
+
+def run(server: MySQLServer, schema: str, *statements: str) -> None:
+    """In one session, with autocommit and an sql_mode that takes anything."""
+    with server.root(schema) as connection, connection.cursor() as cursor:
+        cursor.execute("SET sql_mode = 'ALLOW_INVALID_DATES'")
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def schema_of(server: MySQLServer, schema: str, table: str) -> TableSchema:
+    connection = connect(source(server), purpose="test")
+    try:
+        return read_schema(connection, TableName(schema, table))
+    finally:
+        connection.close()
+
+
+@dataclass
+class Recording:
+    """What the server wrote while it was recorded, as a stream gives it, with heartbeats."""
+
+    events: list[bytes] = field(default_factory=list)
+    end: BinlogEnd = field(default=BinlogEnd("", 0))
+
+    def of_type(self, *kinds: Type) -> list[int]:
+        """Where events of these types are."""
+        return [i for i, event in enumerate(self.events) if event[4] in kinds]
+
+
+@contextmanager
+def recording(server: MySQLServer) -> Iterator[Recording]:
+    """Records what is written inside the block, from the file's beginning (as a real stream does), up to the log's end."""
+    found = Recording()
+    connection = connect(source(server), purpose="test")
+    try:
+        before: GtidSet = Server(connection).executed()
+        yield found
+        found.end = Server(connection).binlog_end()
+    finally:
+        connection.close()
+    with BinlogStream(source(server), before, heartbeat_s=0.2) as stream:
+        file = ""
+        for event in stream:
+            found.events.append(event)
+            if event[4] == Type.ROTATE:
+                file = event[HEADER + 8 : -4].decode()
+            if event[4] == Type.HEARTBEAT and BinlogEnd(file, struct.unpack_from("<I", event, 13)[0]) >= found.end:
+                break
+
+
+def sealed(event: bytes, log_pos: int) -> bytes:
+    """The event with another end, its size and checksum made right."""
+    head = event[:9] + struct.pack("<II", len(event), log_pos & 0xFFFFFFFF) + event[17:19]
+    body = head + event[HEADER:-4]
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def rechained(events: Sequence[bytes], shift: int = 0) -> list[bytes]:
+    """The events with ends and transaction lengths made right after some were put in, taken out or changed. `shift` moves everything
+    after the first GTID event that many bytes down the file."""
+    out: list[bytes] = []
+    at = 4
+    for i, event in enumerate(events):
+        kind, flags = event[4], struct.unpack_from("<H", event, 17)[0]
+        if kind == Type.ROTATE and flags & ARTIFICIAL:
+            at = 4
+            out.append(event)
+        elif kind == Type.HEARTBEAT:
+            at += shift
+            shift = 0
+            out.append(sealed(event, at))
+        else:
+            if kind == Type.GTID:
+                event = with_length(event, sum(len(e) for e in transaction(events, i)))
+            at += len(event)
+            out.append(sealed(event, at))
+    return out
+
+
+def transaction(events: Sequence[bytes], start: int) -> list[bytes]:
+    """The events from a GTID event to the next one, without what is in no file."""
+    found = [events[start]]
+    for event in events[start + 1 :]:
+        if event[4] in (Type.GTID, Type.TAGGED_GTID, Type.ROTATE, Type.HEARTBEAT):
+            break
+        found.append(event)
+    return found
+
+
+def with_length(event: bytes, length: int) -> bytes:
+    """A GTID event that says that its transaction has `length` bytes; in the same space, so only lengths of alike size will do."""
+    at = HEADER + 42 + 7
+    if event[at - 1] & 0x80:
+        at += 7
+    if event[at] < 251:
+        assert length < 251
+        return event[:at] + bytes([length]) + event[at + 1 :]
+    assert event[at] == 252
+    return event[: at + 1] + struct.pack("<H", length) + event[at + 3 :]
+
+
+def query_event(like: bytes, sql: str) -> bytes:
+    """A QUERY event with another text."""
+    body = like[HEADER:-4]
+    database, status = body[8], struct.unpack_from("<H", body, 11)[0]
+    return like[:HEADER] + body[: 13 + status + database + 1] + sql.encode() + bytes(4)
+
+
+def decode(decoder: Decoder, events: Sequence[bytes], **tables: Any) -> Drained:
+    """Feed everything and drain. `tables` as in `captured`."""
+    for event in events:
+        decoder.feed(event)
+    return decoder.drain()
