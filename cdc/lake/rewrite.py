@@ -6,6 +6,7 @@ Memory is bounded by the changes, the key columns of one file and a few row grou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from cdc.lake.snapshot import AddFile, Snapshot
 SMALL_FILES = 24
 """So many files below an eighth of the full size may lie about; the commit that would leave more takes all of them along."""
 SMALL = 8
+WORKERS = 2
+"""Files that are written anew at once, each with a few row groups in memory."""
 
 
 @dataclass(frozen=True)
@@ -134,20 +137,22 @@ def rewrite(
     if len(small - touched) + bool(fresh.num_rows or small & touched) > SMALL_FILES:
         touched |= small
     # Small files flow together with the new rows; each full-size one is written by itself, so that its keys stay together.
-    writers: list[Rolling] = []
-    removed: list[AddFile] = []
-    rows_deleted = 0
+    together = Rolling(new_file, file_size)
+    large = {path: Rolling(new_file, file_size) for path in sorted(touched - small)}
+
+    def copy(path: str, into: Rolling) -> int:
+        return _copy(snapshot, snapshot.files[path], columns, index, found.by_path.get(path), images, into)
+
+    def copy_and_close(path: str) -> int:
+        rows = copy(path, large[path])
+        large[path].close()
+        return rows
+
+    writers = [together, *large.values()]
     try:
-        together = Rolling(new_file, file_size)
-        writers.append(together)
-        for path in sorted(touched, key=lambda p: (p not in small, p)):
-            file = snapshot.files[path]
-            if path not in small:
-                writers.append(Rolling(new_file, file_size))
-            rows_deleted += _copy(snapshot, file, columns, index, found.by_path.get(path), images, writers[-1])
-            removed.append(file)
-            if path not in small:
-                writers[-1].close()
+        with ThreadPoolExecutor(WORKERS) as pool:
+            rows_deleted = sum(pool.map(copy_and_close, large))
+        rows_deleted += sum(copy(path, together) for path in sorted(touched & small))
         if fresh.num_rows:
             together.write(fresh)
         together.close()
@@ -155,6 +160,7 @@ def rewrite(
         for writer in writers:
             writer.abandon(snapshot)
         raise
+    removed = [snapshot.files[path] for path in sorted(touched)]
     added = tuple(file for writer in writers for file in writer.files)
     return Rewritten(added, tuple(removed), rows_deleted)
 

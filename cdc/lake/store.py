@@ -60,6 +60,8 @@ class Store:
     def make_folder(self, folder: Path) -> None:
         """Make a folder and those above it; `settle` makes them durable. Raises `LakeError`."""
         try:
+            for missing in (path for path in (folder, *folder.parents) if not path.exists()):
+                self._durable.discard(missing)  # someone moved it away: its new name is not durable yet
             folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         except OSError as error:
             raise failed(error, "cannot make the folder", folder) from error
