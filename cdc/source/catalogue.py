@@ -13,10 +13,10 @@ from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
 from cdc.config import TableConfig
-from cdc.errors import ConfigError, TableStoppedError
+from cdc.errors import ConfigError, SourceError, TableStoppedError
 from cdc.names import TableName
 from cdc.schema import Column, TableSchema
-from cdc.source.connection import grant, place, translated
+from cdc.source.connection import account, grant, place, translated
 
 SYSTEM_SCHEMAS = frozenset({"mysql", "sys", "information_schema", "performance_schema", "ndbinfo"})
 """Never matched by a pattern."""
@@ -128,15 +128,17 @@ def read_schema(connection: Connection[Any], table: TableName) -> TableSchema:
     """The table's columns and primary key, without overrides; also of types that cannot be read yet (`TableSchema.arrow` refuses).
 
     Invisible and generated columns, and generated invisible primary keys, are columns like others. Raises `TableStoppedError` for a
-    table that does not exist, or of which no column may be seen.
+    table that does not exist, or that the account may not read as a whole.
     """
     rows = _query(connection, _COLUMNS, table.schema, table.name)
+    give = grant("SELECT", table.quoted, account(connection))
     if not rows:
         raise TableStoppedError(
-            "the table does not exist, or may not be read",
-            where=str(table),
-            hint=f"create it, or {grant('SELECT', table.quoted, _me(connection))}",
+            "the table does not exist, or may not be read", where=str(table), hint=f"create it, or {give}"
         )
+    if not may_select(connection, table):
+        # With SELECT on some columns only, information_schema shows these as if they were all.
+        raise TableStoppedError("the account may not read all columns", where=str(table), hint=give)
     columns, key = [], {}
     for name, data_type, column_type, octets, precision, scale, fraction, charset, seq in rows:
         column = make_column(
@@ -148,6 +150,17 @@ def read_schema(connection: Connection[Any], table: TableName) -> TableSchema:
     return TableSchema(tuple(columns), tuple(key[n] for n in sorted(key)))
 
 
+def may_select(connection: Connection[Any], table: TableName) -> bool:
+    """Whether the account may read every column. Raises `SourceError` for a table that does not exist."""
+    try:
+        _query(connection, f"SELECT * FROM {table.quoted} LIMIT 0")
+    except SourceError as error:
+        if error.hint.startswith("GRANT"):
+            return False
+        raise
+    return True
+
+
 def as_catalogued(schema: TableSchema) -> TableSchema:
     """A schema of the binary log as `information_schema` would tell it: there, characters beyond U+FFFF in ENUM members are `?` (so are
     they in SHOW CREATE TABLE). Compare this with what `read_schema` gave; values are right either way. Pure."""
@@ -155,11 +168,6 @@ def as_catalogued(schema: TableSchema) -> TableSchema:
         replace(c, members=tuple(_BEYOND.sub("?", m) for m in c.members)) if c.members else c for c in schema.columns
     )
     return TableSchema(columns, schema.key, schema.overrides)
-
-
-def _me(connection: Connection[Any]) -> str:
-    user = connection.user.decode() if isinstance(connection.user, bytes) else connection.user
-    return f"'{user}'@'%'"
 
 
 def tables(connection: Connection[Any]) -> list[TableInfo]:

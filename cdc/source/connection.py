@@ -310,16 +310,17 @@ def place(at: SourceConfig | Connection[Any] | str) -> str:
     return f"{at.host}:{at.port}"
 
 
-def _account(at: SourceConfig | Connection[Any] | str) -> str:
+def account(at: SourceConfig | Connection[Any] | str) -> str:
+    """The user as a GRANT names it; its host is a guess."""
     if isinstance(at, str):
         return "the user"
     user = at.user.decode() if isinstance(at.user, bytes) else at.user
     return f"'{user}'@'%'"
 
 
-def grant(privileges: str, on: str, account: str) -> str:
-    """The statement that gives a privilege."""
-    return f"GRANT {privileges} ON {on} TO {account}"
+def grant(privileges: str, on: str, name: str) -> str:
+    """The statement that gives an account privileges."""
+    return f"GRANT {privileges} ON {on} TO {name}"
 
 
 @contextlib.contextmanager
@@ -381,15 +382,15 @@ def _network(cause: OSError, where: str) -> SourceError:
 
 
 def _hint(code: int, at: SourceConfig | Connection[Any] | str) -> str:
-    account = _account(at)
+    name = account(at)
     if code == ER.ACCESS_DENIED_ERROR:
         return "check the user in source.url and source.password; the account must be allowed to come from this host"
     if code == ER.DBACCESS_DENIED_ERROR:
-        return grant("SELECT", "the schema's tables (schema.*)", account)
+        return grant("SELECT", "the schema's tables (schema.*)", name)
     if code in (ER.TABLEACCESS_DENIED_ERROR, ER.COLUMNACCESS_DENIED_ERROR):
-        return grant("SELECT", "the table (schema.table)", account)
+        return grant("SELECT", "the table (schema.table)", name)
     if code == ER.SPECIFIC_ACCESS_DENIED_ERROR:
-        return grant("REPLICATION SLAVE, REPLICATION CLIENT", "*.*", account)
+        return grant("REPLICATION SLAVE, REPLICATION CLIENT", "*.*", name)
     if code in (ER.HOST_IS_BLOCKED, ER.HOST_NOT_PRIVILEGED):
         return "on the server: FLUSH HOSTS, or create the account for this host"
     if code == ER.UNKNOWN_SYSTEM_VARIABLE:

@@ -28,7 +28,8 @@ from cdc.errors import (
     SourceUnavailableError,
 )
 from cdc.position import GtidSet
-from cdc.source.connection import abandon, connect, place, translate, translated
+from cdc.source.connection import abandon, account, connect, grant, place, translate, translated
+from cdc.source.grants import REPLICATION
 from cdc.source.packets import Packets
 
 COM_BINLOG_DUMP_GTID = 0x1E
@@ -80,8 +81,11 @@ class BinlogStream:
         try:
             with translated(source):
                 self._prepare()
+            try:
                 self._register()
                 self._request(gtids)
+            except (pymysql.err.Error, OSError) as error:
+                raise self._translate(error) from None
             # Kept apart: a closing connection forgets it.
             self._socket: socket.socket = self._wire._sock
             self._socket.settimeout(3 * heartbeat_s)
@@ -150,6 +154,9 @@ class BinlogStream:
                 where=where,
                 hint="check the network; raise capture.heartbeat on a slow one",
             )
+        if code == ER.ACCESS_DENIED_ERROR:  # we are logged in: it is about what the account may do
+            what = "the account may not read the binary log"
+            return SourceError(what, where=where, hint=grant(", ".join(REPLICATION), "*.*", account(self._source)))
         if code != ER.MASTER_FATAL_ERROR_READING_BINLOG:
             return translate(error, self._source)
         text = str(message).lower()

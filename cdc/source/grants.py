@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_GRANT = re.compile(r"GRANT (?P<what>.+?) ON (?P<kind>TABLE |FUNCTION |PROCEDURE )?(?P<on>\S+) TO ", re.DOTALL)
+_NAME = r"(?:`(?:[^`]|``)*`|\*)"
+_GRANT = re.compile(
+    rf"GRANT (?P<what>.+?) ON (?:TABLE |FUNCTION |PROCEDURE |LIBRARY )?(?P<on>{_NAME}\.{_NAME}) TO ", re.DOTALL
+)
 _ROLES = re.compile(r"GRANT (?P<roles>`[^ ]+`@`[^ ]*`(?:, ?`[^ ]+`@`[^ ]*`)*) TO ")
 _COLUMNS = re.compile(r"\([^)]*\)")
 

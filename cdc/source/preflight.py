@@ -255,21 +255,15 @@ def _tables(
 
 def _absent(connection: Connection[Any], table: TableName, hint: str) -> Finding:
     # The server says which of the two it is only when it is asked for rows.
-    refused = _try_select(connection, table, "1")
-    if refused and refused.hint.startswith("GRANT"):
-        return Finding("error", str(table), "may not be read", _grant_select(connection, table))
-    return Finding("error", str(table), "does not exist", hint)
-
-
-def _try_select(connection: Connection[Any], table: TableName, columns: str) -> SourceError | None:
     try:
-        with translated(connection), connection.cursor(Cursor) as cursor:
-            cursor.execute(f"SELECT {columns} FROM {table.quoted} LIMIT 0")
+        refused = not catalogue.may_select(connection, table)
     except SourceError as error:
         if error.retryable:
             raise
-        return error
-    return None
+        refused = False
+    if refused:
+        return Finding("error", str(table), "may not be read", _grant_select(connection, table))
+    return Finding("error", str(table), "does not exist", hint)
 
 
 def _grant_select(connection: Connection[Any], table: TableName) -> str:
@@ -281,11 +275,11 @@ def _grant_select(connection: Connection[Any], table: TableName) -> str:
 
 def _table(connection: Connection[Any], table: TableName, entry: TableConfig) -> Iterator[Finding]:
     subject = str(table)
+    if not catalogue.may_select(connection, table):
+        yield Finding("error", subject, "may not be read", _grant_select(connection, table))
+        return
     schema = catalogue.read_schema(connection, table).with_overrides(entry.types)
     findings = []
-    if refused := _try_select(connection, table, values.select_list(schema)):
-        fix = _grant_select(connection, table) if refused.hint.startswith("GRANT") else refused.hint
-        findings.append(Finding("error", subject, "may not be read", fix))
     for look in (values.check, lambda _: table.folder):
         try:
             look(schema)
