@@ -44,8 +44,9 @@ Decision = Skip | Apply | Part | Gap
 def decide(applied: Applied, record: CommitRecord) -> Decision:
     """What a table that contains `applied` does with `record`.
 
-    1. The record is the one applied last: skip. It follows that one in the hash chain: apply all of it. (A table that took a part
-       of a record may be ahead of that record's end, where positions are no line: then the next one is compared as well.)
+    1. The record is the one applied last: skip. It follows that one in the hash chain, and starts where the table is: apply all of
+       it. (It may start elsewhere after a table took a part of a record and is ahead of its end, where positions are no line; or if
+       the log is wrong. Then positions are compared as well.)
     2. Else its end is contained: skip.
     3. Else its start is contained: apply what is not.
     4. Else there is a gap.
@@ -60,7 +61,7 @@ def decide(applied: Applied, record: CommitRecord) -> Decision:
     if record.hash == applied.epoch.hash:
         return Skip()
     mine = applied.position.gtids
-    if record.before == applied.epoch.hash and record.start.gtids.contains(mine):
+    if record.before == applied.epoch.hash and record.start.gtids == mine:
         return Apply()
     if mine.contains(record.end.gtids):
         return Skip()

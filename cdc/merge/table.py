@@ -86,6 +86,7 @@ class TableMerge:
                 self.held = record
                 break
             if isinstance(decision, Gap):
+                self._flush(batch, at)
                 raise LogGapError(
                     f"the table has epoch {at.epoch}; transactions {decision.missing} are neither in it "
                     f"nor in the log, which goes on with epoch {record.id}",

@@ -80,14 +80,17 @@ class Source:
         self.transactions = [list(t) for t in transactions]
 
     @classmethod
-    def random(cls, random_: random.Random, length: int, tables: Sequence[TableName] = tuple(SCHEMAS)) -> Source:
-        """So many transactions, with inserts, updates, deletes, and key changes over few keys; some without any row."""
+    def random(cls, random_: random.Random, length: int, *, busy: bool = False) -> Source:
+        """So many transactions, with inserts, updates, deletes, and key changes over few keys; some without any row.
+
+        `busy`: every transaction has an event, so that none can be lost or repeated unseen.
+        """
         source = cls()
-        live: dict[TableName, dict[Key, Row]] = {t: {} for t in tables}
+        live: dict[TableName, dict[Key, Row]] = {t: {} for t in SCHEMAS}
         for number in range(1, length + 1):
             changes = []
-            for event in range(random_.choice((0, 1, 1, 2, 4))):
-                table = random_.choice(list(tables))
+            for event in range(random_.choice((0, 1, 1, 2, 4)) + busy):
+                table = EVENTS if busy and event == 0 else random_.choice(list(SCHEMAS))
                 rows = live[table]
                 old = rows.get(random_.choice(sorted(rows))) if rows and random_.random() < 0.7 else None
                 new: Row | None = cls._row(random_, table, f"{number}.{event}")
@@ -110,8 +113,8 @@ class Source:
     @staticmethod
     def _row(random_: random.Random, table: TableName, text: str) -> Row:
         if table == ITEMS:
-            return (random_.randrange(2), random_.choice("ab"), 0)
-        return (random_.randrange(6), text)
+            return (random_.randrange(4), random_.choice("abc"), 0)
+        return (random_.randrange(12), text)
 
     def rows(self, table: TableName, count: int) -> list[Row]:
         """The table after so many transactions, sorted; of an `append` table what was inserted."""

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cdc import faults
@@ -50,7 +50,7 @@ OTHER_SERVER = "00000000-0000-0000-0000-00000000000b"
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Pipeline:
     """Fifty transactions, of which nothing is logged yet."""
-    return Pipeline(tmp_path, Source.random(random.Random(7), 50))
+    return Pipeline(tmp_path, Source.random(random.Random(7), 50, busy=True))
 
 
 def log_of(pipeline: Pipeline) -> Log:
@@ -130,7 +130,7 @@ def test_counts_of_all_commits_balance(pipeline: Pipeline, log: Log) -> None:
         effects = totals["inserted"] + totals["replaced"] + totals["removed"] + totals["absent"]
         assert totals["effective"] + totals["key_changes"] == effects
         assert totals["inserted"] - totals["removed"] == snapshot.rows
-        assert totals["duplicate"] == totals["absent"] == 0
+        assert totals["duplicate"] == 0
     assert pipeline.lake(ITEMS).load().totals["key_changes"] > 0
 
 
@@ -331,17 +331,11 @@ def rolled_back(pipeline: Pipeline) -> None:
         pipeline.check_all(26)
         with Capture(log, pipeline.source) as capture:
             assert capture.at == 18
-            for count in (
-                1,
-                6,
-                3,
-                2,
-            ):  # the second begins before, and ends after, what the lake has; two have the lost ones' numbers
+            # The numbers of the lost ones, and one of them begins before, and ends after, what the lake has.
+            for count in (1, 10, 3, 2):
                 capture.epoch(count)
                 merging.round()
-                pipeline.check_all(
-                    max(26, capture.at) if capture.at < 25 else None if capture.at == 50 else max(26, capture.at)
-                )
+                pipeline.check_all(max(26, capture.at))
             capture.epochs(random.Random(2))
         merger(pipeline, log).round()
     pipeline.check_all()
@@ -514,7 +508,7 @@ def raced(pipeline: Pipeline) -> None:
         merging = merger(pipeline, log)
         merging.round()
         capture.epoch(10)
-        slow = merger(pipeline, Meddling(log, lambda: (None and None) or _ignore(merging.round())))
+        slow = merger(pipeline, Meddling(log, lambda: _ignore(merging.round())))
         slow.round()
         pipeline.check_all(20)
         before = {t: pipeline.check(t, 20).version for t in SCHEMAS}
@@ -599,16 +593,15 @@ KILLS = [
 def test_a_merger_killed_at_any_point_goes_on_exactly(pipeline: Pipeline, log: Log, point: str) -> None:
     with Capture(log, pipeline.source) as capture:
         pipeline.start(capture)
-        for count, nth in ((12, 1), (13, 2)):
-            capture.epoch(count)
-            capture.epoch(2)
-            process = merging_process(pipeline, 3, f"kill:{point}:{nth}")
-            process.communicate(timeout=60)
-            assert process.returncode == -9
+        capture.epoch(12)
+        capture.epoch(2)
+        process = merging_process(pipeline, 3, f"kill:{point}:2")
+        process.communicate(timeout=60)
+        assert process.returncode == -9
+        merger(pipeline, log).round()
+        pipeline.check_all(14)
         capture.epochs(random.Random(5))
-    process = merging_process(pipeline, 1)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    merger(pipeline, log).round()
     pipeline.check_all()
     assert set(pipeline.phases().values()) == {"ready"}
     assert pipeline.state.errors() == []
@@ -637,7 +630,8 @@ def answer_lost(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
         pipeline.start(capture)
         merging = merger(pipeline, log)
         capture.epoch(10)
-        for nth in (1, 2, 3):
+        merging.round()
+        for nth in (1, 2, 3):  # a table each
             armed, _ = faults._parse(f"fail:lake.after-commit:{nth}")
             monkeypatch.setattr(faults, "_armed", armed)
             faults._counts.clear()
@@ -714,7 +708,7 @@ SCENARIOS: dict[str, Callable[[Pipeline, pytest.MonkeyPatch], None]] = {
 @pytest.mark.parametrize("mutant", SCENARIOS)
 def test_every_mistake_is_noticed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, mutant: str) -> None:
     arm(monkeypatch, f"mutant:{mutant}")
-    with pytest.raises(AssertionError, match="is not the source|appended twice|assert"):
+    with pytest.raises(AssertionError, match=r"is not the source|appended twice|assert"):
         SCENARIOS[mutant](pipeline, monkeypatch)
 
 
@@ -800,6 +794,7 @@ def test_an_append_table_with_a_hole_is_not_gone_on_with(pipeline: Pipeline, log
         pipeline.start(capture)
         merging = merger(pipeline, log)
         capture.epoch(10)
+        merging.round()
         capture.remove(EVENTS)
         pipeline.state.set_table(EVENTS, "removed")
         merging.round()
@@ -990,21 +985,22 @@ class World:
     def check(self) -> None:
         """Every table is the source at its own position, and has all that the log has."""
         found = manifest.read(self.pipeline.config.lake_root, "shop")
+        newest = self.log.newest()
+        assert newest is not None
         for table in SCHEMAS:
             snapshot = self.pipeline.lake(table).load()
             assert snapshot is not None
             applied = manifest.carried(table, snapshot, found)
             assert applied is not None
             count = len(applied.position.gtids)
-            assert count >= self.capture.at
+            assert count >= len(newest.end.gtids)
             self.pipeline.check(table, count)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(random_=st.randoms(use_true_random=False))
-def test_whatever_happens_the_lake_is_the_source(
-    random_: random.Random, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@settings(max_examples=30, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_whatever_happens_the_lake_is_the_source(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    random_ = random.Random(seed)
     world = World(tmp_path_factory.mktemp("world"), random_)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faults, "point", world.point)

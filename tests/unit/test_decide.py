@@ -94,6 +94,10 @@ def test_a_number_that_comes_next_is_no_proof() -> None:
     assert decide(applied(SECOND), record(3, "1-8", "1-9", "lost")) == Gap(gtids("6-8"))
 
 
+def test_a_chain_with_a_hole_is_a_gap() -> None:
+    assert decide(applied(SECOND), record(3, "1-7", "1-9", SECOND.hash)) == Gap(gtids("6-7"))
+
+
 def test_positions_need_not_be_a_line() -> None:
     """After a failover the order of transactions may differ: what the table has beyond the epoch is kept, and asked again."""
     ahead = applied(record(2, "1-2", "1-2:4", FIRST.hash))
