@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
+import pymysql
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
@@ -19,7 +21,7 @@ from cdc.journal import logger
 from cdc.position import Position
 from cdc.schema import TableSchema
 from cdc.source.catalogue import as_catalogued, estimate_rows, read_schema
-from cdc.source.connection import abandon, connect, place, raw_cursor, translated
+from cdc.source.connection import connect, place, raw_cursor, translated
 from cdc.source.server import Server
 from cdc.source.values import build_text
 from snapshot.chunks import Bound, Part, Walk
@@ -76,15 +78,23 @@ class Reader:
     def close(self) -> None:
         """Close the connection, if there is one."""
         if self._open is not None:
-            abandon(self._open)
+            _close(self._open)
             self._open = None
 
     def connection(self) -> Connection[Any]:
         """The connection, on which everything up to e0 can be seen."""
-        if self._open is not None:
-            return self._open
-        self._open = connect(self._source, purpose="snapshot", streaming=True)
-        server = Server(self._open)
+        if self._open is None:
+            connection = connect(self._source, purpose="snapshot", streaming=True)
+            try:
+                self._make_ready(connection)
+            except BaseException:
+                _close(connection)
+                raise
+            self._open = connection
+        return self._open
+
+    def _make_ready(self, connection: Connection[Any]) -> None:
+        server = Server(connection)
         uuid = server.identity().uuid
         if uuid != self._at.server_uuid:
             raise SourceUnavailableError(
@@ -92,14 +102,14 @@ class Reader:
                 where=place(self._source),
                 hint="nothing, if it was failed over: the bootstrap starts again once capture has moved",
             )
-        with translated(self._open), self._open.cursor(Cursor) as cursor:
+        with translated(connection), connection.cursor(Cursor) as cursor:
             cursor.execute("SET SESSION max_sort_length = %s", (SORT_BYTES,))
-        if not faults.mutant("no_wait"):
-            # The dump thread can send a transaction before a SELECT sees it.
-            while not server.wait_executed(self._at.gtids, WAIT_SLICE_S):
-                LOG.info("waits-for-server", table=str(self._walk.table), position=str(self._at))
-                self._check_stop()
-        return self._open
+        if faults.mutant("no_wait"):
+            return
+        # The dump thread can send a transaction before a SELECT sees it.
+        while not server.wait_executed(self._at.gtids, WAIT_SLICE_S):
+            LOG.info("waits-for-server", table=str(self._walk.table), position=str(self._at))
+            self._check_stop()
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
@@ -171,6 +181,11 @@ class Reader:
                 where=str(walk.table),
                 hint=hint,
             )
+
+
+def _close(connection: Connection[Any]) -> None:
+    with contextlib.suppress(pymysql.err.Error):  # closed already
+        connection.close()
 
 
 def _difference(was: TableSchema, now: TableSchema) -> str:

@@ -198,6 +198,17 @@ def test_an_enum_outside_its_members_is_read_too(mysql: MySQLServer, pipeline: P
     assert lake_rows(pipeline, table) == source_rows(mysql, table)
 
 
+def test_a_generated_invisible_key_is_a_column(mysql: MySQLServer, pipeline: Pipeline, table: TableName) -> None:
+    with mysql.root() as connection, connection.cursor() as cursor:
+        cursor.execute("SET SESSION sql_generate_invisible_primary_key = ON")
+        cursor.execute(f"CREATE TABLE {table.quoted} (v INT)")
+        cursor.execute(f"INSERT INTO {table.quoted} VALUES {', '.join(f'({n})' for n in range(25))}")
+    pipeline.add(table)
+    assert pipeline.bootstrap(table)
+    expected = Counter(mysql.execute(f"SELECT my_row_id, v FROM {table.quoted}"))
+    assert {(int(k), v): n for (k, v), n in lake_rows(pipeline, table).items()} == expected
+
+
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 20, 21])
 def test_a_table_of_any_size(mysql: MySQLServer, pipeline: Pipeline, table: TableName, count: int) -> None:
     numbers(mysql, table, count)
@@ -215,6 +226,16 @@ def test_names_are_quoted(mysql: MySQLServer, pipeline: Pipeline, schema: str) -
     snapshot = pipeline.loaded(table)
     assert snapshot.rows == 35
     assert snapshot.schema.names == ("k %d`", "sélect")
+
+
+def test_the_documented_grants_suffice(mysql: MySQLServer, tmp_path: Path, table: TableName) -> None:
+    numbers(mysql, table, 35)
+    user = f"reader_{table.schema[-6:]}"
+    mysql.add_user(user, "", "REPLICATION SLAVE, REPLICATION CLIENT ON *.*", f"SELECT ON `{table.schema}`.*")
+    with Pipeline(tmp_path, mysql.url(user)) as pipeline:
+        pipeline.add(table)
+        assert pipeline.bootstrap(table)
+        assert lake_rows(pipeline, table) == source_rows(mysql, table)
 
 
 def test_wide_rows_go_into_several_files(mysql: MySQLServer, tmp_path: Path, table: TableName) -> None:
