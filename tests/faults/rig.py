@@ -60,6 +60,8 @@ class Rig:
         self.folder, self.server, self.tables = folder, server, tuple(tables)
         self.config, self.lake, self.state = folder / "lakesync.yaml", folder / "lake", folder / "state"
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.extra: dict[str, str] = {}
+        """Further environment of the pipeline's processes."""
         if not server.execute("SELECT 1 FROM mysql.user WHERE user = %s", user):
             server.add_user(user, PASSWORD, *GRANTS)
         data: dict[str, Any] = {
@@ -86,19 +88,30 @@ class Rig:
 
     def environment(self, faults: str = "") -> dict[str, str]:
         """For a process of the pipeline, with these faults armed."""
-        return os.environ | {"LAKESYNC_CONFIG": str(self.config), "RIG_PASSWORD": PASSWORD, "LAKESYNC_FAULTS": faults}
+        return (
+            os.environ
+            | {"LAKESYNC_CONFIG": str(self.config), "RIG_PASSWORD": PASSWORD, "LAKESYNC_FAULTS": faults}
+            | self.extra
+        )
 
     def start(self, *arguments: str, faults: str = "") -> subprocess.Popen[bytes]:
         """`lakesync run` in the background; its output goes to `daemon.log`."""
         with (self.folder / "daemon.log").open("ab") as log:
-            process = subprocess.Popen([COMMAND, "run", *arguments], env=self.environment(faults), stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [COMMAND, "run", *arguments], env=self.environment(faults), stdout=log, stderr=log
+            )
         self.processes.append(process)
         return process
 
     def lakesync(self, *arguments: str, faults: str = "", timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Any command, to its end."""
         return subprocess.run(
-            [COMMAND, *arguments], env=self.environment(faults), capture_output=True, text=True, timeout=timeout_s, check=False
+            [COMMAND, *arguments],
+            env=self.environment(faults),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
 
     def catch_up(self, *, faults: str = "", timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
@@ -189,8 +202,16 @@ class Rig:
             if at in lake:
                 problems.append(f"{table}: key {at} is in the lake twice")
             lake[at] = plain
-        problems += [f"{table}: {len(missing)} rows missing, such as {missing[0]}"] if (missing := [k for k in source if k not in lake]) else []
-        problems += [f"{table}: {len(extra)} rows too many, such as {extra[0]}"] if (extra := [k for k in lake if k not in source]) else []
+        problems += (
+            [f"{table}: {len(missing)} rows missing, such as {missing[0]}"]
+            if (missing := [k for k in source if k not in lake])
+            else []
+        )
+        problems += (
+            [f"{table}: {len(extra)} rows too many, such as {extra[0]}"]
+            if (extra := [k for k in lake if k not in source])
+            else []
+        )
         unlike = [k for k, row in source.items() if k in lake and lake[k] != row]
         problems += [f"{table}: {len(unlike)} rows differ, such as {unlike[0]}"] if unlike else []
         return problems

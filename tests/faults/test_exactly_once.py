@@ -61,10 +61,14 @@ def run(folder: Path, server: MySQLServer, log: tuple[str | None, KafkaBroker | 
 
 @pytest.mark.ci
 @pytest.mark.timeout(600)
-def test_four_kills(tmp_path: Path, mysql_factory: Callable[..., MySQLServer], log_url: tuple[str | None, KafkaBroker | None]) -> None:
+def test_four_kills(
+    tmp_path: Path, mysql_factory: Callable[..., MySQLServer], log_url: tuple[str | None, KafkaBroker | None]
+) -> None:
     run(tmp_path / "kills", mysql_factory(), log_url, KILLS_SHORT)
 
 
 @pytest.mark.timeout(1200)
-def test_twenty_kills(tmp_path: Path, mysql_factory: Callable[..., MySQLServer], log_url: tuple[str | None, KafkaBroker | None]) -> None:
+def test_twenty_kills(
+    tmp_path: Path, mysql_factory: Callable[..., MySQLServer], log_url: tuple[str | None, KafkaBroker | None]
+) -> None:
     run(tmp_path / "kills", mysql_factory(), log_url, KILLS)
