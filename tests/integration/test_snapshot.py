@@ -320,6 +320,40 @@ def held(server: MySQLServer, statement: str) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.parametrize("mutant", ["", "mark_before_last_chunk"])
+def test_the_mark_is_taken_after_the_last_chunk(
+    mysql: MySQLServer, pipeline: Pipeline, table: TableName, monkeypatch: pytest.MonkeyPatch, mutant: str
+) -> None:
+    numbers(mysql, table, 35)
+    pipeline.add(table)
+    monkeypatch.setattr(faults, "_mutants", frozenset({mutant}))
+    ends: list[BinlogEnd] = []
+
+    def write(rows: int, _: int) -> None:
+        if rows == 35 and not ends:
+            mysql.execute(f"UPDATE {table.quoted} SET v = 0 WHERE id = 35")
+            ends.append(pipeline.position().end)
+
+    direct_told(pipeline, table, write)
+    mark = pipeline.status(table).mark
+    assert mark is not None
+    assert (mark < ends[0]) == bool(mutant)
+
+
+def test_other_mutants_are_made(
+    mysql: MySQLServer, pipeline: Pipeline, table: TableName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers(mysql, table, 5)
+    monkeypatch.setattr(faults, "_mutants", frozenset({"e0_before_added", "ready_by_gtid_executed"}))
+    record = pipeline.add(table)
+    assert pipeline.bootstrap(table)
+    status = pipeline.status(table)
+    assert status.e0 is not None
+    assert status.e0.number < record.number
+    assert status.mark is not None
+    assert GtidSet.parse(status.mark.file) == GtidSet.parse(mysql.gtid_executed)
+
+
 def test_it_waits_for_the_record_that_adds_the_table(mysql: MySQLServer, pipeline: Pipeline, table: TableName) -> None:
     numbers(mysql, table, 5)
     record = pipeline.add(table)
