@@ -17,12 +17,15 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from cdc.clock import SystemClock
 from cdc.config import Mode, PipelineConfig
 from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState
-from cdc.lake import Applied, LakeTable, Snapshot
-from cdc.log import Log
+from cdc.lake import Applied, LakeTable, Snapshot, deltalog, manifest
+from cdc.lake.manifest import Manifest
+from cdc.log import Log, open_log
 from cdc.log.codec import METADATA, encode
 from cdc.merge.decide import applied_at
+from cdc.merge.merger import Merger
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet, Position
 from cdc.schema import Column, TableSchema
@@ -80,7 +83,7 @@ class Source:
         self.transactions = [list(t) for t in transactions]
 
     @classmethod
-    def random(cls, random_: random.Random, length: int, *, busy: bool = False) -> Source:
+    def made_up(cls, random_: random.Random, length: int, *, busy: bool = False) -> Source:
         """So many transactions, with inserts, updates, deletes, and key changes over few keys; some without any row.
 
         `busy`: every transaction has an event, so that none can be lost or repeated unseen.
@@ -176,6 +179,12 @@ class Capture:
 
     def __exit__(self, *_: object) -> None:
         self.writer.close()
+
+    @property
+    def newest(self) -> CommitRecord:
+        """The last epoch written."""
+        assert self.writer.newest is not None
+        return self.writer.newest
 
     @property
     def at(self) -> int:
@@ -309,8 +318,7 @@ class Pipeline:
 
     def bootstrap(self, capture: Capture, *tables: TableName, mark: int = 0) -> None:
         """As the snapshot node leaves them: the table at the newest epoch, catching up to the mark after `mark` transactions."""
-        e0 = capture.writer.newest
-        assert e0 is not None
+        e0 = capture.newest
         for table in tables:
             schema, lake = SCHEMAS[table], self.lake(table)
             rows = self.source.rows(table, capture.at)
@@ -336,13 +344,19 @@ class Pipeline:
             self.state.set_table(table, "added", added=record.id)
         self.bootstrap(capture, ORDERS, ITEMS, mark=mark)
 
+    def log(self) -> Log:
+        """Its log, opened once more."""
+        return open_log(self.config.log, self.config.name)
+
+    def merger(self, log: Log) -> Merger:
+        """A merger that remembers nothing."""
+        return Merger(self.config, log, self.state, SystemClock())
+
     # -- what is there -------------------------------------------------------------------------------------------------
 
     def check(self, table: TableName, count: int) -> Snapshot:
         """That the table is the source after `count` transactions, exactly. Its newest version."""
-        lake = self.lake(table)
-        snapshot = lake.load()
-        assert snapshot is not None, f"{table} is not there"
+        lake, snapshot = self.lake(table), self.snapshot(table)
         found = pa.Table.from_batches(list(lake.scan(snapshot)), lake_schema(lake, snapshot)).to_pylist()
         names = SCHEMAS[table].names
         rows = sorted((tuple(row[n] for n in names) for row in found), key=repr)
@@ -360,10 +374,25 @@ class Pipeline:
 
     def applied(self, table: TableName) -> Applied:
         """What the table's newest commit says."""
+        applied = self.snapshot(table).applied
+        assert applied is not None
+        return applied
+
+    def snapshot(self, table: TableName) -> Snapshot:
+        """The table's newest version."""
         snapshot = self.lake(table).load()
-        assert snapshot is not None
-        assert snapshot.applied is not None
-        return snapshot.applied
+        assert snapshot is not None, f"{table} is not there"
+        return snapshot
+
+    def commits(self, table: TableName) -> list[Mapping[str, Any]]:
+        """What the table's commits say of themselves, oldest first."""
+        return [commit.info for commit in deltalog.commits(self.lake(table).folder)]
+
+    def manifest(self) -> Manifest:
+        """The newest manifest."""
+        found = manifest.read(self.config.lake_root, self.config.name)
+        assert found is not None
+        return found
 
     def phases(self) -> dict[TableName, str]:
         """Every table's state."""
@@ -372,7 +401,7 @@ class Pipeline:
 
 def lake_schema(lake: LakeTable, snapshot: Snapshot) -> pa.Schema:
     """The columns of a scan, which may be empty."""
-    own = [pa.field("_cdc_ts_ms", pa.int64()), pa.field("_cdc_seq", pa.int64())]
+    own: list[pa.Field[Any]] = [pa.field("_cdc_ts_ms", pa.int64()), pa.field("_cdc_seq", pa.int64())]
     if snapshot.mode == "append":
         own += [pa.field("_cdc_op", pa.string()), pa.field("_cdc_gid", pa.string())]
     return pa.schema([*snapshot.schema.arrow, *own])
