@@ -25,7 +25,7 @@ NOT_READ = {
     "GEOMETRY": "geometry",
     "VECTOR": "vector(3)",
 }
-NAMES = {
+NAMES: dict[str, pa.DataType] = {
     "byte": pa.int8(),
     "short": pa.int16(),
     "integer": pa.int32(),
