@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -97,6 +98,19 @@ _DENIED = frozenset(
         KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     }
 )
+_TRANSIENT = frozenset(
+    {
+        *(KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN, KafkaError._MSG_TIMED_OUT),
+        *(KafkaError._WAIT_COORD, KafkaError._RESOLVE, KafkaError._TIMED_OUT_QUEUE, KafkaError._RETRY),
+        *(KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.REPLICA_NOT_AVAILABLE),
+        *(KafkaError.REQUEST_TIMED_OUT, KafkaError.NETWORK_EXCEPTION, KafkaError.BROKER_NOT_AVAILABLE),
+        *(KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR),
+        *(KafkaError.NOT_ENOUGH_REPLICAS, KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND, KafkaError.NOT_CONTROLLER),
+        *(KafkaError.CONCURRENT_TRANSACTIONS, KafkaError.KAFKA_STORAGE_ERROR, KafkaError.OFFSET_NOT_AVAILABLE),
+        *(KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.ELIGIBLE_LEADERS_NOT_AVAILABLE),
+    }
+)
+"""The client calls few of these retriable where it hands them to us."""
 _WRONG = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL})
 
 # librdkafka writes to stderr what no logger takes; everything that matters comes back as an error.
@@ -145,7 +159,7 @@ class Cluster:
             return kind({**self._options, **{k.replace("_", "."): v for k, v in settings.items()}}, logger=_silent)
         except KafkaException as error:
             # librdkafka's text may quote the value.
-            name = re.search(r'configuration property "([^"]+)"', str(error))
+            name = re.search(r'configuration property:? "([^"]+)"', str(error))
             what = (
                 f"the option {name[1]} is unknown or has a value that is not possible"
                 if name
@@ -215,18 +229,8 @@ class Cluster:
     def ensure(self, topic: str) -> TopicDescription:
         """Make the topic where it is missing; check the settings of one that is there. Raises `ConfigError`."""
         found = self.describe(topic)
-        if found is not None:
+        if found is not None or not self._create(topic):
             self._check_settings(topic)
-            return found
-        nodes = len(self.ask(lambda admin: admin.describe_cluster(request_timeout=REACH_S)).nodes)
-        replicas = min(REPLICAS, nodes)
-        config = {**TOPIC_CONFIG, "min.insync.replicas": str(max(1, replicas - 1))}
-        new = NewTopic(topic, num_partitions=1, replication_factor=replicas, config=config)
-        with contextlib.suppress(_ExistsError):
-            self.ask(
-                lambda admin: admin.create_topics([new], request_timeout=REACH_S, operation_timeout=REACH_S)[topic],
-                topic,
-            )
         deadline = time.monotonic() + REACH_S
         while found is None or found.partitions[0].leader is None:
             if time.monotonic() > deadline:
@@ -234,6 +238,18 @@ class Cluster:
             time.sleep(RETRY_S)
             found = self.describe(topic)
         return found
+
+    def _create(self, topic: str) -> bool:
+        """Make the topic; False if another process was faster."""
+        nodes = len(self.ask(lambda admin: admin.describe_cluster(request_timeout=REACH_S)).nodes)
+        replicas = min(REPLICAS, nodes)
+        config = {**TOPIC_CONFIG, "min.insync.replicas": str(max(1, replicas - 1))}
+        new = NewTopic(topic, num_partitions=1, replication_factor=replicas, config=config)
+        try:
+            self.ask(lambda admin: admin.create_topics([new], request_timeout=REACH_S)[topic], topic)
+        except _ExistsError:
+            return False
+        return True
 
     def _check_settings(self, topic: str) -> None:
         resource = ConfigResource(ResourceType.TOPIC, topic)
@@ -271,16 +287,17 @@ class Cluster:
 
     def ask(self, request: Callable[[AdminClient], Any], topic: str = "") -> Any:
         """The answer to a request of the admin client (a future), tried again while the cluster elects a leader."""
+        admin = self.admin()  # held, since a client that is given up fails its futures
         deadline = time.monotonic() + REACH_S
         while True:
             try:
-                answer: Future[Any] = request(self.admin())
+                answer: Future[Any] = request(admin)
                 return answer.result(timeout=REACH_S + 1)
             except TimeoutError:
                 raise self.unavailable("the cluster does not answer", topic) from None
             except KafkaException as error:
                 found = kafka_error(error)
-                if not found.retriable() or found.code() in _MISSING or time.monotonic() > deadline:
+                if not transient(found) or found.code() in _MISSING or time.monotonic() > deadline:
                     raise self.error(found, topic) from None
                 time.sleep(RETRY_S)
 
@@ -308,7 +325,7 @@ class Cluster:
             )
         if code in _WRONG:
             return LogError(text, where=where, hint="check log_options: security.protocol, sasl.* and ssl.*")
-        if error.retriable() or code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+        if transient(error):
             return self.unavailable(text, topic)
         return LogError(f"{error.name()}: {text}", where=where)
 
@@ -363,7 +380,7 @@ class Reader:
                 what = kafka_error(error)
                 if what.code() in _MISSING:
                     return None
-                if not what.retriable() or time.monotonic() > deadline:
+                if not transient(what) or time.monotonic() > deadline:
                     raise self._cluster.error(what, topic) from None
                 time.sleep(RETRY_S)
                 continue
@@ -398,10 +415,7 @@ class Reader:
                             where=f"{self._cluster.where}, {topic}",
                             hint="was the topic trimmed, made anew, or cut off? Begin a new log: it continues from the lake",
                         )
-                    elif not error.retriable() and error.code() not in (
-                        KafkaError._TRANSPORT,
-                        KafkaError._ALL_BROKERS_DOWN,
-                    ):
+                    elif not transient(error):
                         raise self._cluster.error(error, topic)
                     if time.monotonic() > deadline:
                         raise self._cluster.error(error, topic)
@@ -447,10 +461,21 @@ class Reader:
         return self._cluster.unavailable(f"nothing came for {REACH_S:g} s", topic)
 
 
+def topic_uuid(topic: TopicDescription) -> str:
+    """Identity of a topic: one that is made anew under the same name has another."""
+    high, low = topic.topic_id.get_most_significant_bits(), topic.topic_id.get_least_significant_bits()
+    return str(uuid.UUID(int=(high % 2**64) << 64 | low % 2**64))
+
+
 def kafka_error(error: KafkaException) -> KafkaError:
     """Kafka's error in an exception of the client's."""
     found: Any = error.args[0]
     return found if isinstance(found, KafkaError) else KafkaError(KafkaError._FAIL, str(error))
+
+
+def transient(error: KafkaError) -> bool:
+    """Whether the same request, later, may succeed."""
+    return error.retriable() or error.code() in _TRANSIENT
 
 
 def _value(message: Message) -> bytes:

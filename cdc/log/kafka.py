@@ -29,7 +29,7 @@ from cdc.errors import (
 )
 from cdc.log import verify
 from cdc.log.base import LogWriter, Seal
-from cdc.log.broker import FENCED, Bounds, Cluster, Reader, kafka_error
+from cdc.log.broker import FENCED, Bounds, Cluster, Reader, kafka_error, topic_uuid, transient
 from cdc.names import TOPIC_LIMIT, TableName, encode
 
 INIT_S = 30.0
@@ -72,7 +72,7 @@ class KafkaLog:
     @property
     def uuid(self) -> str:
         found = self._cluster.describe(self._commits) or self._cluster.ensure(self._commits)
-        return str(found.topic_id)
+        return topic_uuid(found)
 
     def writer(self) -> LogWriter:
         return KafkaWriter(self._cluster, self._pipeline, self._commits)
@@ -226,7 +226,7 @@ class KafkaWriter:
         self._producer: Producer | None = None
         self._reader = Reader(cluster)
         try:
-            self._uuid = str(cluster.ensure(commits).topic_id)
+            self._uuid = topic_uuid(cluster.ensure(commits))
             known = _newest(self._reader, commits, self._where)
             self._producer = self._fence()
             # Not earlier than here: the writer before may have committed until it was fenced.
@@ -265,18 +265,17 @@ class KafkaWriter:
         self._newest = record
         # The transaction's marker comes a moment after the answer; until then the end is before its first record.
         self._expected = {place, place + 2}
-        with contextlib.suppress(LogUnavailableError):  # committed it is
+        with contextlib.suppress(LogError):  # committed it is
             self._until_marked()
         return record
 
     def check(self) -> None:
         self._usable()
-        found = self._cluster.describe(self._commits)
-        if found is None or str(found.topic_id) != self._uuid:
+        described = self._cluster.describe(self._commits)
+        found = topic_uuid(described) if described is not None else "gone"
+        if found != self._uuid:
             raise LogMovedError(
-                f"the log is {found.topic_id if found else 'gone'}, this capture wrote {self._uuid}",
-                where=self._where,
-                hint=verify.RESTORED,
+                f"the log is {found}, this capture wrote {self._uuid}", where=self._where, hint=verify.RESTORED
             )
         self._refuse_if_moved()
 
@@ -293,7 +292,7 @@ class KafkaWriter:
                 producer.init_transactions(max(0.1, deadline - time.monotonic()))
             except KafkaException as error:
                 found = kafka_error(error)
-                if not found.retriable() or time.monotonic() > deadline:
+                if not transient(found) or time.monotonic() > deadline:
                     raise self._cluster.error(found) from None
             else:
                 return producer
@@ -315,8 +314,8 @@ class KafkaWriter:
     def _refuse_if_moved(self) -> None:
         """Compare the end of the commit records with the one after our last; read the newest where that is not enough."""
         bounds = self._until_marked()
-        if bounds is not None and bounds.end == max(self._expected, default=-1):
-            self._expected = {bounds.end}
+        emptied = bounds is not None and self._newest is not None and bounds.low == bounds.end
+        if bounds is not None and {bounds.end} == self._expected and not emptied:
             return
         found = _newest(self._reader, self._commits, self._where)
         if faults.mutant("no_fencing") or faults.mutant("producer_reused"):
@@ -330,12 +329,10 @@ class KafkaWriter:
         deadline = time.monotonic() + VISIBLE_S
         while True:
             bounds = self._reader.bounds(self._commits)
-            if (
-                bounds is None
-                or len(self._expected) < 2
-                or bounds.end != min(self._expected)
-                or time.monotonic() > deadline
-            ):
+            if bounds is not None and bounds.end == max(self._expected, default=-1):
+                self._expected = {bounds.end}
+                return bounds
+            if bounds is None or bounds.end not in self._expected or time.monotonic() > deadline:
                 return bounds
             time.sleep(LOOK_S)
 
