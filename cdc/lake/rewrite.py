@@ -5,7 +5,7 @@ Memory is bounded by the changes, the key columns of one file and a few row grou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from cdc.lake.parquet import DataFile, FileWriter, bounds, opened, row_groups
 from cdc.lake.snapshot import AddFile, Snapshot
 
 SMALL_FILES = 24
-"""So many files below an eighth of the full size may lie about; the commit that would leave more takes all of them along."""
+"""So many files below an eighth of the full size may lie about; a commit that would leave more takes the smallest along."""
 SMALL = 8
 WORKERS = 2
 """Files that are written anew at once, each with a few row groups in memory."""
@@ -135,7 +135,7 @@ def rewrite(
     touched = set(found.by_path)
     fresh = _not_found(images, found)
     if len(small - touched) + bool(fresh.num_rows or small & touched) > SMALL_FILES:
-        touched |= small
+        touched |= _along(snapshot, small - touched, file_size)
     # Small files flow together with the new rows; each full-size one is written by itself, so that its keys stay together.
     together = Rolling(new_file, file_size)
     large = {path: Rolling(new_file, file_size) for path in sorted(touched - small)}
@@ -163,6 +163,18 @@ def rewrite(
     removed = [snapshot.files[path] for path in sorted(touched)]
     added = tuple(file for writer in writers for file in writer.files)
     return Rewritten(added, tuple(removed), rows_deleted)
+
+
+def _along(snapshot: Snapshot, small: Collection[str], limit: int) -> set[str]:
+    """The smallest of the small files, together about one full file: eight of them at least, so that they become fewer."""
+    sizes = {path: snapshot.files[path].size for path in small}
+    taken: set[str] = set()
+    for path in sorted(small, key=lambda path: (sizes[path], path)):
+        if limit <= 0:
+            break
+        taken.add(path)
+        limit -= sizes[path]
+    return taken
 
 
 def _not_found(images: pa.Table, found: Found) -> pa.Table:

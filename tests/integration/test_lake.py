@@ -26,7 +26,7 @@ from cdc.errors import (
     LakeUnknownError,
     TableStoppedError,
 )
-from cdc.lake import FoldCounts, Folded, LakeTable, MergeCounts, applied_everywhere, deltalog
+from cdc.lake import FoldCounts, Folded, LakeTable, MergeCounts, applied_everywhere, deltalog, rewrite
 from cdc.lake.columns import lake_columns
 from cdc.lake.parquet import DataFile, new_name
 from cdc.names import TableName
@@ -161,7 +161,7 @@ def test_other_readers_read_our_checkpoints(tmp_path: Path, reader: Reader) -> N
 def test_statistics_do_not_hide_rows_from_others(lake: LakeTable) -> None:
     """Bounds of strings are cut off: a reader that skips files by them must still find the longest and the oddest ones."""
     schema = TableSchema((Column("k", "text", charset="utf8mb4"),), ("k",))
-    keys = ["", "a" * 31, "a" * 32, "a" * 33, "a" * 40 + "z", "é" * 50, "🦆" * 40, "\U0010ffff" * 33, "z" * 5000]
+    keys = ["", "a" * 31, "a" * 32, "a" * 33, "a" * 40 + "z", "é" * 50, "🦆" * 40, "\U0010ffff" * 40, "z" * 5000]
     snapshot = bootstrap(lake, schema, [(key,) for key in keys], files=len(keys))
     table = deltalake.DeltaTable(str(lake.folder))
     for key in keys:
@@ -227,6 +227,24 @@ def test_a_key_that_is_in_the_table_twice_is_noticed(lake: LakeTable, files: int
     with pytest.raises(LakeDamagedError, match="more than once"):
         upsert(lake, snapshot, [(1, "x")])
     assert upsert(lake, snapshot, [(2, "x")]).counts["replaced"] == 1
+
+
+def test_files_that_do_not_balance_with_the_effects_are_not_committed(
+    lake: LakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = bootstrap(lake, SIMPLE, BEFORE)
+    there = names(lake.folder)
+    whole: Callable[..., int] = rewrite._copy
+
+    def loses_an_image(*arguments: Any) -> int:
+        *others, images, into = arguments
+        return whole(*others, images.slice(0, images.num_rows - 1), into)
+
+    monkeypatch.setattr(rewrite, "_copy", loses_an_image)
+    with pytest.raises(LakeError, match="do not balance"):
+        upsert(lake, snapshot, [(1, "x"), (2, "y")])
+    assert lake.load() == snapshot
+    assert names(lake.folder) == there
 
 
 def test_rows_of_other_columns_are_refused(lake: LakeTable) -> None:
@@ -347,6 +365,21 @@ def test_small_files_stay_few_over_many_commits(tmp_path: Path) -> None:
     )
 
 
+def test_many_small_files_are_taken_along_a_few_at_a_time(tmp_path: Path) -> None:
+    lake = LakeTable(tmp_path, TABLE, "p", file_size=20_000)
+    snapshot = bootstrap(lake, SIMPLE, [(i, os.urandom(50).hex()) for i in range(1000)], files=100)
+    counts: list[int] = []
+    while len(counts) < 20:
+        snapshot = upsert(lake, snapshot, [(5000 + len(counts), "new")])
+        counts.append(sum(file.size < 20_000 / 8 for file in snapshot.files.values()))
+        assert snapshot.counts["bytes_added"] < 2 * 20_000
+    falling = [count for count in counts if count > 25]
+    assert falling == sorted(falling, reverse=True)
+    assert counts[0] > 80
+    assert counts[-1] <= 25
+    assert snapshot.rows == 1020
+
+
 @pytest.mark.slow
 def test_random_keys_of_a_million_rows_take_seconds(tmp_path: Path) -> None:
     lake = LakeTable(tmp_path, TABLE, "p")
@@ -379,7 +412,7 @@ def test_scans_take_columns_and_ranges_of_keys(tmp_path: Path) -> None:
     snapshot = bootstrap(lake, SIMPLE, BEFORE, files=4)
 
     def scan(*arguments: Any) -> list[Any]:
-        rows: list[Any] = [tuple(r.values()) for batch in lake.scan(snapshot, *arguments) for r in batch.to_pylist()]
+        rows = [tuple(r.values()) for batch in lake.scan(snapshot, *arguments) for r in batch.to_pylist()]
         return sorted(rows)
 
     assert scan(["name"], (10, 12)) == [("row 10",), ("row 11",)]
@@ -392,7 +425,8 @@ def test_rows_are_read_by_their_keys(tmp_path: Path) -> None:
     lake = LakeTable(tmp_path, TABLE, "p", file_size=1000)
     snapshot = bootstrap(lake, SIMPLE, BEFORE, files=4)
     found = lake.rows(snapshot, pa.table({"id": pa.array([5, 99, 1234, 50], pa.int64())}))
-    assert sorted(found.column("name").to_pylist()) == ["row 5", "row 50", "row 99"]
+    assert set(found.column("name").to_pylist()) == {"row 5", "row 50", "row 99"}
+    assert found.num_rows == 3
     assert found.schema == lake_columns(SIMPLE, "upsert")
 
 
@@ -671,10 +705,40 @@ def test_everything_is_durable_in_order_before_the_commit_is(tmp_path: Path, mon
     temporary = next(i for i, what in enumerate(done) if what.endswith(".json.tmp"))
     assert data < folders[0] < folders[1] < folders[2] < folders[3] < made < temporary < commit
     assert f"fsync {log}" in done[commit:]
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (*lake.folder.glob("*.parquet"), *(lake.folder / "_delta_log").glob("*.json")):
+        assert path.stat().st_mode & 0o777 == 0o640 & ~mask
     done.clear()
     upsert(lake, snapshot, [(1, "x")])
-    assert [what.split("/")[-1].split("_")[0] for what in done[:1]] != []
     assert "fsync new/lake/shop" not in done  # folders above were made durable once
+
+
+def test_what_a_killed_writer_left_visible_is_made_durable_before_it_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert write_and_die(tmp_path, "bootstrap", "kill:lake.after-commit") == -signal.SIGKILL
+    lake = LakeTable(tmp_path, TABLE, "p")
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    assert lake.load() is not None
+    assert lake.folder / "_delta_log" in synced
+
+
+def test_a_folder_that_was_moved_away_is_made_durable_again(lake: LakeTable, tmp_path: Path) -> None:
+    bootstrap(lake, SIMPLE, BEFORE)
+    lake.folder.rename(tmp_path / "away")
+    synced: list[Path] = []
+    fsync = os.fsync
+    with pytest.MonkeyPatch.context() as patch:
+
+        def record(descriptor: int) -> None:
+            synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+            fsync(descriptor)
+
+        patch.setattr(os, "fsync", record)
+        bootstrap(lake, SIMPLE, BEFORE)
+    assert tmp_path / "shop" in synced
 
 
 POINTS = ["lake.after-data-files", "lake.before-commit", "lake.after-commit"]

@@ -131,6 +131,14 @@ def test_a_file_that_is_removed_and_added_by_one_commit_is_there_whatever_the_or
     assert log.load().files["a"].deletion_vector == vector
 
 
+def test_a_file_that_comes_back_is_no_longer_dead(log: Log) -> None:
+    log.commit(add("a"))
+    log.commit(remove("a"))
+    log.foreign(add("a"))  # someone's RESTORE
+    assert set(log.load().files) == {"a"}
+    assert not log.load().tombstones
+
+
 def test_refreshing_gives_what_loading_gives(log: Log) -> None:
     first = log.commit(add("a"))
     assert deltalog.refresh(first) is first
