@@ -25,6 +25,7 @@ from cdc.errors import BinlogError, TableStoppedError
 from cdc.names import TableName
 from cdc.schema import Column, TableSchema
 from cdc.source import values
+from cdc.source.catalogue import as_catalogued
 
 Cells = list[object]
 """A row: a cell a column, as in `cdc.source.values`."""
@@ -173,6 +174,7 @@ def _column(name: str, wire: Any, charset: str) -> Column:
 
 def difference(captured: TableSchema, found: TableSchema) -> str:
     """What differs, in words; empty if columns and key are the same."""
+    captured, found = as_catalogued(captured), as_catalogued(found)
     before = {c.name: c for c in captured.columns}
     after = {c.name: c for c in found.columns}
     said = [f"column {name} is gone" for name in before if name not in after]

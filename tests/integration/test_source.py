@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from cdc.capture.events import table_map
+from cdc.capture.images import difference, read_table_map
 from cdc.config import SourceConfig, TableConfig
 from cdc.errors import (
     ConfigError,
@@ -37,16 +39,8 @@ from dev.mysql import MySQLServer
 from dev.server import free_port
 
 SECRET = "pa§swörd-54321"
-ROTATE, FORMAT_DESCRIPTION, XID, HEARTBEAT, WRITE_ROWS, PREVIOUS_GTIDS, GTID, GTID_TAGGED = (
-    4,
-    15,
-    16,
-    27,
-    30,
-    35,
-    33,
-    42,
-)
+ROTATE, FORMAT_DESCRIPTION, XID, TABLE_MAP, HEARTBEAT, WRITE_ROWS = 4, 15, 16, 19, 27, 30
+GTID, PREVIOUS_GTIDS, GTID_TAGGED = 33, 35, 42
 
 
 def root(server: MySQLServer, **options: Any) -> SourceConfig:
@@ -607,6 +601,38 @@ def test_every_edge_of_every_type_has_one_text(mysql: MySQLServer, edges: tuple[
     assert found["ENUM('a','é','')"][1:4] == ["é", "", ""]
     assert str(found["TIMESTAMP"][0]) == "1970-01-01 00:00:01+00:00"
     assert str(found["DATETIME(6)"][1]) == "1969-12-31 23:59:59.999999"
+
+
+def test_the_binary_log_tells_the_same_columns(mysql: MySQLServer, schema: str, edges: tuple[str, TableSchema]) -> None:
+    name, catalogued = edges
+    keyed = TableName(schema, "keyed")
+    mysql.execute(
+        f"CREATE TABLE {keyed.quoted} (a INT, b VARCHAR(9), c INT AS (a + 1) VIRTUAL, d INT AS (a + 2) STORED, e INT INVISIBLE DEFAULT 7,"
+        " f ENUM('é','🐬') , g TEXT, KEY ((a * 2)), PRIMARY KEY (b, g(3), a))"
+    )
+    with mysql.root(schema) as writer, writer.cursor() as cursor:
+        cursor.execute("SET SESSION sql_generate_invisible_primary_key = ON")
+        cursor.execute("CREATE TABLE gipk (a INT)")
+    tables = {TableName(name, "t"): catalogued}
+    start = GtidSet.parse(mysql.gtid_executed)
+    with closing(connect(root(mysql), purpose="test")) as connection:
+        for table in (keyed, TableName(schema, "gipk")):
+            tables[table] = catalogue.read_schema(connection, table)
+    mysql.execute(f"INSERT INTO {name}.t (c0) VALUES (1)")
+    mysql.execute(f"INSERT INTO {keyed.quoted} (a, b, f, g) VALUES (1, 'x', 2, 'y')")
+    mysql.execute(f"INSERT INTO {schema}.gipk VALUES (1)")
+    found: dict[TableName, TableSchema] = {}
+    with BinlogStream(root(mysql), start, heartbeat_s=5) as stream:
+        while len(found) < len(tables):
+            event = take(stream, is_kind(TABLE_MAP))[-1]
+            head = table_map(event[19:-4])
+            found[TableName(head.schema, head.name)] = read_table_map(event, True, head)[1]
+    for table, told in found.items():
+        assert catalogue.as_catalogued(told) == tables[table], table
+        assert not difference(tables[table], told), table
+    assert found[keyed].key == ("b", "g", "a")
+    assert found[keyed].columns[5].members == ("é", "🐬")
+    assert found[TableName(schema, "gipk")].names == ("my_row_id", "a")
 
 
 def test_doubles_come_back_bit_by_bit_and_have_the_servers_text(mysql: MySQLServer, schema: str) -> None:
