@@ -230,9 +230,10 @@ class CommitRecord:
                 skipped=tuple(data["skipped"]),
                 states=None if states is None else {t: _state_in(s) for t, s in states.items()},
             )
+            canonical = record.payload == payload
         except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
             raise ValueError(f"not a commit record: {type(error).__name__}") from error
-        if record.payload != payload:
+        if not canonical:
             raise ValueError("not a commit record in canonical form")
         return record
 

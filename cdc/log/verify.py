@@ -17,13 +17,29 @@ def parse(payload: object, where: str) -> CommitRecord:
     try:
         if not isinstance(payload, bytes):
             raise TypeError("not bytes")
-        return CommitRecord.parse(payload)
+        record = CommitRecord.parse(payload)
+        _check_types(record)
     except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise LogDamagedError(
             f"a commit record cannot be read: {error}",
             where=where,
             hint="was it written by another version of lakesync, or by another program? Restore the log, or begin a new one",
         ) from None
+
+    return record
+
+
+def _check_types(record: CommitRecord) -> None:
+    """What is computed with is a number, what is compared is text. Raises `TypeError`."""
+    numbers: list[object] = [record.number, record.ts_ms, record.raw_us, record.seq, record.transactions]
+    texts: list[object] = [record.log, record.before or ""]
+    numbers += [record.checkpoint, record.written_us, *record.framing.values(), *record.framing_totals.values()]
+    for entry in record.tables.values():
+        extent = entry.extent
+        numbers += [*entry.rows, *entry.totals, extent.first, extent.last, extent.records, extent.bytes]
+        texts += [extent.digest, entry.schema]
+    if any(type(number) is not int for number in numbers) or any(type(text) is not str for text in texts):
+        raise TypeError("a number or a text is something else")
 
 
 def check_input(data: Mapping[str, Sequence[bytes]]) -> None:
