@@ -17,7 +17,6 @@ from cdc.names import TableName
 from cdc.position import BinlogEnd, Fingerprint, Gtid
 from cdc.schema import TableSchema
 
-
 FRAMING = ("events", "bytes", "transactions", "row_events", "statements", "rows_skipped")
 """What is counted: keys of `Drained.framing`."""
 

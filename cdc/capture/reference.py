@@ -278,7 +278,13 @@ class ReferenceDecoder:
         if pass_over and found.length is None:
             raise UnsupportedEventError("a transaction whose length is not known cannot be passed over")
         if action is Action.END_EARLY:
-            self._transactions.append(Transaction(self._open.fingerprint, BinlogEnd(self._file, self._offset)))
+            self._end_early(self._open)
+
+    def _end_early(self, open_: _Open) -> None:
+        """A mutant's: what is known of the transaction is given as if it were all."""
+        self._transactions.append(Transaction(open_.fingerprint, BinlogEnd(self._file, self._offset)))
+        self._framing.update(open_.framing)
+        open_.framing, open_.length = Counter(), None
 
     def _passed_over(self, open_: _Open) -> None:
         open_.framing["rows_skipped"] = open_.framing["row_events"]
@@ -293,7 +299,7 @@ class ReferenceDecoder:
         if action is Action.NOTHING or open_ is None:
             return
         if action is Action.END_EARLY:
-            self._transactions.append(Transaction(open_.fingerprint, BinlogEnd(self._file, self._offset)))
+            self._end_early(open_)
         elif action is Action.MARK:
             open_.savepoints = [s for s in open_.savepoints if s[0] != savepoint]
             open_.savepoints.append((savepoint, len(open_.kept)))

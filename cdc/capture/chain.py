@@ -1,0 +1,318 @@
+"""The epochs that one capture writes: what was decoded since the last one, and the commit record that goes with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdc import faults
+from cdc.capture.base import FRAMING, Drained, Stop, TableChanges, Transaction
+from cdc.clock import Clock
+from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState
+from cdc.errors import LakesyncError, LogDamagedError, TableStoppedError
+from cdc.log.base import Log, LogWriter
+from cdc.log.codec import encode
+from cdc.names import TableName
+from cdc.position import BinlogEnd, Gtid, GtidSet, Position
+from cdc.schema import TableSchema
+
+CLAMP_MS = 5000
+"""A commit time that is so far behind the one before it is counted: somebody's clock is wrong."""
+_TXN, _TS_MS, _SEQ = 1, 4, 5
+"""Places in `METADATA`."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the first epoch of a log continues from: the lake's highest values, or nothing."""
+
+    number: int = 0
+    ts_ms: int = 0
+    raw_us: int = 0
+    seq: int = 0
+
+
+@dataclass
+class _Pending:
+    """What the next epoch will hold."""
+
+    transactions: int = 0
+    framing: Counter[str] = field(default_factory=Counter)
+    data: dict[str, list[bytes]] = field(default_factory=dict)
+    rows: dict[str, Counts] = field(default_factory=dict)
+    schemas: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    stopped: dict[TableName, LakesyncError] = field(default_factory=dict)
+
+
+class Chain:
+    """Takes what a decoder drains, and appends it to the log. `newest` is the record that it goes on from, None in an empty log; then
+    `begin` says where.
+
+    Raises `LogDamagedError` for a log of which no checkpoint can be read.
+    """
+
+    def __init__(
+        self, log: Log, writer: LogWriter, newest: CommitRecord | None, clock: Clock, checkpoint_epochs: int
+    ) -> None:
+        self.writer = writer
+        self.newest = newest
+        self._log = log.uuid
+        self._clock = clock
+        self._checkpoint_epochs = checkpoint_epochs
+        self.states = _states(log, newest)
+        self._number, self.ts_ms, self.raw_us, self.seq = 0, 0, 0, 0
+        self.position: Position | None = None
+        self.rows, self.transactions, self.bytes = 0, 0, 0
+        """Written by this capture, for `status`."""
+        self.clamped, self.clamped_ms = 0, 0
+        self.clamped_gtid: Gtid | None = None
+        """Transactions whose own commit time is far behind the time they were given; how far the last of them was, and which."""
+        if newest is not None:
+            self.begin(newest.end, Origin(newest.number, newest.ts_ms, newest.raw_us, newest.seq))
+        self._pending = _Pending()
+
+    def begin(self, position: Position, origin: Origin) -> None:
+        """Go on from here. Nothing may be pending."""
+        self._number, self.ts_ms, self.raw_us, self.seq = origin.number, origin.ts_ms, origin.raw_us, origin.seq
+        self._start = self.position = position
+
+    def jump(self, position: Position) -> None:
+        """Go on from another history; the next epoch must add every table that is captured. Nothing may be pending."""
+        self.position = position
+
+    @property
+    def schemas(self) -> dict[TableName, TableSchema]:
+        """Every captured table, as it was added."""
+        return {TableName.from_id(t): TableSchema.from_dict(s.schema) for t, s in self.states.items()}
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is something that readers wait for: rows, or a table that stops."""
+        return bool(self._pending.data or self._pending.stopped or self._pending.skipped)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether an epoch would say anything new."""
+        return self.has_rows or self.newest is None or self.position != self.newest.end
+
+    @property
+    def stopped(self) -> Mapping[TableName, LakesyncError]:
+        """Tables that the next epoch says are captured no more, and why."""
+        return self._pending.stopped
+
+    def touches(self, table: TableName) -> bool:
+        """Whether the next epoch has rows of the table."""
+        return table.id in self._pending.data
+
+    # -- taking ------------------------------------------------------------------------------------------------------
+
+    def take(self, drained: Drained, server_uuid: str) -> None:
+        """Add what a decoder gave to the next epoch."""
+        pending = self._pending
+        times = pa.array([self._tick(t) for t in drained.transactions], pa.int64())
+        gtids = [str(t.fingerprint.gtid) for t in drained.transactions]
+        first = self.seq
+        for changes in drained.changes:
+            batch = _numbered(changes, times, first)
+            self.seq = max(self.seq, pc.max(batch.column(_SEQ)).as_py())
+            self._add(changes, batch, gtids)
+        pending.transactions += len(drained.transactions)
+        pending.framing.update(drained.framing)
+        pending.skipped += drained.skipped
+        for stop in drained.stops:
+            self._stop(stop)
+        self._move(drained, server_uuid)
+
+    def _tick(self, transaction: Transaction) -> int:
+        """A transaction's time: monotone, whatever the source's clock does."""
+        commit_us = transaction.fingerprint.commit_us
+        self.raw_us = commit_us
+        if self.ts_ms - commit_us // 1000 > CLAMP_MS:
+            self.clamped += 1
+            self.clamped_ms, self.clamped_gtid = self.ts_ms - commit_us // 1000, transaction.fingerprint.gtid
+        self.ts_ms = max(self.ts_ms, commit_us // 1000)
+        return self.ts_ms
+
+    def _add(self, changes: TableChanges, batch: pa.RecordBatch, gtids: Sequence[str]) -> None:
+        table, schema = changes.table.id, changes.schema.hash
+        if changes.table in self._pending.stopped:
+            return
+        records, kept, error = _encode(batch, gtids, schema)
+        if error is not None:
+            error.where = f"{changes.table} at {error.where}"
+            self._pending.stopped[changes.table] = error
+        if records:
+            self._pending.data.setdefault(table, []).extend(records)
+            self._pending.rows[table] = self._pending.rows.get(table, Counts()).plus(_counts(kept))
+            self._pending.schemas[table] = schema
+
+    def _stop(self, stop: Stop) -> None:
+        if stop.table is None:
+            raise stop.error
+        self._pending.stopped.setdefault(stop.table, stop.error)
+
+    def _move(self, drained: Drained, server_uuid: str) -> None:
+        position = self.position
+        assert position is not None
+        end = drained.end
+        if position.server_uuid == server_uuid and _same_log(end, position.end):
+            # The server begins with a file that was read in part, and passes over what is known.
+            end = max(end, position.end)
+        if end.file:
+            position = replace(position, server_uuid=server_uuid, end=end)
+        if drained.transactions:
+            gtids = _gtids(drained.transactions).union(position.gtids)
+            position = replace(position, gtids=gtids, last=drained.transactions[-1].fingerprint)
+        self.position = position
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        added: Mapping[TableName, tuple[TableSchema, dict[str, Any]]] | None = None,
+        removed: Mapping[TableName, dict[str, Any]] | None = None,
+    ) -> CommitRecord:
+        """Write the next epoch. `added` maps tables to schema and options, `removed` to the reason.
+
+        Raises as `LogWriter.append` does; what was pending is pending still then.
+        """
+        faults.point("capture.before-epoch")
+        pending = self._pending
+        assert not any(table.id in pending.data for table in added or ())
+        gone = {t.id: e.to_dict() for t, e in pending.stopped.items() if t.id in self.states}
+        gone |= {t.id: reason for t, reason in (removed or {}).items()}
+        new = {
+            t.id: TableState(schema.to_dict(), options, Counts(), None, self._number + 1)
+            for t, (schema, options) in (added or {}).items()
+        }
+        record = self.writer.append(pending.data, lambda extents: self._seal(extents, new, gone))
+        self.states = record.states_after(self.states)
+        self.newest, self._number, self._start = record, record.number, record.end
+        self.transactions += pending.transactions
+        self.bytes += pending.framing["bytes"]
+        self.rows += sum(c.changes for c in pending.rows.values())
+        self._pending = _Pending()
+        return record
+
+    def _seal(
+        self, extents: Mapping[str, Extent], added: dict[str, TableState], removed: dict[str, dict[str, Any]]
+    ) -> CommitRecord:
+        pending, newest, position = self._pending, self.newest, self.position
+        assert position is not None
+        number = self._number + 1
+        entries = {}
+        for table, rows in pending.rows.items():
+            state = self.states[table]
+            entries[table] = TableEntry(
+                rows, state.totals.plus(rows), extents[table], state.last, pending.schemas[table]
+            )
+        totals = Counter(newest.framing_totals if newest else {})
+        totals.update(pending.framing)
+        checkpoint = newest.checkpoint if newest else number
+        states = None
+        if newest is None or added or removed or number - checkpoint >= self._checkpoint_epochs:
+            checkpoint, states = number, self._restated(entries, added, removed)
+        return CommitRecord(
+            log=self._log,
+            number=number,
+            before=newest.hash if newest else None,
+            start=self._start,
+            end=position,
+            ts_ms=self.ts_ms,
+            raw_us=self.raw_us,
+            seq=self.seq,
+            transactions=pending.transactions,
+            framing={name: pending.framing[name] for name in FRAMING},
+            framing_totals={name: totals[name] for name in FRAMING},
+            written_us=self._clock.now_us(),
+            checkpoint=checkpoint,
+            tables=entries,
+            added=added,
+            removed=removed,
+            skipped=tuple(pending.skipped),
+            states=states,
+        )
+
+    def _restated(
+        self, entries: Mapping[str, TableEntry], added: Mapping[str, TableState], removed: Mapping[str, Any]
+    ) -> dict[str, TableState]:
+        states = {t: s for t, s in self.states.items() if t not in removed}
+        for table, entry in entries.items():
+            if table in states:
+                states[table] = replace(states[table], totals=entry.totals, last=None)
+        return states | dict(added)
+
+
+def _states(log: Log, newest: CommitRecord | None) -> dict[str, TableState]:
+    """Every captured table after `newest`."""
+    states: dict[str, TableState] = {}
+    if newest is None:
+        return states
+    first = True
+    for record in log.records(after=newest.checkpoint - 1):
+        if first and record.states is None:
+            break
+        first = False
+        states = record.states_after(states)
+        if record.id == newest.id:
+            return states
+    raise LogDamagedError(
+        f"epochs {newest.checkpoint} to {newest.number} cannot be read as one chain",
+        where=str(newest.id),
+        hint="restore the log, or begin a new one: it continues from the lake",
+    )
+
+
+def _numbered(changes: TableChanges, times: pa.Array[Any], first_seq: int) -> pa.RecordBatch:
+    """The changes with their times, and numbers that go on from `first_seq`."""
+    columns = list(changes.batch.columns)
+    columns[_TS_MS] = times.take(columns[_TXN])
+    columns[_SEQ] = pc.add(columns[_SEQ], first_seq)
+    return pa.RecordBatch.from_arrays(columns, schema=changes.batch.schema)
+
+
+def _encode(
+    batch: pa.RecordBatch, gtids: Sequence[str], schema: str
+) -> tuple[list[bytes], pa.RecordBatch, TableStoppedError | None]:
+    """The records, the rows that they hold, and why not all: a row is too large, and its transaction is left out with all after it."""
+    try:
+        return encode(batch, gtids, schema), batch, None
+    except TableStoppedError as error:
+        txns = batch.column(_TXN).to_numpy()
+        for txn in np.unique(txns):
+            rows = batch.slice(int(txns.searchsorted(txn)), int((txns == txn).sum()))
+            try:
+                encode(rows, gtids, schema)
+            except TableStoppedError as this:
+                kept = batch.slice(0, int(txns.searchsorted(txn)))
+                return encode(kept, gtids, schema), kept, this
+        raise error
+
+
+def _counts(batch: pa.RecordBatch) -> Counts:
+    found = np.bincount(batch.column(0).to_numpy(), minlength=4)
+    return Counts(int(found[Op.INSERT]), int(found[Op.UPDATE]), int(found[Op.DELETE]))
+
+
+def _gtids(transactions: Sequence[Transaction]) -> GtidSet:
+    found: dict[str, list[tuple[int, int]]] = {}
+    for transaction in transactions:
+        gtid = transaction.fingerprint.gtid
+        intervals = found.setdefault(gtid.sid, [])
+        if intervals and intervals[-1][1] == gtid.number - 1:
+            intervals[-1] = (intervals[-1][0], gtid.number)
+        else:
+            intervals.append((gtid.number, gtid.number))
+    # A union makes them what a set must be.
+    return GtidSet({}).union(GtidSet({sid: tuple(intervals) for sid, intervals in found.items()}))
+
+
+def _same_log(one: BinlogEnd, other: BinlogEnd) -> bool:
+    return one.file.rpartition(".")[0] == other.file.rpartition(".")[0]

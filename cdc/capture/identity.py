@@ -1,0 +1,81 @@
+"""Whether the server still has the history that was read from it: on every connect, before anything is taken from the stream.
+
+A GTID set is no identity (invariant I6): after a reset, or a restore, the same numbers name other transactions, and the server goes
+on without an error. So the last transaction before the position is asked for again, and compared.
+"""
+
+from __future__ import annotations
+
+from cdc.capture.base import Decoder
+from cdc.capture.reading import EventQueue
+from cdc.errors import SourceIdentityError, SourcePurgedError
+from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet, Position
+from cdc.source.server import Server
+
+EXECUTED_WITHIN_S = 15.0
+"""A transaction can be sent long before the server counts it as executed: as long as a semi-synchronous replica takes to answer."""
+_POLL_S = 0.2
+_SHOWN = 200
+RESYNC_ALL = "bootstrap anew: `lakesync resync --all`, then run again"
+
+
+def check_history(server: Server, position: Position, server_uuid: str) -> None:
+    """That the server has every transaction before `position`, and still logs every one after it.
+
+    Raises `SourceIdentityError` or `SourcePurgedError`, with the GTIDs.
+    """
+    missing = position.gtids.subtract(server.executed())
+    if missing:
+        # In flight, they are in the log at least.
+        reset = position.server_uuid == server_uuid and before(server.binlog_end(), position.end)
+        if reset or not server.wait_executed(position.gtids, EXECUTED_WITHIN_S):
+            raise SourceIdentityError(
+                f"the server does not have transactions that were read before: {shown(missing)}",
+                where=str(position.end),
+                hint=f"was it reset, restored, or failed over with a loss? Connect to the right server, or {RESYNC_ALL}",
+            )
+    purged = server.purged().subtract(position.gtids)
+    if purged:
+        raise SourcePurgedError(
+            f"the binary log no longer holds transactions that were not read yet: {shown(purged)}",
+            where=str(position.end),
+            hint=f"{RESYNC_ALL}; and keep the log longer (binlog_expire_logs_seconds)",
+        )
+
+
+def before(one: BinlogEnd, other: BinlogEnd) -> bool:
+    """Whether `one` lies before `other`; so do all places of a log that changed its name."""
+    try:
+        return one < other
+    except ValueError:
+        return True
+
+
+def shown(gtids: GtidSet) -> str:
+    """The set, shortened for an error."""
+    text = str(gtids)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(gtids)} transactions)"
+
+
+def meet(queue: EventQueue, decoder: Decoder, gtid: Gtid, end: BinlogEnd) -> Fingerprint | None:
+    """The fingerprint of `gtid`, which is expected to be the first transaction of the stream, and is told to be passed over.
+
+    None if another one comes first, or none up to `end`, the end of the server's log: the stream cannot be gone on with then.
+    Otherwise it stands after the transaction, and all of that is drained.
+    """
+    while True:
+        for event in queue.get(_POLL_S, most=1):
+            decoder.feed(event)
+            drained = decoder.drain()
+            if drained.transactions:
+                found = drained.transactions[0].fingerprint
+                return found if found.gtid == gtid else None
+            if decoder.idle and drained.end.file and not before(drained.end, end):
+                return None
+
+
+def describe(fingerprint: Fingerprint | None) -> str:
+    """For errors."""
+    if fingerprint is None:
+        return "nothing"
+    return f"{fingerprint.gtid} (committed at {fingerprint.commit_us} µs, {fingerprint.row_events} row events)"
