@@ -240,6 +240,8 @@ class MergeConfig(_Model):
     """Data files are closed at about this size."""
     keep: Duration = 3600.0
     """Applied epochs stay in the log this long."""
+    keep_files: Duration = 3600.0
+    """Data files that a merge replaced stay this long, for readers of older versions."""
 
     @field_validator("every")
     @classmethod

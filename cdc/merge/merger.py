@@ -20,6 +20,7 @@ from cdc.epoch import CommitRecord, EpochId, TableState
 from cdc.errors import (
     LakeConflictError,
     LakeDamagedError,
+    LakeError,
     LakesyncError,
     LakeUnknownError,
     LogDamagedError,
@@ -49,6 +50,9 @@ LOOK_S = 0.25
 LOOK_BACK_S = 3.0
 """How often the newest record is looked at although none with a higher number came: a log that was rolled back has another one."""
 TRIM_S = 60.0
+CLEAN_S = 600.0
+ORPHANS_S = 86400.0
+"""Data files that no commit names are of a writer that was killed, once they are so old."""
 MERGED: tuple[Phase, ...] = ("catching-up", "ready")
 
 
@@ -106,6 +110,7 @@ class Merger:
         self._finished: set[TableName] = set()
         """Tables that are not captured any more and have all that the log had of them."""
         self._blind: dict[TableName, int] = {}
+        self._tidied: set[TableName] = set()
         self._stop = threading.Event()
 
     # -- rounds --------------------------------------------------------------------------------------------------------
@@ -118,7 +123,7 @@ class Merger:
         self._stop = stop
         done: tuple[EpochId | None, Any] | None = None
         info: dict[str, Any] = {}
-        round_s = trim_s = self._clock.monotonic()
+        round_s = trim_s = clean_s = self._clock.monotonic()
         beat_s = look_s = -LOOK_BACK_S
         while not stop.is_set():
             now_s = self._clock.monotonic()
@@ -128,6 +133,9 @@ class Merger:
             if now_s - trim_s >= TRIM_S:
                 self.trim()
                 trim_s = now_s
+            if now_s - clean_s >= CLEAN_S:
+                self.clean()
+                clean_s = now_s
             if now_s < round_s:
                 stop.wait(min(LOOK_S, round_s - now_s))
                 continue
@@ -373,33 +381,47 @@ class Merger:
         }
         return {"epoch": result.epoch.number if result.epoch else None, "tables": tables}
 
-    # -- trimming --------------------------------------------------------------------------------------------------------
+    # -- keeping house --------------------------------------------------------------------------------------------------------
 
     def trim(self) -> int | None:
         """Let go of what nothing needs any more and is older than `merge.keep`. The first epoch kept, if any went. Raises as the log."""
         oldest, newest = self._log.oldest(), self._captured.record
-        found = manifest.read(self._root, self._config.name)
+        found, statuses = manifest.read(self._root, self._config.name), self._state.tables()
         if oldest is None or newest is None or found is None or found.applied.log != newest.log:
             return None
         needed = [found.applied.epoch.number]
         if self._config.trace:
             needed.append(trim.traced(self._config.state, newest))
-        for table, status in self._state.tables().items():
+        for table, known in found.tables.items():
+            status = statuses.get(table)
+            code = (status.error or {}).get("code") if status else None
+            # What a gap stopped, or waits for a bootstrap, never reads on from where it is.
+            if known.state != "removed" and code != "LogGap" and not (status and status.phase in ("added", "snapshot")):
+                needed.append(trim.first_needed(self._log, oldest, (known.applied or found.applied).epoch))
+        for table, status in statuses.items():
             captured = self._captured.tables.get(table.id)
-            known = found.tables.get(table)
-            code = (status.error or {}).get("code")
             if status.phase == "snapshot" and status.e0:
                 needed.append(status.e0.number)
             elif captured and status.phase == "added" and adding.is_append(captured):
                 needed.append(captured.since)
-            elif captured and (status.phase in MERGED or status.phase == "stopped") and code != "LogGap":
-                if known is None:
-                    # Bootstrapped or created since the manifest: the next one names it.
-                    needed.append(oldest.number if status.phase != "stopped" else found.applied.epoch.number)
-                else:
-                    needed.append(trim.first_needed(self._log, oldest, (known.applied or found.applied).epoch))
+            elif captured and status.phase in MERGED and table not in found.tables:
+                needed.append(oldest.number)  # made since the manifest; the next one names it
         written_before_us = self._clock.now_us() - int(self._config.merge.keep * 1_000_000)
         kept = trim.trim(self._log, oldest, needed, written_before_us)
         if kept is not None:
             LOG.info("log-trimmed", epoch=kept)
         return kept
+
+    def clean(self) -> int:
+        """Delete what no reader needs any more: files that were replaced longer than `merge.keep_files` ago, and what killed processes
+        left. How many. What cannot be deleted now is the next time."""
+        deleted = 0
+        for table, (lake, snapshot) in self._snapshots.items():
+            try:
+                deleted += lake.vacuum(snapshot, self._config.merge.keep_files)
+                if table not in self._tidied:
+                    deleted += lake.remove_orphans((), ORPHANS_S)
+                    self._tidied.add(table)
+            except LakeError as error:
+                LOG.warning("not-cleaned", table=str(table), error=error.code, what=error.what)
+        return deleted

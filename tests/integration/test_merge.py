@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from deltalake import DeltaTable
 
 from cdc.clock import SystemClock
 from cdc.errors import LogDamagedError
+from cdc.lake.parquet import new_name
 from cdc.log import Log
 from cdc.merge import merger as merger_module
 from cdc.merge import table as table_module
@@ -479,3 +481,34 @@ def test_the_trace_holds_the_log_back_within_a_cap(
         assert merging.trim() == 7
         monkeypatch.setattr(trim, "TRACE_EPOCHS", 5)
         assert merging.trim() == capture.newest.number - 5
+
+
+# -- keeping house ------------------------------------------------------------------------------------------------------
+
+
+def test_replaced_files_and_what_kills_left_go_after_a_while(pipeline: Pipeline, log: Log) -> None:
+    folder = pipeline.lake(ORDERS).folder
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        for _ in range(5):
+            capture.epoch(10)
+            pipeline.merger(log).round()
+        merging = pipeline.merger(log)
+        merging.round()
+        assert merging.clean() == 0
+        soon = pipeline.config.model_copy(
+            update={"merge": pipeline.config.merge.model_copy(update={"keep_files": 0.0})}
+        )
+        merging = Merger(soon, log, pipeline.state, SystemClock())
+        merging.round()
+        old, young = folder / new_name(), folder / new_name()
+        for path in (old, young):
+            path.write_bytes(b"")
+        os.utime(old, (0, 0))
+        files = len(list(folder.glob("*.parquet")))
+        assert merging.clean() > 1
+        assert len(list(folder.glob("*.parquet"))) < files - 1
+        assert not old.exists()
+        assert young.exists()
+        assert merging.clean() == 0
+    pipeline.check_all()
