@@ -87,7 +87,7 @@ class ValuesReport:
 
     @property
     def epoch(self) -> int:
-        return min((t.epoch for t in self.tables), default=0)
+        return min((t.epoch for t in self.tables if not t.note), default=0)
 
     @property
     def equal(self) -> bool:

@@ -56,6 +56,7 @@ class Cursor:
     def write(self, path: Path) -> None:
         """Replace its file."""
         temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.touch(mode=0o600)
         temporary.write_bytes(orjson.dumps(self.__dict__))
         temporary.replace(path)
 
