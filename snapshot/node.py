@@ -68,8 +68,10 @@ class _Node:
                 continue
             # As many as can read: one that waits for its turn would only hold a connection and an epoch.
             if len(self._running) < self.config.snapshot.readers and (retry is None or time.monotonic() >= retry.at_s):
-                bootstrap = Bootstrap(self.config, self.log, self.state, table, slots=self._slots)
-                self._running[table] = pool.submit(bootstrap.run, self.ending)
+                self._running[table] = pool.submit(self._bootstrap, table)
+
+    def _bootstrap(self, table: TableName) -> bool:
+        return Bootstrap(self.config, self.log, self.state, table, slots=self._slots).run(self.ending)
 
     def _check_server(self, status: TableStatus, known: epochs.Known) -> None:
         """Bootstrap again what capture left the server of before it was ready: a chunk may hold what the new server never had."""

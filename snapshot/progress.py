@@ -87,15 +87,18 @@ class Progress:
 
     @classmethod
     def begin(cls, folder: Path, purpose: Purpose) -> Progress:
-        """Begin anew: whatever was there is forgotten."""
+        """Begin anew: whatever was there is forgotten. Raises `StateError`."""
         discard(folder)
-        folder.mkdir(mode=0o700, parents=True)
-        db = _connect(folder / FILE)
-        with db:
-            db.execute("BEGIN")
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                db.execute(statement)
-            db.execute("INSERT INTO purpose VALUES (?)", (purpose.to_json().decode(),))
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+            db = _connect(folder / FILE)
+            with db:
+                db.execute("BEGIN")
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    db.execute(statement)
+                db.execute("INSERT INTO purpose VALUES (?)", (purpose.to_json().decode(),))
+        except (OSError, sqlite3.OperationalError) as error:
+            raise StateError(f"not written: {error}", where=str(folder)) from error
         return cls(folder, purpose, db)
 
     @classmethod
