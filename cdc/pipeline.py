@@ -33,7 +33,6 @@ from cdc.source.preflight import Finding
 from cdc.state import State
 from cdc.status import PipelineStatus
 from cdc.trace.client import client as open_trace
-from cdc.trace.project import project
 from reconcile import ledger as ledger_of
 from reconcile import values as values_of
 from reconcile.report import Report
@@ -157,7 +156,6 @@ class Pipeline:
                         "the pipeline has no trace to close the ledger by", where=str(config.path), hint="set `trace:`"
                     )
                 with open_trace(config.trace) as client:
-                    project(client, config, log)
                     closed = ledger_of.close(client, config, log, named)
         return Report(config.name, time.time_ns() // 1000, closed, compared)
 

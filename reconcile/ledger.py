@@ -17,16 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from cdc.config import PipelineConfig
 from cdc.errors import ConfigError
-from cdc.lake.table import LakeTable
+from cdc.lake import LakeTable, Snapshot, applied_everywhere
 from cdc.log.base import Log
 from cdc.names import TableName
+from cdc.trace.project import project
 from cdc.trace.tables import NODES
 
 if TYPE_CHECKING:
@@ -119,20 +119,26 @@ class _Trace:
 
 
 def close(client: Client, config: PipelineConfig, log: Log, tables: Sequence[TableName] = ()) -> LedgerReport:
-    """Close the ledger of these tables, or of all that the lake has. The trace must be up to date.
+    """Bring the trace up to date and close the ledger of these tables, or of all that the lake has.
 
     Raises `TraceError`, `LogError`, `LakeError`; `ConfigError` for a table that the lake does not have.
     """
+    # The lake as it is now; what is committed while the trace is brought up to date is left for the next time.
+    lakes = [LakeTable(config.lake_root, table, config.name) for table in tables or _lake_tables(config)]
+    versions = {lake.table: lake.load() for lake in lakes}
+    projected = project(client, config, log)
     trace = _read(client, config.name)
-    wanted = [t.id for t in tables] or sorted(trace.commits)
-    for missing in (t for t in wanted if t not in trace.commits):
-        raise ConfigError(
-            "the lake has no such table", where=str(TableName.from_id(missing)), hint="`lakesync status` lists them"
-        )
-    newest = log.newest()
-    ledgers = [_source(trace, newest.hash if newest else "")]
-    ledgers += [_table(trace, config, t, newest.hash if newest else "") for t in wanted]
-    return LedgerReport(config.name, newest.number if newest else 0, tuple(ledgers))
+    ledgers = [_source(trace, projected.hash)]
+    for table, snapshot in versions.items():
+        commits = [c for c in trace.commits.get(table.id, ()) if snapshot and c["version"] <= snapshot.version]
+        if snapshot is None or not commits:
+            raise ConfigError("the lake has no such table", where=str(table), hint="`lakesync status` lists them")
+        ledgers.append(_table(trace, table, commits, snapshot, projected.hash))
+    return LedgerReport(config.name, projected.epoch, tuple(ledgers))
+
+
+def _lake_tables(config: PipelineConfig) -> list[TableName]:
+    return list(applied_everywhere(config.lake_root, config.name))
 
 
 def _read(client: Client, pipeline: str) -> _Trace:
@@ -182,8 +188,10 @@ def _source(trace: _Trace, newest: str) -> TableLedger:
     return TableLedger(SOURCE, numbers[-1] - 1 if numbers else 0, numbers[0] if numbers else 0, equations)
 
 
-def _table(trace: _Trace, config: PipelineConfig, table: str, newest: str) -> TableLedger:
-    commits = trace.commits[table]
+def _table(
+    trace: _Trace, name: TableName, commits: Sequence[dict[str, Any]], snapshot: Snapshot, newest: str
+) -> TableLedger:
+    table = name.id
     start = max(i for i, c in enumerate(commits) if c["node"] == "snapshot")
     base, merges = commits[start], commits[start + 1 :]
     none, covered, whole = _Rows(), [], True
@@ -231,11 +239,10 @@ def _table(trace: _Trace, config: PipelineConfig, table: str, newest: str) -> Ta
         Equation(
             "rows before + inserted - removed = rows now",
             base["live_after"] + total["inserted"] - total["removed"],
-            _live(config, table),
+            _live(snapshot),
         ),
     ]
-    name = str(TableName.from_id(table))
-    return TableLedger(name, base["number"], last["number"], tuple(equations), sum(sum(r.logged) for r in waiting))
+    return TableLedger(str(name), base["number"], last["number"], tuple(equations), sum(sum(r.logged) for r in waiting))
 
 
 _SUMMED = (
@@ -267,9 +274,6 @@ def _first_gap(trace: _Trace, table: str, hashes: Sequence[str]) -> str:
     return f"epoch {min(wrong)}" if wrong else ""
 
 
-def _live(config: PipelineConfig, table: str) -> int:
+def _live(snapshot: Snapshot) -> int:
     """Rows in the live files, by their own footers."""
-    lake = LakeTable(config.lake_root, TableName.from_id(table), config.name)
-    snapshot = lake.load()
-    folder = Path(config.lake_root) / TableName.from_id(table).folder
-    return sum(pq.read_metadata(folder / path).num_rows for path in snapshot.files) if snapshot else 0
+    return sum(pq.read_metadata(snapshot.path(file)).num_rows for file in snapshot.files.values())

@@ -3,7 +3,7 @@
 A comparison is a window in the log. `opening` is the newest epoch before the source is read, and the server has executed it; the mark
 is the end of the binary log after the read; `closing` is the epoch of a lake version that has passed the mark. A key that no
 epoch between the two touches has, in that lake version, exactly the row that was read, or the two differ. A key that was
-touched says nothing yet: it is read again in a window of its own, a short one, until it is settled.
+touched says nothing yet: it is read again in another window, a short one, until it is settled. All tables share the windows.
 
 Both sides are compared as canonical text (`cdc.source.canonical`), which the server makes for its side: so this does not depend on how
 lakesync decodes a value. Of each row only its key and a 128-bit digest are kept.
@@ -46,6 +46,7 @@ FOLLOW_S = 120.0
 SETTLE_WINDOWS = 20
 """A key that changes all the time is read again so often, then reported as not settled."""
 DIFFERENCES_KEPT = 1000
+POLL_S = 0.2
 ALIVE_S = 15.0
 """A merger whose last sign of life is older than this is not running."""
 _DIGEST = "_digest"
@@ -123,7 +124,6 @@ def compare(
     """
     known = state.tables()
     wanted = list(tables) or [t for t, status in known.items() if status.phase != "removed"]
-    reports = []
     for table in wanted:
         if table not in known:
             raise ConfigError("not a table of this pipeline", where=str(table), hint="`lakesync status` lists them")
@@ -134,14 +134,33 @@ def compare(
                 where=str(table),
                 hint=(error or {}).get("hint") or "`lakesync status` shows how far it is",
             )
-        connection = connect(config.source, purpose="reconcile")
-        try:
-            reports.append(_Table(config, log, state, table, connection, follow_s, progress).compare())
-        except pymysql.MySQLError as error:
-            raise translate(error) from error
-        finally:
-            connection.close()
-    return ValuesReport(tuple(reports))
+    connection = connect(config.source, purpose="reconcile")
+    try:
+        windows = _Windows(config, log, state, connection, follow_s)
+        return _compare([_Table(config, log, connection, table, progress) for table in wanted], windows)
+    except pymysql.MySQLError as error:
+        raise translate(error) from error
+    finally:
+        connection.close()
+
+
+def _compare(all_tables: list[_Table], windows: _Windows) -> ValuesReport:
+    tables = [t for t in all_tables if t.mode == "upsert"]
+    opening = windows.open()
+    for table in tables:
+        table.read_all()
+    for table, closing in windows.close(opening, tables):
+        table.suspect(closing)
+    for _ in range(SETTLE_WINDOWS):
+        open_tables = [t for t in tables if t.suspects.num_rows]
+        if not open_tables:
+            break
+        opening = windows.open()
+        for table in open_tables:
+            table.read_suspects()
+        for table, closing in windows.close(opening, open_tables):
+            table.settle(closing)
+    return ValuesReport(tuple(t.report() for t in all_tables))
 
 
 @dataclass(frozen=True)
@@ -152,76 +171,142 @@ class _Closing:
     """Keys that the stream touched in the window, old and new, each once."""
 
 
+class _Windows:
+    """Opens and closes windows in the log, for several tables at once."""
+
+    def __init__(
+        self, config: PipelineConfig, log: Log, state: State, connection: pymysql.Connection[Any], follow_s: float
+    ) -> None:
+        self.config, self.log, self.state, self.follow_s = config, log, state, follow_s
+        self.server = Server(connection)
+
+    def open(self) -> CommitRecord:
+        record = self.log.newest()
+        if record is None:
+            raise NotFollowingError("the log is empty", where=self.config.name, hint="start `lakesync run`")
+        if not self.server.wait_executed(record.end.gtids, self.follow_s):
+            raise NotFollowingError(
+                "the source has not executed what the log has",
+                where=self.config.name,
+                hint="is this the server that capture reads?",
+            )
+        return record
+
+    def close(self, opening: CommitRecord, tables: Sequence[_Table]) -> Iterator[tuple[_Table, _Closing]]:
+        """For each table the first lake version found that has passed the end of the binary log as it is now."""
+        mark, server = self.server.binlog_end(), self.server.identity().uuid
+        deadline = time.monotonic() + self.follow_s
+        for table in tables:
+            while True:
+                snapshot = table.lake.load()
+                assert snapshot is not None
+                found = manifest.read(self.config.lake_root, self.config.name)
+                applied = manifest.carried(table.table, snapshot, found)
+                if applied and applied.position.server_uuid == server and applied.position.end >= mark:
+                    yield table, _Closing(snapshot, applied, table.touched(opening, applied))
+                    break
+                self.must_follow(table.table, deadline)
+                time.sleep(POLL_S)
+
+    def must_follow(self, table: TableName, deadline: float) -> None:
+        """Raise `NotFollowingError` where waiting is of no use."""
+        merger = self.state.nodes().get("merge")
+        age = time.time() - merger.at_us / 1e6 if merger else None
+        if age is None or age > ALIVE_S:
+            last = "never seen" if age is None else f"last seen {age:,.0f} s ago"
+            raise NotFollowingError(
+                f"the lake does not follow: no merger is running ({last})",
+                where=str(table),
+                hint="start `lakesync run`",
+            )
+        status = self.state.table(table)
+        if status is None or status.phase != "ready":
+            hint = (status.error or {}).get("hint") if status else None
+            raise NotFollowingError(
+                f"the lake does not follow: the table is {status.phase if status else 'unknown'}",
+                where=str(table),
+                hint=hint or "see `lakesync status`",
+            )
+        if time.monotonic() > deadline:
+            raise NotFollowingError(
+                f"the lake did not reach the source's position within {self.follow_s:.0f} s",
+                where=str(table),
+                hint="see the lag in `lakesync status`, and try again",
+            )
+
+
 class _Table:
+    """One table's comparison: read, suspect, settle."""
+
     def __init__(
         self,
         config: PipelineConfig,
         log: Log,
-        state: State,
-        table: TableName,
         connection: pymysql.Connection[Any],
-        follow_s: float,
+        table: TableName,
         progress: Progress | None,
     ) -> None:
-        self.config, self.log, self.state, self.table = config, log, state, table
-        self.connection, self.follow_s, self.progress = connection, follow_s, progress
-        self.server = Server(connection)
+        self.log, self.connection, self.table, self.progress = log, connection, table, progress
         self.lake = LakeTable(config.lake_root, table, config.name)
         snapshot = self.lake.load()
         if snapshot is None:
             raise NotFollowingError(
-                "the lake has no such table", where=str(table), hint="`lakesync resync` makes it anew"
+                "the lake has no such table", where=str(table), hint=f"`lakesync resync {table}` makes it anew"
             )
         self.schema: TableSchema = snapshot.schema
         self.mode = snapshot.mode
         self.key = list(self.schema.key)
+        self.suspects = self.key_schema.empty_table()
+        self.source = self.lake_rows = pa.table({})
+        self.again: dict[tuple[Any, ...], list[_Texts]] = {}
+        self.found: list[Difference] = []
+        self.settled = self.epoch = 0
 
-    def compare(self) -> TableValues:
-        if self.mode != "upsert":
-            note = f"mode {self.mode}: its rows are changes, the ledger counts them"
-            return TableValues(str(self.table), 0, 0, 0, 0, 0, 0, (), note)
-        opening = self.open()
-        source = self.digests(self.read_source())
-        closing = self.close(opening)
-        lake = self.digests(self.read_lake(closing.snapshot))
-        suspects = pa.concat_tables([_unlike(source, lake, self.key), closing.touched.select(self.key)])
-        suspects = _distinct(suspects, self.key)
-        found, settled, unsettled, epoch = self.settle(suspects, closing.applied.epoch.number)
+    def report(self) -> TableValues:
+        """What came of it."""
+        note = "" if self.mode == "upsert" else f"mode {self.mode}: its rows are changes, the ledger counts them"
         return TableValues(
             str(self.table),
-            epoch,
-            source.num_rows,
-            lake.num_rows,
-            settled,
-            unsettled,
-            len(found),
-            tuple(found[:DIFFERENCES_KEPT]),
+            self.epoch,
+            self.source.num_rows,
+            self.lake_rows.num_rows,
+            self.settled,
+            self.suspects.num_rows,
+            len(self.found),
+            tuple(self.found[:DIFFERENCES_KEPT]),
+            note,
         )
 
-    def settle(self, suspects: pa.Table, epoch: int) -> tuple[list[Difference], int, int, int]:
-        """Read suspects again, each in windows of its own, until the stream leaves it alone in one."""
-        found: list[Difference] = []
-        settled = 0
-        for _ in range(SETTLE_WINDOWS):
-            if not suspects.num_rows:
-                break
-            opening = self.open()
-            source = _by_key(self.read_points(suspects))
-            closing = self.close(opening)
-            lake = _by_key(self.read_lake(closing.snapshot, suspects))
-            moved = {tuple(row.values()) for row in closing.touched.to_pylist()}
-            again = []
-            for row in suspects.to_pylist():
-                key = tuple(row.values())
-                if key in moved:
-                    again.append(row)
-                    continue
-                settled += 1
-                if difference := self.difference(key, source.get(key, []), lake.get(key, [])):
-                    found.append(difference)
-            suspects = pa.Table.from_pylist(again, schema=suspects.schema)
-            epoch = closing.applied.epoch.number
-        return found, settled, suspects.num_rows, epoch
+    def read_all(self) -> None:
+        """The whole table, from the source."""
+        self.source = self.digests(self.read_source())
+
+    def suspect(self, closing: _Closing) -> None:
+        """Keys that differ, or that the stream touched meanwhile."""
+        self.lake_rows = self.digests(self.read_lake(closing.snapshot))
+        unlike = _unlike(self.source, self.lake_rows, self.key)
+        self.suspects = _distinct(pa.concat_tables([unlike, closing.touched.select(self.key)]), self.key)
+        self.epoch = closing.applied.epoch.number
+
+    def read_suspects(self) -> None:
+        """The suspects alone, from the source."""
+        self.again = _by_key(self.read_points(self.suspects))
+
+    def settle(self, closing: _Closing) -> None:
+        """Judge the suspects that the stream left alone in this window; the others stay."""
+        lake = _by_key(self.read_lake(closing.snapshot, self.suspects))
+        moved = {tuple(row.values()) for row in closing.touched.to_pylist()}
+        left = []
+        for row in self.suspects.to_pylist():
+            key = tuple(row.values())
+            if key in moved:
+                left.append(row)
+                continue
+            self.settled += 1
+            if difference := self.difference(key, self.again.get(key, []), lake.get(key, [])):
+                self.found.append(difference)
+        self.suspects = pa.Table.from_pylist(left, schema=self.suspects.schema)
+        self.epoch = closing.applied.epoch.number
 
     def difference(self, key: tuple[Any, ...], source: list[_Texts], lake: list[_Texts]) -> Difference | None:
         name = ", ".join(k.hex() if isinstance(k, bytes) else str(k) for k in key)
@@ -233,58 +318,6 @@ class _Table:
             return Difference(name, "extra in the lake" if not source else "missing in the lake")
         unlike = zip(self.schema.names, source[0], lake[0], strict=True)
         return Difference(name, "different", tuple(column for column, one, other in unlike if one != other))
-
-    # -- the window ------------------------------------------------------------------------------------------------------
-
-    def open(self) -> CommitRecord:
-        record = self.log.newest()
-        if record is None:
-            raise NotFollowingError("the log is empty", where=str(self.table), hint="start `lakesync run`")
-        if not self.server.wait_executed(record.end.gtids, self.follow_s):
-            raise NotFollowingError(
-                "the source has not executed what the log has",
-                where=str(self.table),
-                hint="is this the server that capture reads?",
-            )
-        return record
-
-    def close(self, opening: CommitRecord) -> _Closing:
-        """The first lake version found that has passed the end of the binary log as it is now."""
-        mark, server = self.server.binlog_end(), self.server.identity().uuid
-        deadline = time.monotonic() + self.follow_s
-        while True:
-            snapshot = self.lake.load()
-            assert snapshot is not None
-            applied = manifest.carried(self.table, snapshot, manifest.read(self.config.lake_root, self.config.name))
-            if applied and applied.position.server_uuid == server and applied.position.end >= mark:
-                return _Closing(snapshot, applied, self.touched(opening, applied))
-            self.must_follow(deadline)
-            time.sleep(0.2)
-
-    def must_follow(self, deadline: float) -> None:
-        merger = self.state.nodes().get("merge")
-        age = time.time() - merger.at_us / 1e6 if merger else None
-        if age is None or age > ALIVE_S:
-            last = "never seen" if age is None else f"last seen {age:,.0f} s ago"
-            raise NotFollowingError(
-                f"the lake does not follow: no merger is running ({last})",
-                where=str(self.table),
-                hint="start `lakesync run`",
-            )
-        status = self.state.table(self.table)
-        if status is None or status.phase != "ready":
-            hint = (status.error or {}).get("hint") if status else None
-            raise NotFollowingError(
-                f"the lake does not follow: the table is {status.phase if status else 'unknown'}",
-                where=str(self.table),
-                hint=hint or "see `lakesync status`",
-            )
-        if time.monotonic() > deadline:
-            raise NotFollowingError(
-                f"the lake did not reach the source's position within {self.follow_s:.0f} s",
-                where=str(self.table),
-                hint="see the lag in `lakesync status`, and try again",
-            )
 
     def touched(self, opening: CommitRecord, applied: Applied) -> pa.Table:
         """Keys of every row image between the opening and the applied epoch. Raises `LogGapError` if the log does not lead there."""

@@ -63,9 +63,10 @@ class Cursor:
 
 @dataclass(frozen=True)
 class ProjectResult:
-    """What one projection did. `epoch` is the newest commit record that is in the trace."""
+    """What one projection did. `epoch` and `hash` name the newest commit record that is in the trace."""
 
     epoch: int
+    hash: str
     records: int
     commits: int
     rows: int
@@ -92,12 +93,7 @@ def project(client: Client, config: PipelineConfig, log: Log, *, rebuild: bool =
             rows.clear()
         cursor.write(path)
 
-    for record in log.records(cursor.epoch or None):
-        rows.extend(_record_rows(config.name, record, log))
-        cursor.log, cursor.epoch, cursor.hash = record.log, record.number, record.hash
-        records += 1
-        if len(rows) >= BATCH_ROWS:
-            flush()
+    # The lake first: so every epoch that one of these commits names is in the log by the time that is read.
     for table, folder in lake_folders(config):
         for version, info in lake_commits(folder, cursor.versions.get(table.id, -1)):
             if info.get("pipeline", config.name) == config.name:
@@ -106,8 +102,14 @@ def project(client: Client, config: PipelineConfig, log: Log, *, rebuild: bool =
             cursor.versions[table.id] = version
             if len(rows) >= BATCH_ROWS:
                 flush()
+    for record in log.records(cursor.epoch or None):
+        rows.extend(_record_rows(config.name, record, log))
+        cursor.log, cursor.epoch, cursor.hash = record.log, record.number, record.hash
+        records += 1
+        if len(rows) >= BATCH_ROWS:
+            flush()
     flush()
-    return ProjectResult(cursor.epoch, records, commits, written, time.monotonic() - started)
+    return ProjectResult(cursor.epoch, cursor.hash, records, commits, written, time.monotonic() - started)
 
 
 def lake_folders(config: PipelineConfig) -> list[tuple[TableName, Path]]:
