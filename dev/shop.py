@@ -188,6 +188,10 @@ class Work:
     moves: int = 0
 
 
+_NEWEST = ("SELECT MAX(id) FROM orders", "SELECT MAX(order_id) FROM order_items")
+"""Lines may be left of orders that are gone."""
+
+
 @dataclass
 class _Shop:
     """What the workload knows of the tables, so that it need not ask."""
@@ -209,8 +213,7 @@ class _Shop:
             ("products", "SELECT COUNT(*) FROM products WHERE sku LIKE 'SKU-%'"),
             (
                 "orders",
-                "SELECT GREATEST(COALESCE((SELECT MAX(id) FROM orders), 0),"
-                " COALESCE((SELECT MAX(order_id) FROM order_items), 0))",
+                f"SELECT GREATEST({', '.join(f'COALESCE(({newest}), 0)' for newest in _NEWEST)})",
             ),
             ("payments", "SELECT COUNT(*) FROM payments"),
         ):
