@@ -1,0 +1,72 @@
+"""`python -m bench [NAME…]`: measure, print, and with `--record` put the tables into RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from bench import latency, reconcile, report, snapshot, stream, upsert
+from bench.setting import QUICK, Setting, Sizes
+
+BENCHMARKS = {
+    "snapshot": snapshot,
+    "stream": stream,
+    "latency": latency,
+    "upsert": upsert,
+    "reconcile": reconcile,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    for field, what in (
+        ("rows", "of the table"),
+        ("changes", "of the stream's backlog"),
+        ("seconds", "of writing, for latencies"),
+        ("turns", "of each contestant; figures are medians"),
+    ):
+        standard = getattr(Sizes(), field)
+        parser.add_argument(f"--{field}", type=int, metavar="N", help=f"{what} (default: {standard:,})")
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that everything works")
+    parser.add_argument("--record", action="store_true", help="put the tables into bench/RESULTS.md")
+    return parser
+
+
+def sizes_of(options: argparse.Namespace) -> Sizes:
+    """As asked for."""
+    given = {f.name: getattr(options, f.name) for f in fields(Sizes) if getattr(options, f.name) is not None}
+    return replace(QUICK if options.quick else Sizes(), **given)
+
+
+def command(name: str, sizes: Sizes) -> str:
+    """What repeats one benchmark."""
+    return " ".join(
+        [report.PROGRAM, name, *(f"--{option} {getattr(sizes, option)}" for option in BENCHMARKS[name].OPTIONS)]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure."""
+    options = parser().parse_args(arguments)
+    names = options.names or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        print(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    sizes = sizes_of(options)
+    with Setting(sizes) as setting:
+        measured_with = report.machine(str(setting.server.execute("SELECT @@version")[0][0]))
+        for name in names:
+            tables = BENCHMARKS[name].measure(setting)
+            text = report.section(name, command(name, sizes), tables, measured_with)
+            print("\n".join(line for line in text.splitlines() if not line.startswith("<!--")), "\n", flush=True)
+            if options.record:
+                report.record(name, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

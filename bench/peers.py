@@ -1,0 +1,153 @@
+"""Peers, as programs of their own: `python -m bench.peers NAME …`. What one would write in an afternoon, with the same libraries.
+
+None of them promises anything: no position is kept, a kill loses or repeats rows, a wide value is whatever the library makes of it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pymysql
+from pymysql.cursors import SSCursor
+
+from bench.rows import SCHEMA
+from bench.setting import DATABASE, PASSWORD, USER
+
+BATCH_ROWS = 50_000
+MERGE_EVERY_S = 1.0
+
+
+def snapshot(socket: str, table: str, folder: str) -> None:
+    """Read a table and write it as one Delta table; prints its rows."""
+    import deltalake
+
+    connection: pymysql.Connection[Any] = pymysql.connect(
+        user="root",
+        unix_socket=socket,
+        database=DATABASE,
+        cursorclass=SSCursor,
+        init_command="SET time_zone = '+00:00'",
+    )
+    rows = 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal rows
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT * FROM `{table}`")
+            while found := cursor.fetchmany(BATCH_ROWS):
+                rows += len(found)
+                yield _batch(list(found))
+
+    deltalake.write_deltalake(folder, pa.RecordBatchReader.from_batches(SCHEMA.arrow, batches()))
+    print(rows)
+
+
+def replication(port: str, table: str, before: str, after: str) -> None:
+    """Read every row change of a table between two GTID sets; prints their number."""
+    changes = 0
+    for kind, rows in _changes(int(port), table, before, after):
+        changes += len(rows)
+        del kind
+    print(changes)
+
+
+def _changes(port: int, table: str, before: str, after: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(kind, rows) event by event; ends once `after` is reached, if it is given. A row is `{"values": …}` or `{"after_values": …}`."""
+    from pymysqlreplication import BinLogStreamReader
+    from pymysqlreplication.event import GtidEvent, XidEvent
+    from pymysqlreplication.gtid import GtidSet
+    from pymysqlreplication.row_event import DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent
+
+    stream = BinLogStreamReader(
+        connection_settings={"host": "127.0.0.1", "port": port, "user": USER, "passwd": PASSWORD},
+        server_id=4242,
+        auto_position=before,
+        blocking=True,
+        only_schemas=[DATABASE],
+        only_tables=[table],
+        only_events=[GtidEvent, XidEvent, WriteRowsEvent, UpdateRowsEvent, DeleteRowsEvent],
+    )
+    wanted = GtidSet(after) if after else None
+    seen = GtidSet(before)
+    gtid = ""
+    for event in stream:
+        if isinstance(event, GtidEvent):
+            gtid = event.gtid
+        elif isinstance(event, XidEvent):
+            if wanted is not None:
+                seen += gtid
+                if wanted in seen:
+                    break
+        else:
+            yield type(event).__name__, event.rows
+    stream.close()
+
+
+def follow(port: str, table: str, before: str, folder: str) -> None:
+    """Follow a table's inserts and updates into a Delta table that is there, with one MERGE a second, for ever."""
+    import deltalake
+
+    pending: dict[int, tuple[Any, ...]] = {}
+    lock = threading.Lock()
+
+    def read() -> None:
+        for _, rows in _changes(int(port), table, before):
+            for row in rows:
+                values = row.get("after_values") or row["values"]
+                with lock:
+                    pending[values["id"]] = tuple(values.values())
+
+    threading.Thread(target=read, daemon=True).start()
+    print("following", flush=True)
+    while True:
+        began = time.monotonic()
+        with lock:
+            rows, pending = list(pending.values()), {}
+        if rows:
+            merge = deltalake.DeltaTable(folder).merge(_batch(rows), "t.id = s.id", "s", "t")
+            merge.when_matched_update_all().when_not_matched_insert_all().execute()
+        time.sleep(max(0.0, began + MERGE_EVERY_S - time.monotonic()))
+
+
+def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA.arrow, strict=True)]
+    return pa.record_batch(arrays, schema=SCHEMA.arrow)
+
+
+def merge(folder: str, changes: str) -> None:
+    """deltalake's MERGE of upserts and deletes (`op` is 'd') from an Arrow file; prints what it took."""
+    import deltalake
+
+    with pa.OSFile(changes, "rb") as file:
+        source = pa.ipc.open_file(file).read_all()
+    columns = [name for name in source.column_names if name != "op"]
+    with measured():
+        merger = deltalake.DeltaTable(folder).merge(source, "t.id = s.id", "s", "t").when_matched_delete("s.op = 'd'")
+        every = {name: f"s.{name}" for name in columns}
+        merger = merger.when_matched_update(every, "s.op = 'u'").when_not_matched_insert(every, "s.op = 'u'")
+        merger.execute()
+
+
+class measured:  # noqa: N801 - reads as a verb
+    """Prints the block's seconds and CPU seconds of this process, all its threads, as JSON."""
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic(), time.process_time()
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            wall_s, cpu_s = time.monotonic() - self._began[0], time.process_time() - self._began[1]
+            print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_s}))
+
+
+PROGRAMS: dict[str, Callable[..., None]] = {p.__name__: p for p in (snapshot, replication, follow, merge)}
+
+if __name__ == "__main__":
+    PROGRAMS[sys.argv[1]](*map(str, sys.argv[2:]))
