@@ -52,12 +52,14 @@ class TableStatus:
 
 @dataclass(frozen=True)
 class Request:
-    """What someone asked for at the command line; kept for ever."""
+    """What someone asked for at the command line; kept for ever. `done_us` and `outcome` are None while it is open."""
 
     number: int
     kind: RequestKind
     argument: str
     asked_us: int
+    done_us: int | None = None
+    outcome: str | None = None
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,15 @@ class State:
             rows = db.execute(
                 "SELECT number, kind, argument, asked_us FROM requests WHERE done_us IS NULL AND (? IS NULL OR kind = ?) ORDER BY number",
                 (kind, kind),
+            ).fetchall()
+        return [Request(*row) for row in rows]
+
+    def requests(self, limit: int = 10) -> list[Request]:
+        """The newest ones, done or not, newest first."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT number, kind, argument, asked_us, done_us, outcome FROM requests ORDER BY number DESC LIMIT ?",
+                (limit,),
             ).fetchall()
         return [Request(*row) for row in rows]
 

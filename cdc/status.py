@@ -46,8 +46,8 @@ class LakeStatus:
     epoch_hash: str
     position: str
     gtids: str
-    committed_ms: int
-    """The source's own commit time of the last transaction in it, ms since 1970."""
+    committed_ms: int | None
+    """The source's own commit time of the last transaction in it, ms since 1970; None before the first one."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class PipelineStatus:
     nodes: tuple[NodeStatus, ...]
     tables: tuple[TableView, ...]
     problems: tuple[dict[str, Any], ...]
+    requests: tuple[dict[str, Any], ...]
     errors: tuple[dict[str, Any], ...]
     version: int = VERSION
 
@@ -134,6 +135,7 @@ def collect(config: PipelineConfig) -> PipelineStatus:
         nodes=nodes,
         tables=tuple(views),
         problems=tuple(problems),
+        requests=tuple(asdict(r) for r in state.requests()),
         errors=tuple(state.errors()),
     )
 
@@ -171,7 +173,7 @@ def _table(
                 applied.epoch.hash,
                 str(applied.position.end),
                 str(applied.position.gtids),
-                applied.raw_us // 1000,
+                applied.raw_us // 1000 or None,
             )
     except LakesyncError as problem:
         error = error or problem.to_dict()
@@ -196,7 +198,7 @@ def _lag_ms(
         # The first transaction that is logged and not applied; what was applied last may be long ago.
         after = _first_after(log, applied.epoch)
         waiting_us = after.raw_us if after else newest.raw_us
-    return max(0, now_us - waiting_us) // 1000
+    return max(0, now_us - waiting_us) // 1000 if waiting_us else None
 
 
 def _first_after(log: Log, epoch: EpochId) -> CommitRecord | None:

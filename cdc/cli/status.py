@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -16,6 +16,7 @@ from cdc.status import PipelineStatus, TableView
 
 WATCH_EVERY_S = 1.0
 ERRORS_SHOWN = 3
+RECENT_MS = 3_600_000
 
 _STYLES = {"ready": "green", "stopped": "bold red", "removed": "dim"}
 
@@ -56,11 +57,24 @@ def _whole(status: PipelineStatus) -> RenderableType:
     parts: list[RenderableType] = [_head(status), _tables(status)]
     parts += [_error(f"{t.table} stopped", t.error) for t in status.tables if t.error]
     parts += [_error("problem", p) for p in status.problems]
-    shown = {(t.error or {}).get("what") for t in status.tables}
-    for e in [e for e in status.errors if e["what"] not in shown][:ERRORS_SHOWN]:
-        ago = output.duration(status.at_ms - e["at_us"] // 1000)
-        parts.append(_error(f"{ago} ago, {e['node']}", e))
+    parts += [_request(r, status.at_ms) for r in reversed(status.requests) if r["outcome"] is None]
+    parts += [_error(f"{_ago(status, e)}, {e['node']}", e) for e in _unsettled(status)]
     return Group(*parts)
+
+
+def _unsettled(status: PipelineStatus) -> list[dict[str, Any]]:
+    """The newest errors that are still of interest: of the daemon, not long ago. Those of tables stand at the tables."""
+    recent = [e for e in status.errors if e["table"] is None and status.at_ms - e["at_us"] // 1000 < RECENT_MS]
+    return recent[:ERRORS_SHOWN]
+
+
+def _ago(status: PipelineStatus, error: dict[str, Any]) -> str:
+    return f"{output.duration(status.at_ms - error['at_us'] // 1000)} ago"
+
+
+def _request(request: dict[str, Any], now_ms: int) -> Text:
+    asked = output.duration(now_ms - request["asked_us"] // 1000)
+    return Text(f"open: #{request['number']} {request['kind']} {request['argument']}, asked {asked} ago")
 
 
 def _head(status: PipelineStatus) -> Text:

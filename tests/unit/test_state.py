@@ -102,6 +102,11 @@ def test_requests_stay_open_until_they_are_done(state: State) -> None:
     state.request_done(first, "bootstrapped anew")
     assert [r.number for r in state.open_requests()] == [second]
     assert State(state.folder).open_requests()[0].number == second
+    newest, oldest = state.requests()
+    assert (newest.number, newest.done_us, newest.outcome) == (second, None, None)
+    assert (oldest.number, oldest.outcome) == (first, "bootstrapped anew")
+    assert (oldest.done_us or 0) >= oldest.asked_us
+    assert state.requests(1) == [newest]
 
 
 def test_nodes_show_the_last_sign_of_life(state: State) -> None:
