@@ -7,7 +7,7 @@ doubt what the log holds, it starts again from there.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -40,7 +40,7 @@ from cdc.schema import TableSchema
 from cdc.source.connection import connect
 from cdc.source.dump import BinlogStream, server_id
 from cdc.source.server import Server
-from cdc.state import Phase, State, TableStatus
+from cdc.state import Phase, Request, State, TableStatus
 
 NODE = "capture"
 LOG = logger(NODE)
@@ -398,12 +398,14 @@ class _Session:
 
     def _housekeep(self, now_s: float) -> None:
         """Between transactions: the pipeline file, requests, tables that come and go."""
+        # Requests first: what was written into the file before one of them is then seen with it.
+        requests = self._state.open_requests()
         changed = self._file.reload()
         statuses = self._state.tables()
         if changed or self._wanted is None or (now_s >= self._pattern_at and self._file.has_patterns):
             self._pattern_at = now_s + PATTERN_S
             self._look_for_tables(statuses)
-        self._take_requests()
+        self._take(requests)
         captured = self._chain.schemas
         for table, entry in (self._wanted or {}).items():
             if table not in captured and table not in self._joining and not _is_out(statuses.get(table)):
@@ -441,11 +443,12 @@ class _Session:
             self._warned.add(table)
             LOG.warning("options-wait", table=str(table), hint=f"`lakesync resync {table}` applies the changed entry")
 
-    def _take_requests(self) -> None:
+    def _take(self, requests: Sequence[Request]) -> None:
+        """Do what was asked for, or begin to."""
         position = self._chain.position
         assert position is not None
         passing = []
-        for request in self._state.open_requests():
+        for request in requests:
             if request.kind == "skip":
                 gtid = Gtid.parse(request.argument)
                 if gtid in position.gtids:

@@ -82,10 +82,19 @@ class Chain:
         """Go on from here. Nothing may be pending."""
         self._number, self.ts_ms, self.raw_us, self.seq = origin.number, origin.ts_ms, origin.raw_us, origin.seq
         self._start = self.position = position
+        if self.newest is None:
+            self._reach(position)
 
     def jump(self, position: Position) -> None:
         """Go on from another history; the next epoch must add every table that is captured. Nothing may be pending."""
         self.position = position
+        self._reach(position)
+
+    def _reach(self, position: Position) -> None:
+        """The times of the last transaction before a position that was not read up to."""
+        if position.last is not None:
+            self.raw_us = position.last.commit_us
+            self.ts_ms = max(self.ts_ms, self.raw_us // 1000)
 
     @property
     def schemas(self) -> dict[TableName, TableSchema]:

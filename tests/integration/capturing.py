@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
 
 from cdc.capture.capture import Capture
 from cdc.clock import SystemClock
@@ -17,6 +20,7 @@ from cdc.epoch import CommitRecord, Op
 from cdc.log import Log, open_log
 from cdc.log.codec import WIDTH, decode
 from cdc.names import TableName
+from cdc.position import GtidSet
 from cdc.state import State
 from dev.mysql import MySQLServer
 
@@ -48,8 +52,8 @@ class Rig:
         return load(self.path)
 
     @contextmanager
-    def run(self) -> Iterator[threading.Thread]:
-        """A capture, until the block ends. Raises what it raised."""
+    def run(self, ends_with: type[Exception] | None = None) -> Iterator[threading.Thread]:
+        """A capture, until the block ends. Raises what it raised, unless it is what it should end with: then it is `error`."""
         stop = threading.Event()
         self.error = None
 
@@ -67,8 +71,19 @@ class Rig:
             stop.set()
             thread.join(30)
             assert not thread.is_alive()
-        if self.error:
+        self._check_end(ends_with)
+
+    def _check_end(self, expected: type[Exception] | None) -> None:
+        if expected is not None and self.error is None:
+            raise AssertionError(f"it did not end with {expected.__name__}")
+        if self.error is not None and not (expected and isinstance(self.error, expected)):
             raise self.error
+
+    def process(self, faults: str = "") -> subprocess.Popen[str]:
+        """A capture as a process, to be killed, with these faults armed."""
+        environment = {**os.environ, "LAKESYNC_FAULTS": faults}
+        command = [sys.executable, "-m", "tests.integration.capturing", str(self.path)]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
         """Wait for it; what it returned."""
@@ -87,8 +102,6 @@ class Rig:
 
         def there() -> CommitRecord | None:
             newest = self.log.newest()
-            from cdc.position import GtidSet
-
             return newest if newest and newest.end.gtids.contains(GtidSet.parse(executed)) else None
 
         return self.until(there)  # type: ignore[no-any-return]
@@ -134,4 +147,12 @@ def fold(rows: list[tuple[str, int, int, int, tuple[Any, ...]]], key: int = 0) -
     return left
 
 
+def main(path: Path) -> None:
+    """A capture as a process of its own, until SIGTERM; prints its first epoch's number."""
+    config, stop = load(path), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    Capture(config, open_log(config.log, config.name), State(config.state), SystemClock()).run(stop)
 
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,693 @@
+"""Capture against a real MySQL server and the embedded log."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc.capture import identity
+from cdc.epoch import Counts, Op
+from cdc.errors import (
+    ConfigError,
+    SourceIdentityError,
+    SourcePurgedError,
+    SourceUnavailableError,
+    UnsupportedEventError,
+)
+from cdc.lake import Applied, LakeTable
+from cdc.names import TableName
+from cdc.position import Gtid
+from cdc.schema import TableSchema
+from dev.mysql import MySQLServer
+from tests.contract.binlog import run
+from tests.integration.capturing import Rig, fold
+
+
+@pytest.fixture
+def t(mysql: MySQLServer, schema: str) -> TableName:
+    run(
+        mysql,
+        schema,
+        "CREATE TABLE t (id INT PRIMARY KEY, v VARCHAR(20))",
+        "CREATE TABLE u (a INT, b VARCHAR(9), c DECIMAL(9,2), PRIMARY KEY (b, a))",
+        "CREATE TABLE nokey (a INT)",
+        "CREATE TABLE j (id INT PRIMARY KEY, j JSON)",
+    )
+    return TableName(schema, "t")
+
+
+@pytest.fixture
+def rig(tmp_path: Path, mysql: MySQLServer, t: TableName) -> Rig:
+    """`t` captured."""
+    return Rig(tmp_path, mysql, str(t))
+
+
+@pytest.fixture
+def own(tmp_path: Path, mysql_factory: Callable[..., MySQLServer]) -> Rig:
+    """`s.t` of a server of its own captured."""
+    server = mysql_factory()
+    run(server, "mysql", "CREATE DATABASE s", "CREATE TABLE s.t (id INT PRIMARY KEY, v VARCHAR(20))")
+    return Rig(tmp_path, server, "s.t")
+
+
+T = TableName("s", "t")
+
+
+def contents(server: MySQLServer, table: TableName) -> dict[Any, tuple[Any, ...]]:
+    return {row[0]: row for row in server.execute(f"SELECT * FROM {table.quoted}")}
+
+
+def exactly_once(rig: Rig, table: TableName) -> None:
+    """The log's changes are the table's, each once and in order."""
+    rows = rig.rows(table)
+    ids = [(gid, op) for gid, op, *_ in rows]
+    assert len(set(ids)) == len(ids)
+    seqs = [seq for _, op, _, seq, _ in rows if op != Op.MOVE_OUT]
+    assert seqs == sorted(set(seqs))
+    assert [ts for _, _, ts, _, _ in rows] == sorted(ts for _, _, ts, _, _ in rows)
+    assert fold(rows) == contents(rig.server, table)
+
+
+def added(rig: Rig, table: TableName) -> None:
+    rig.until(lambda: rig.phase(table) == "added")
+
+
+def stopped(rig: Rig, table: TableName) -> None:
+    rig.until(lambda: rig.phase(table) == "stopped")
+
+
+# following
+
+
+def test_the_log_has_every_change_of_the_tables_in_commit_order(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    u, m = TableName(t.schema, "u"), TableName(t.schema, "m")
+    run(mysql, t.schema, "CREATE TABLE m (id INT PRIMARY KEY) ENGINE = MyISAM")
+    rig.write(str(t), str(u), str(m))
+    with rig.run():
+        added(rig, u)
+        run(
+            mysql,
+            t.schema,
+            "INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c')",
+            "BEGIN",
+            "INSERT INTO u VALUES (1, 'x', 1.25)",
+            "UPDATE t SET id = id + 10 ORDER BY id DESC",
+            "SAVEPOINT s",
+            "DELETE FROM t",
+            "ROLLBACK TO s",
+            "INSERT INTO u VALUES (2, 'y', -0.01)",
+            "COMMIT",
+            "REPLACE INTO t VALUES (11, 'r')",
+            "DELETE FROM t WHERE id = 12",
+            "INSERT INTO m VALUES (1), (2)",
+            "CREATE TABLE copy (PRIMARY KEY (id)) SELECT * FROM t",
+        )
+        last = rig.caught_up()
+    exactly_once(rig, t)
+    exactly_once(rig, m)
+    assert len(rig.rows(u)) == 2
+    assert last.tables[t.id].totals == Counts(3, 4, 1) if t.id in last.tables else True
+    assert sum(r.transactions for r in rig.records()) == last.framing_totals["transactions"]
+    assert last.framing_totals["row_events"] - last.framing_totals["rows_skipped"] == 7
+    # Numbered over all tables, in commit order.
+    numbered = sorted((seq, gid) for table in (t, u, m) for gid, op, _, seq, _ in rig.rows(table) if op != Op.MOVE_OUT)
+    assert [seq for seq, _ in numbered] == list(range(1, 13))
+
+
+def test_totals_and_previous_epochs_chain_per_table(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+        for n in range(3):
+            run(
+                mysql, t.schema, f"INSERT INTO t VALUES ({n}, 'a')", "INSERT INTO u VALUES (1, 'x', 1)", "DELETE FROM u"
+            )
+            rig.caught_up()
+    entries = [(r, r.tables[t.id]) for r in rig.records() if t.id in r.tables]
+    assert [e.totals for _, e in entries] == [Counts(n) for n in (1, 2, 3)]
+    assert entries[0][1].previous is None
+    for (before, _), (_, entry) in itertools.pairwise(entries):
+        assert entry.previous == before.id
+    first, last = rig.records()[0], rig.records()[-1]
+    assert set(first.added) == {t.id}
+    assert last.checkpoint == first.number
+    assert last.end.last is not None
+
+
+def test_a_checkpoint_restates_every_table(tmp_path: Path, mysql: MySQLServer, t: TableName) -> None:
+    rig = Rig(tmp_path, mysql, str(t), checkpoint_epochs="2")
+    with rig.run():
+        added(rig, t)
+        for n in range(5):
+            run(mysql, t.schema, f"INSERT INTO t VALUES ({n}, 'a')")
+            rig.caught_up()
+    states: dict[str, Any] = {}
+    restated = 0
+    for record in rig.records():
+        after = record.states_after(states)
+        if record.states is not None:
+            restated += 1
+            assert record.checkpoint == record.number
+            if states:
+                stated = {t: (s.totals, s.last) for t, s in after.items()}
+                expected = {
+                    t: (
+                        s.totals if t not in record.tables else record.tables[t].totals,
+                        record.id if t in record.tables else s.last,
+                    )
+                    for t, s in states.items()
+                }
+                assert stated == expected
+        states = after
+    assert restated >= 3
+    with rig.run():
+        run(mysql, t.schema, "INSERT INTO t VALUES (10, 'a')")
+        rig.caught_up()
+    exactly_once(rig, t)
+
+
+def test_transactions_are_gathered_for_the_linger_or_up_to_the_size(
+    tmp_path: Path, mysql: MySQLServer, t: TableName
+) -> None:
+    rig = Rig(tmp_path, mysql, str(t), linger="1s", idle="20s", epoch_size="4KiB")
+    with rig.run():
+        added(rig, t)
+        run(mysql, t.schema, *(f"INSERT INTO t VALUES ({n}, 'a')" for n in range(3)))
+        began = time.monotonic()
+        first = rig.caught_up()
+        assert time.monotonic() - began > 0.5
+        assert first.transactions == 3
+        began = time.monotonic()
+        run(mysql, t.schema, *(f"INSERT INTO t VALUES ({n}, 'a')" for n in range(10, 110)))
+        rig.caught_up()
+    sizes = [r.framing["bytes"] for r in rig.records() if r.tables][1:]
+    assert len(sizes) > 4
+    assert all(s >= 4096 for s in sizes[:-1])
+    exactly_once(rig, t)
+
+
+def test_idle_epochs_pass_rotations_and_other_tables_transactions(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+        run(mysql, t.schema, "INSERT INTO nokey VALUES (1)", "FLUSH BINARY LOGS")
+        status = mysql.status("SHOW BINARY LOG STATUS")
+
+        def passed() -> bool:
+            newest = rig.log.newest()
+            return newest is not None and (newest.end.end.file, newest.end.end.offset) == (
+                status["File"],
+                status["Position"],
+            )
+
+        rig.until(passed)
+        number = rig.log.newest().number  # type: ignore[union-attr]
+        time.sleep(1)
+        # Nothing new is nothing to write.
+        assert rig.log.newest().number == number  # type: ignore[union-attr]
+    assert not any(r.tables for r in rig.records())
+
+
+def test_commit_times_never_go_back(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    ahead = time.time_ns() // 1000 + 86_400_000_000
+    with rig.run():
+        added(rig, t)
+        run(mysql, t.schema, f"SET original_commit_timestamp = {ahead}", "INSERT INTO t VALUES (1, 'a')")
+        first = rig.caught_up()
+        run(mysql, t.schema, "INSERT INTO t VALUES (2, 'b')")
+        second = rig.caught_up()
+        rig.until(lambda: rig.state.nodes()["capture"].info["clamped"] == 1)
+    assert (first.ts_ms, first.raw_us) == (ahead // 1000, ahead)
+    assert second.ts_ms == first.ts_ms
+    assert second.raw_us < first.raw_us - 80_000_000_000
+    exactly_once(rig, t)
+
+
+# restarts
+
+
+def test_it_goes_on_where_it_ended(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    for n in range(4):
+        with rig.run():
+            if n == 0:
+                added(rig, t)
+            run(mysql, t.schema, f"INSERT INTO t VALUES ({n}, 'while it runs')")
+            if n % 2:
+                rig.caught_up()
+        run(mysql, t.schema, f"INSERT INTO t VALUES ({n + 100}, 'while it does not')")
+    with rig.run():
+        rig.caught_up()
+    exactly_once(rig, t)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_exactly(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    generator = random.Random(3)
+    points = ["capture.event", "capture.before-epoch", "log.after-data", "log.before-commit", "log.after-commit"]
+    with rig.run():
+        added(rig, t)
+    done = threading.Event()
+
+    def work() -> None:
+        n = 0
+        while not done.is_set():
+            n += 1
+            run(
+                mysql,
+                t.schema,
+                "BEGIN",
+                f"INSERT INTO t VALUES ({n}, 'a'), (-{n}, 'b')",
+                f"UPDATE t SET id = id + 100000 WHERE id = {n - 3}",
+                f"DELETE FROM t WHERE id = -{n - 5}",
+                "COMMIT",
+            )
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for number in range(10):
+            point = points[number % len(points)]
+            process = rig.process(f"kill:{point}:{generator.randrange(2, 60 if point == 'capture.event' else 5)}")
+            assert process.wait(30) == -9
+            assert process.stderr
+            process.stderr.close()
+    finally:
+        done.set()
+        worker.join()
+    with rig.run():
+        rig.caught_up()
+    exactly_once(rig, t)
+
+
+def test_a_lost_connection_is_retryable_and_loses_nothing(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run(SourceUnavailableError) as thread:
+        added(rig, t)
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')")
+        for (number,) in mysql.execute(
+            "SELECT id FROM information_schema.processlist WHERE command LIKE 'Binlog Dump%%' AND user = 'root'"
+        ):
+            mysql.execute(f"KILL {number}")
+        thread.join(10)
+    run(mysql, t.schema, "INSERT INTO t VALUES (2, 'b')")
+    with rig.run():
+        rig.caught_up()
+    exactly_once(rig, t)
+
+
+def test_a_commit_of_unknown_outcome_is_looked_up_before_anything_is_written(
+    rig: Rig, mysql: MySQLServer, t: TableName
+) -> None:
+    with rig.run():
+        added(rig, t)
+    process = rig.process("fail:log.after-commit:2")
+    try:
+        for n in range(3):
+            run(mysql, t.schema, f"INSERT INTO t VALUES ({n}, 'a')")
+            rig.caught_up()
+            time.sleep(0.4)
+    finally:
+        process.terminate()
+        _, error = process.communicate(timeout=20)
+    assert process.returncode == 0, error
+    exactly_once(rig, t)
+
+
+# identity
+
+
+def test_a_server_that_was_reset_and_wrote_more_is_refused(own: Rig) -> None:
+    with own.run():
+        added(own, T)
+        run(own.server, "s", *(f"INSERT INTO t VALUES ({n}, 'a')" for n in range(5)))
+        own.caught_up()
+    before = own.log.newest()
+    own.server.execute("RESET BINARY LOGS AND GTIDS")
+    run(own.server, "s", *(f"INSERT INTO t VALUES ({n}, 'b')" for n in range(100, 120)))
+    with pytest.raises(SourceIdentityError, match="not the one that was read") as refused, own.run():
+        time.sleep(1)
+    assert "resync --all" in refused.value.hint
+    assert own.log.newest() == before
+    # The way out.
+    own.state.ask("resync", "s.t")
+    with own.run():
+        own.until(lambda: not own.state.open_requests())
+        run(own.server, "s", "INSERT INTO t VALUES (1000, 'c')")
+        own.caught_up()
+    assert own.phase(T) == "added"
+    assert own.rows(T)[-1][4] == (1000, "c")
+    again = next(r for r in own.records() if r.added and before and r.number > before.number)
+    assert again.before == before.hash  # type: ignore[union-attr]
+    assert again.added["s.t"].totals == Counts()
+
+
+def test_a_server_that_was_reset_and_wrote_less_is_refused(own: Rig) -> None:
+    with own.run():
+        added(own, T)
+        run(own.server, "s", *(f"INSERT INTO t VALUES ({n}, 'a')" for n in range(5)))
+        own.caught_up()
+    own.server.execute("RESET BINARY LOGS AND GTIDS")
+    run(own.server, "s", "INSERT INTO t VALUES (100, 'b')")
+    uuid = own.server.execute("SELECT @@server_uuid")[0][0]
+    with pytest.raises(SourceIdentityError, match=f"{uuid}:2-7"), own.run():
+        time.sleep(1)
+
+
+def test_another_server_is_refused(own: Rig, mysql: MySQLServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with own.run():
+        added(own, T)
+    monkeypatch.setattr(identity, "EXECUTED_WITHIN_S", 0.5)
+    own.server = mysql
+    own.write("s.t")
+    with pytest.raises(SourceIdentityError, match="does not have transactions"), own.run():
+        time.sleep(1)
+
+
+def test_a_purged_log_is_refused_and_says_what_is_missing(own: Rig) -> None:
+    with own.run():
+        added(own, T)
+    run(own.server, "s", "INSERT INTO t VALUES (1, 'a')", "FLUSH BINARY LOGS", "FLUSH BINARY LOGS")
+    own.server.execute(f"PURGE BINARY LOGS TO '{own.server.status('SHOW BINARY LOG STATUS')['File']}'")
+    with pytest.raises(SourcePurgedError, match=":3") as refused, own.run():
+        time.sleep(1)
+    assert "resync --all" in refused.value.hint
+
+
+def test_a_purged_fingerprint_is_no_reason_to_stop(own: Rig) -> None:
+    with own.run():
+        added(own, T)
+        run(own.server, "s", "INSERT INTO t VALUES (1, 'a')")
+        own.caught_up()
+    run(own.server, "s", "FLUSH BINARY LOGS")
+    own.server.execute(f"PURGE BINARY LOGS TO '{own.server.status('SHOW BINARY LOG STATUS')['File']}'")
+    with own.run():
+        run(own.server, "s", "INSERT INTO t VALUES (2, 'b')")
+        own.caught_up()
+    exactly_once(own, T)
+
+
+def test_a_server_killed_and_restarted_is_gone_on_with(own: Rig) -> None:
+    with own.run(SourceUnavailableError) as thread:
+        added(own, T)
+        run(own.server, "s", "INSERT INTO t VALUES (1, 'a')")
+        own.caught_up()
+        own.server.kill()
+        thread.join(20)
+    own.server.start()
+    with own.run():
+        run(own.server, "s", "INSERT INTO t VALUES (2, 'b')")
+        own.caught_up()
+    exactly_once(own, T)
+
+
+# the log
+
+
+def test_a_second_capture_fences_the_first(rig: Rig, mysql: MySQLServer, t: TableName, tmp_path: Path) -> None:
+    with rig.run():
+        added(rig, t)
+    process = rig.process()
+    try:
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')")
+        rig.caught_up()
+        # The embedded log has one writer by its lock; a restored file brings an old token back.
+        with pytest.raises(Exception, match=r"another|holds|running|writes"), rig.run():
+            time.sleep(0.5)
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    exactly_once(rig, t)
+
+
+def test_an_idle_capture_notices_that_the_log_lost_its_tail(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')")
+        rig.caught_up()
+        # Fewer epochs, as after the loss of what a broker had not flushed.
+        number = rig.log.newest().number  # type: ignore[union-attr]
+        with sqlite3.connect(rig.folder / "log.db", timeout=10) as db:
+            db.execute("DELETE FROM commits WHERE number = ?", (number,))
+        db.close()
+        rig.until(lambda: (newest := rig.log.newest()) and newest.number >= number)
+        rig.caught_up()
+    exactly_once(rig, t)
+
+
+def test_a_fresh_log_continues_from_the_lake(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')")
+        record = rig.caught_up()
+    schema = TableSchema.from_dict(rig.records()[0].added[t.id].schema)
+    applied = Applied(record.log, record.id, record.end, record.ts_ms, record.raw_us, record.seq)
+    LakeTable(rig.config.lake_root, t, "p").create(schema, "append", applied, Counts())
+    rig.state.set_table(t, "ready")
+    run(
+        mysql,
+        t.schema,
+        "INSERT INTO t VALUES (2, 'b')",
+        "INSERT INTO nokey VALUES (1)",
+        "INSERT INTO t VALUES (3, 'c')",
+    )
+    rig.log.close()
+    for file in rig.folder.glob("log.db*"):
+        file.unlink()
+    fresh = Rig(rig.folder, mysql, str(t))
+    with fresh.run():
+        fresh.caught_up()
+    first = fresh.records()[0]
+    assert (first.number, first.before, first.end) == (record.number + 1, None, record.end)
+    assert (first.ts_ms, first.seq) == (record.ts_ms, record.seq)
+    assert [cells for *_, cells in fresh.rows(t)] == [(2, "b"), (3, "c")]
+    assert [seq for _, _, _, seq, _ in fresh.rows(t)] == [2, 3]
+    assert fresh.phase(t) == "ready"
+
+
+def test_a_lost_state_folder_begins_bootstraps_anew(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+    rig.state.set_table(t, "ready")
+    shutil.rmtree(rig.folder / "state")
+    again = Rig(rig.folder, mysql, str(t))
+    with again.run():
+        added(again, t)
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')")
+        again.caught_up()
+    assert again.state.table(t).added == again.records()[0].id  # type: ignore[union-attr]
+    exactly_once(again, t)
+
+
+# tables
+
+
+def test_ddl_stops_its_table_and_resync_brings_it_back(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    u = TableName(t.schema, "u")
+    rig.write(str(t), str(u))
+    with rig.run():
+        added(rig, u)
+        run(
+            mysql,
+            t.schema,
+            "INSERT INTO t VALUES (1, 'a')",
+            "ALTER TABLE t ADD COLUMN w INT",
+            "INSERT INTO t VALUES (2, 'b', 3)",
+            "INSERT INTO u VALUES (1, 'x', 1)",
+        )
+        stopped(rig, t)
+        rig.caught_up()
+        status = rig.state.table(t)
+        assert status is not None
+        assert status.error is not None
+        assert status.error["node"] == "capture"
+        assert "resync" in status.error["hint"]
+        removed = next(r for r in rig.records() if t.id in r.removed)
+        assert removed.removed[t.id]["what"] == "ALTER TABLE changed it"
+        assert [cells for *_, cells in rig.rows(t)] == [(1, "a")]
+        assert len(rig.rows(u)) == 1
+        rig.state.ask("resync", str(t))
+        added(rig, t)
+        run(mysql, t.schema, "INSERT INTO t VALUES (4, 'd', 5)")
+        rig.caught_up()
+    again = next(r for r in rig.records() if t.id in r.added and r.number > removed.number)
+    assert not again.tables
+    assert [c["name"] for c in again.added[t.id].schema["columns"]] == ["id", "v", "w"]
+    assert [cells for *_, cells in rig.rows(t)] == [(1, "a"), (4, "d", 5)]
+    assert rig.state.table(t).error is None  # type: ignore[union-attr]
+    assert not rig.state.open_requests()
+
+
+def test_a_resync_of_a_live_table_adds_it_again(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+        rig.state.set_table(t, "ready")
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')")
+        rig.state.ask("resync", str(t))
+        rig.state.ask("resync", f"{t.schema}.unknown")
+        run(mysql, t.schema, "INSERT INTO t VALUES (2, 'b')")
+        added(rig, t)
+        run(mysql, t.schema, "INSERT INTO t VALUES (3, 'c')")
+        rig.caught_up()
+        rig.until(lambda: not rig.state.open_requests())
+    exactly_once(rig, t)
+    assert len([r for r in rig.records() if t.id in r.added]) == 2
+    assert rig.records()[-1].tables[t.id].totals.inserts < 3
+
+
+def test_the_pipeline_file_is_followed_while_it_runs(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    u, later = TableName(t.schema, "u"), TableName(t.schema, "later_1")
+    with rig.run():
+        added(rig, t)
+        rig.write(str(t), str(u))
+        added(rig, u)
+        run(mysql, t.schema, "INSERT INTO u VALUES (1, 'x', 1)", "INSERT INTO t VALUES (1, 'a')")
+        rig.caught_up()
+        rig.path.write_text("tables: [")
+        rig.until(lambda: any("YAML" in e["what"] for e in rig.state.errors()))
+        rig.write(str(u), f'"{t.schema}.later_*"')
+        rig.until(lambda: rig.phase(t) == "removed")
+        # A table that comes into being while its creation is still ahead in the stream is not stopped by it.
+        run(
+            mysql,
+            t.schema,
+            "INSERT INTO t VALUES (2, 'b')",
+            "CREATE TABLE later_1 (id INT PRIMARY KEY)",
+            "CREATE TABLE _later_1_gho (id INT PRIMARY KEY)",
+        )
+        added(rig, later)
+        run(mysql, t.schema, "INSERT INTO later_1 VALUES (1)")
+        rig.caught_up()
+    assert [cells for *_, cells in rig.rows(t)] == [(1, "a")]
+    assert len(rig.rows(u)) == 1
+    assert len(rig.rows(later)) == 1
+    assert {t.id: {"code": "removed"}} in [r.removed for r in rig.records()]
+    assert set(rig.state.tables()) == {t, u, later}
+
+
+def test_a_table_that_is_named_right_after_it_was_created_is_captured(
+    tmp_path: Path, mysql: MySQLServer, t: TableName
+) -> None:
+    rig = Rig(tmp_path, mysql, str(t))
+    with rig.run():
+        added(rig, t)
+        for n in range(5):
+            new = TableName(t.schema, f"new_{n}")
+            run(mysql, t.schema, f"CREATE TABLE new_{n} (id INT PRIMARY KEY)", f"ALTER TABLE new_{n} ADD COLUMN x INT")
+            rig.write(str(t), *(f"{t.schema}.new_{i}" for i in range(n + 1)))
+            added(rig, new)
+
+
+def test_tables_that_cannot_be_captured_are_stopped_with_their_way_out(
+    rig: Rig, mysql: MySQLServer, t: TableName
+) -> None:
+    nokey, j, own = (TableName(t.schema, n) for n in ("nokey", "j", "own"))
+    run(mysql, t.schema, "CREATE TABLE own (id INT PRIMARY KEY, _CDC_seq INT)")
+    rig.write(str(t), str(nokey), str(j), str(own))
+    with rig.run():
+        added(rig, t)
+        for table, hint in ((nokey, "mode: append"), (j, "exclude"), (own, "rename")):
+            stopped(rig, table)
+            assert hint in rig.state.table(table).error["hint"]  # type: ignore[union-attr,index]
+        rig.write(str(t), f"{{name: {nokey}, mode: append}}")
+        rig.state.ask("resync", str(nokey))
+        added(rig, nokey)
+        run(mysql, t.schema, "INSERT INTO nokey VALUES (1), (1)", "UPDATE nokey SET a = 2")
+        rig.caught_up()
+        rig.until(lambda: rig.phase(j) == "removed")
+    assert [(op, cells) for _, op, _, _, cells in rig.rows(nokey)] == [(0, (1,)), (0, (1,)), (1, (2,)), (1, (2,))]
+
+
+def test_a_table_that_does_not_exist_is_one_clear_error(rig: Rig, t: TableName) -> None:
+    rig.write(str(t), f"{t.schema}.tt")
+    with pytest.raises(ConfigError, match="no such table"), rig.run() as thread:
+        thread.join(10)
+    assert rig.log.newest() is None
+
+
+def test_a_captured_table_that_was_dropped_does_not_keep_the_others_from_starting(
+    rig: Rig, mysql: MySQLServer, t: TableName
+) -> None:
+    u = TableName(t.schema, "u")
+    rig.write(str(t), str(u))
+    with rig.run():
+        added(rig, u)
+    run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')", "DROP TABLE t", "INSERT INTO u VALUES (1, 'x', 1)")
+    for _ in range(2):
+        with rig.run():
+            rig.caught_up()
+            stopped(rig, t)
+    assert [cells for *_, cells in rig.rows(t)] == [(1, "a")]
+    assert len(rig.rows(u)) == 1
+
+
+# what it cannot read
+
+
+STOPS = {
+    "XA": ["XA START 'x'", "INSERT INTO t VALUES (2, 'x')", "XA END 'x'", "XA COMMIT 'x' ONE PHASE"],
+    "compressed": [
+        "SET binlog_transaction_compression = ON",
+        "INSERT INTO t VALUES (2, 'x')",
+        "SET binlog_transaction_compression = OFF",
+    ],
+}
+
+
+@pytest.mark.parametrize("statements", STOPS.values(), ids=STOPS.keys())
+def test_a_transaction_that_is_not_understood_stops_everything_until_it_is_skipped(
+    statements: list[str], rig: Rig, mysql: MySQLServer, t: TableName
+) -> None:
+    with rig.run(UnsupportedEventError) as thread:
+        added(rig, t)
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')", *statements, "INSERT INTO t VALUES (3, 'c')")
+        thread.join(20)
+    assert [cells for *_, cells in rig.rows(t)] == [(1, "a")]
+    with rig.run(UnsupportedEventError) as thread:
+        thread.join(20)
+    assert isinstance(rig.error, UnsupportedEventError)
+    gtid = rig.error.hint.split("lakesync skip ")[1].split("`")[0]
+    rig.state.ask("skip", str(Gtid.parse(gtid)))
+    with rig.run():
+        rig.caught_up()
+    assert [cells for *_, cells in rig.rows(t)] == [(1, "a"), (3, "c")]
+    assert [r.skipped for r in rig.records() if r.skipped] == [(gtid,)]
+    assert not rig.state.open_requests()
+    with rig.run():
+        run(mysql, t.schema, "INSERT INTO t VALUES (4, 'd')")
+        rig.caught_up()
+
+
+def test_session_settings_that_spoil_the_log_stop_their_table(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    u = TableName(t.schema, "u")
+    rig.write(str(t), str(u))
+    with rig.run():
+        added(rig, u)
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')", "INSERT INTO u VALUES (1, 'x', 1)")
+        run(mysql, t.schema, "SET binlog_row_image = 'MINIMAL'", "UPDATE u SET c = 2")
+        run(mysql, t.schema, "SET binlog_format = 'STATEMENT'", "UPDATE t SET v = 'b'")
+        for table, word in ((t, "binlog_format"), (u, "binlog_row_image")):
+            stopped(rig, table)
+            assert word in rig.state.table(table).error["hint"]  # type: ignore[union-attr,index]
+        rig.caught_up()
+    assert len(rig.rows(t)) == len(rig.rows(u)) == 1
+
+
+def test_a_large_transaction_is_one_epoch(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+        run(
+            mysql,
+            t.schema,
+            "SET cte_max_recursion_depth = 100000",
+            "INSERT INTO t WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000) SELECT i, 'some text' FROM n",
+        )
+        rig.caught_up()
+    (record,) = [r for r in rig.records() if r.tables]
+    assert record.tables[t.id].rows == Counts(50_000)
+    exactly_once(rig, t)
