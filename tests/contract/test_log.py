@@ -311,6 +311,16 @@ def test_trim_takes_what_it_may_and_keeps_the_rest(place: Place, log: Log, epoch
     writer.close()
 
 
+def test_offsets_of_trimmed_data_are_never_used_again(log: Log, writer: LogWriter, epochs: Epochs) -> None:
+    first = epochs.append(log, writer, {ORDERS: 1})
+    epochs.append(log, writer, {}, checkpoint=2)
+    log.trim(2)
+    again = epochs.append(log, writer, {ORDERS: 1}, checkpoint=2)
+    assert again.tables[ORDERS].extent.first > first.tables[ORDERS].extent.last
+    with pytest.raises(LogGapError, match="trimmed"):
+        log.data(ORDERS, first.tables[ORDERS].extent)
+
+
 def test_trim_of_an_empty_log(log: Log) -> None:
     log.trim(5)
     assert log.newest() is None

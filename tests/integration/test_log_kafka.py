@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
 from cdc import faults
@@ -187,6 +187,26 @@ def test_a_broker_killed_while_epochs_are_appended(place: KafkaPlace, server: Ka
     assert len(acknowledged) > 15
     assert {r.hash for r in acknowledged} <= {r.hash for r in found}
     assert len(found) - len(acknowledged) <= len(errors)
+
+
+def test_what_the_writer_before_committed_until_it_was_fenced_is_seen(
+    place: KafkaPlace, epochs: Epochs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = place.open()
+    first = log.writer()
+    epochs.append(log, first)
+    fence = kafka.KafkaWriter._fence
+
+    def late(writer: kafka.KafkaWriter) -> Producer:
+        epochs.append(log, first)
+        return fence(writer)
+
+    monkeypatch.setattr(kafka.KafkaWriter, "_fence", late)
+    second = place.open().writer()
+    assert second.newest == first.newest
+    assert epochs.append(log, second).number == 3
+    first.close()
+    second.close()
 
 
 def start_appending(place: KafkaPlace, faults: str) -> subprocess.Popen[str]:
@@ -451,8 +471,6 @@ def test_a_table_topic_that_lost_its_tail_is_damaged(place: KafkaPlace, admin: A
 def test_what_is_no_commit_record_is_damage(place: KafkaPlace, server: KafkaBroker, epochs: Epochs) -> None:
     log = place.open()
     epochs.fill(log, 1)
-    from confluent_kafka import Producer
-
     foreign = Producer({"bootstrap.servers": server.bootstrap})
     foreign.produce(f"{place.pipeline.replace('-', '-2d')}.commits", value=b"hello")
     foreign.flush(10)
