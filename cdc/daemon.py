@@ -65,6 +65,9 @@ class Goal:
 
     def reached(self, config: PipelineConfig, state: State) -> bool:
         """Whether it is. Raises `TableStoppedError` for a table that will not get there by itself."""
+        # Before the tables' states: a request is done once the state that it asks for is entered.
+        if any(r.kind in ("resync", "resume") for r in state.open_requests()):
+            return False
         statuses = state.tables()
         if stopped := [s for t in self.tables if (s := statuses.get(t)) and s.phase == "stopped"]:
             raise _stopped(stopped)

@@ -143,6 +143,17 @@ def test_until_current_ends_where_the_source_was(rig: Rig, schema: str) -> None:
     assert rig.differences(f"{schema}.a")
 
 
+def test_until_current_does_what_was_asked_for_before(rig: Rig, schema: str) -> None:
+    assert rig.catch_up().returncode == 0
+    before = rig.status()["tables"][0]["lake"]["version"]
+    assert rig.lakesync("resync", "--all").returncode == 0
+    done = rig.catch_up()
+    assert done.returncode == 0, done.stderr
+    status = rig.status()
+    assert [r["outcome"] is None for r in status["requests"]] == [False]
+    assert (status["tables"][0]["phase"], status["tables"][0]["lake"]["version"] > before) == ("ready", True)
+
+
 def test_until_current_without_tables(tmp_path: Path, mysql: MySQLServer) -> None:
     rig = Rig(tmp_path / "p", mysql, [])
     done = rig.catch_up()
