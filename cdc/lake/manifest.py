@@ -82,7 +82,8 @@ def write(root: Path, pipeline: str, manifest: Manifest) -> None:
         if path.exists():
             number = int(older[-1].stem.removeprefix("manifest-")) + 1 if older else 1
             older.append(folder / f"manifest-{number:020}.json")
-            older[-1].hardlink_to(path)
+            with suppress(FileExistsError):  # another merger keeps it just now
+                older[-1].hardlink_to(path)
     except OSError as error:
         raise failed(error, "the older manifest cannot be kept", path) from error
     store.replace(path, orjson.dumps(_form(manifest), option=orjson.OPT_SORT_KEYS), "lake.manifest")
