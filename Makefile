@@ -13,7 +13,7 @@ CARGO  := cargo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-faults-short test-spec fetch lint format bench clean
+.PHONY: help setup demo test test-faults test-faults-short test-spec fetch lint format bench bench-quick clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,7 +63,10 @@ format: setup ## Lay the code out
 	cd native && $(CARGO) fmt
 
 bench: fetch ## Measure snapshot, stream and latency beside their peers
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(ARGS)
+
+bench-quick: fetch ## The same with small sizes, to see that it works
+	$(BIN)/python -m bench --quick
 
 clean: ## Remove everything that was made here, the downloads too
 	rm -rf $(VENV) .dev .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist native/target
