@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ import pymysql
 
 from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord
-from cdc.errors import ConfigError, LogGapError, NotFollowingError
+from cdc.errors import ConfigError, LakeDamagedError, LogGapError, NotFollowingError
 from cdc.lake import manifest
 from cdc.lake.deltalog import Applied, Snapshot
 from cdc.lake.table import LakeTable
@@ -394,7 +394,14 @@ class _Table:
         return keys, [pa.array(c, pa.binary()) for c in cells[-texts:]]
 
     def read_lake(self, snapshot: Snapshot, only: pa.Table | None = None) -> Iterator[_Rows]:
-        found = self.lake.scan(snapshot) if only is None else self.lake.rows(snapshot, only).to_batches()
+        found: Iterable[pa.RecordBatch] = self.lake.scan(snapshot)
+        if only is not None:
+            try:
+                found = self.lake.rows(snapshot, only).to_batches()
+            except LakeDamagedError:
+                # A key that is there twice is what is looked for here.
+                rows = (pa.Table.from_batches([batch]) for batch in found)
+                found = [b for r in rows for b in r.join(only, self.key, join_type="left semi").to_batches()]
         for batch in found:
             texts = [canonical.texts(c, batch.column(c.name)) for c in self.schema.columns]
             yield pa.Table.from_batches([batch]).select(self.key), texts

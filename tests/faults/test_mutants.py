@@ -169,9 +169,9 @@ def _rolled_back(run: Run, rig: Rig) -> None:
     _copy_log(rig, run.folder / "copy")
     process = rig.start()
     for first in (1000, 2000):
-        before = rig.status()["epoch"]
+        before = rig.status()["manifest_epoch"]
         run.insert(first, first + 9)
-        rig.wait(lambda before=before: rig.status()["epoch"] > before, "an epoch is merged")
+        rig.wait(lambda before=before: rig.status()["manifest_epoch"] > before, "an epoch is merged")
     assert rig.stop(process) == 0
     _restore_log(rig, run.folder / "copy")
     run.insert(3000, 3009)
@@ -202,7 +202,7 @@ def log_loses_its_tail_when_idle(run: Run) -> Verdict:
     run.table()
     rig = run.rig("m.t")
     must(rig.catch_up())
-    newest = rig.status()["epoch"]
+    newest = rig.status()["log_epoch"]
     process = rig.start("--node", "capture", faults=run.mutant)
     time.sleep(2)
     run.insert(1000, 1009)
@@ -286,7 +286,7 @@ def log_with_a_gap(run: Run) -> Verdict:
     run.table()
     rig = run.rig("m.t")
     must(rig.catch_up())
-    newest = rig.status()["epoch"]
+    newest = rig.status()["log_epoch"]
     process = rig.start("--node", "capture")
     time.sleep(1)
     for first in (1000, 2000, 3000):
