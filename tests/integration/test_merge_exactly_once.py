@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -146,6 +147,21 @@ def test_a_log_replaced_by_a_fresh_one_goes_on_by_position(pipeline: Pipeline, a
     assert set(pipeline.phases().values()) == {"ready"}
 
 
+def test_an_epoch_that_overlaps_the_one_before_is_taken_in_part(pipeline: Pipeline, log: Log) -> None:
+    """As after a partition lost its tail and two captures wrote on. What the part leaves out is not left out of what stands before it."""
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        capture.epoch(10)
+        capture.epoch(4)
+        capture.epoch(8, start=10)
+        pipeline.merger(log).round()
+        pipeline.check_all(18)
+        capture.epochs(random.Random(1))
+        pipeline.merger(log).round()
+    pipeline.check_all()
+    assert pipeline.snapshot(EVENTS).totals["duplicate"] > 0
+
+
 def gap(pipeline: Pipeline) -> None:
     """The log loses two epochs that are not merged, and a capture that never looks back goes on behind them."""
     with closing(pipeline.log()) as log:
@@ -234,8 +250,6 @@ def test_a_log_that_is_restored_while_it_is_read_stops_nothing(pipeline: Pipelin
 
 
 def test_data_that_is_not_what_its_record_says_stops_its_table(pipeline: Pipeline, log: Log) -> None:
-    import sqlite3
-
     with Capture(log, pipeline.source) as capture:
         pipeline.start(capture)
         capture.epoch(10)
@@ -245,6 +259,17 @@ def test_data_that_is_not_what_its_record_says_stops_its_table(pipeline: Pipelin
     assert pipeline.phases() == {EVENTS: "ready", ITEMS: "ready", ORDERS: "stopped"}
     assert isinstance(result.tables[ORDERS].error, LogDamagedError)
     pipeline.check(ITEMS, 10)
+
+
+def test_a_log_that_does_not_say_what_is_captured_is_an_error(pipeline: Pipeline, log: Log) -> None:
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        capture.epoch(5)
+        checkpoint = capture.newest.checkpoint
+    with closing(sqlite3.connect(pipeline.folder / "log.db", isolation_level=None)) as sql:
+        sql.execute("DELETE FROM commits WHERE number = ?", (checkpoint,))
+    with pytest.raises(LogDamagedError, match="which tables are captured"):
+        pipeline.merger(log).round()
 
 
 # -- several mergers --------------------------------------------------------------------------------------------------
