@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cdc.state import State
+from dev.kafka import KafkaBroker
 from dev.mysql import MySQLServer
 from tests.faults.rig import Rig
 
@@ -132,6 +133,21 @@ def test_nodes_may_be_processes_of_their_own(rig: Rig, schema: str) -> None:
     follows(rig, f"{schema}.a")
     assert rig.stop(capture) == 0
     assert rig.stop(merge) == 0
+
+
+def test_over_kafka(rig: Rig, schema: str, kafka: KafkaBroker) -> None:
+    over = Rig(rig.folder.with_name(schema), rig.server, rig.tables, log=f"kafka://{kafka.bootstrap}")
+    daemon = over.start()
+    try:
+        over.wait_phase(f"{schema}.a", "ready")
+        over.server.execute(f"UPDATE {schema}.a SET id = 20 WHERE id = 2")
+        follows(over, f"{schema}.a")
+        assert over.stop(daemon) == 0
+        assert over.catch_up().returncode == 0
+        done = over.lakesync("reconcile")
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        over.close()
 
 
 def test_until_current_ends_where_the_source_was(rig: Rig, schema: str) -> None:

@@ -62,6 +62,9 @@ def test_an_exceptions_text_is_left_out(capsys: pytest.CaptureFixture[str]) -> N
         raise ValueError("hunter2")
     except ValueError:
         journal.logger("merge").exception("failed")
+        logging.getLogger("pymysql").exception("lost")
     err = capsys.readouterr().err
     assert "level=error node=merge event=failed" in err
+    assert "event=lost" in err
     assert "hunter2" not in err
+    assert len(err.splitlines()) == 2
