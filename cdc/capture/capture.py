@@ -118,6 +118,7 @@ class _Session:
 
     def _open_log(self, kept: LogWriter | None) -> Chain:
         early = self._log.newest() if faults.mutant("read_before_fence") else None
+        faults.point("capture.before-fence")
         self._writer = writer = kept or self._log.writer()
         newest = self._log.newest() if kept else writer.newest
         if faults.mutant("read_before_fence"):

@@ -277,7 +277,7 @@ class ReferenceDecoder:
         self._count(head)
         if pass_over and found.length is None:
             raise UnsupportedEventError("a transaction whose length is not known cannot be passed over")
-        if action is Action.END_EARLY:
+        if action is Action.END_EARLY and not pass_over:
             self._end_early(self._open)
 
     def _end_early(self, open_: _Open) -> None:
