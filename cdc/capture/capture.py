@@ -25,6 +25,7 @@ from cdc.epoch import CommitRecord
 from cdc.errors import (
     ConfigError,
     LakesyncError,
+    LogFencedError,
     LogIndefiniteError,
     LogMovedError,
     SourceIdentityError,
@@ -312,12 +313,16 @@ class _Session:
         self._last_epoch(None)
 
     def _last_epoch(self, error: LakesyncError | None) -> None:
-        """Write the whole transactions that were read."""
+        """Write the whole transactions that were read. Of two errors the first is told, unless a newer capture is the reason."""
         try:
             self._collect()
             if self._chain.has_news:
                 self._publish()
+            elif error is not None:
+                self._chain.writer.check()
             self._beat(self._clock.monotonic())
+        except LogFencedError:
+            raise
         except LakesyncError:
             if error is None:
                 raise
@@ -409,8 +414,13 @@ class _Session:
         self._take(requests)
         captured = self._chain.schemas
         for table, entry in (self._wanted or {}).items():
-            if table not in captured and table not in self._joining and not _is_out(statuses.get(table)):
+            status = statuses.get(table)
+            if table in self._joining:
+                continue
+            if table not in captured and not _is_out(status):
                 self._join(table, entry)
+            elif table in captured and status is not None and status.phase == "removed":
+                self._join(table, entry)  # taken out, and named again before the log said so
             elif table in captured:
                 self._compare_options(table, entry)
         leaving = [t for t in captured if self._file.entry(t) is None]

@@ -28,20 +28,23 @@ from dev.mysql import MySQLServer
 class Rig:
     """One pipeline: its file, its log and its state. `run()` starts a capture and ends it with the block."""
 
-    def __init__(self, folder: Path, server: MySQLServer, *tables: str, log: str = "", **capture: str) -> None:
+    def __init__(
+        self, folder: Path, server: MySQLServer, *tables: str, log: str = "", pipeline: str = "p", **capture: str
+    ) -> None:
         self.folder = folder
         self.server = server
+        self.pipeline = pipeline
         self.path = folder / "lakesync.yaml"
         self.log_url = log or f"sqlite://{folder}/log.db"
         self.capture = {"linger": "50ms", "idle": "200ms", "look_back": "300ms", "heartbeat": "200ms"} | capture
         self.write(*tables)
         self.state = State(folder / "state")
-        self.log: Log = open_log(self.log_url, "p")
+        self.log: Log = open_log(self.log_url, self.pipeline)
         self.error: BaseException | None = None
 
     def write(self, *tables: str) -> None:
         """The pipeline file, anew."""
-        text = f"name: p\nsource: {{url: '{self.server.url()}'}}\nlog: '{self.log_url}'\nlake: {self.folder}/lake\n"
+        text = f"name: {self.pipeline}\nsource: {{url: '{self.server.url()}'}}\nlog: '{self.log_url}'\nlake: {self.folder}/lake\n"
         text += f"state: {self.folder}/state\ntrace: 'chdb://{self.folder}/trace'\n"
         text += "capture: {" + ", ".join(f"{k}: {v}" for k, v in self.capture.items()) + "}\n"
         text += "tables: [" + ", ".join(tables) + "]\n"
@@ -59,7 +62,7 @@ class Rig:
 
         def body() -> None:
             try:
-                Capture(self.config, open_log(self.log_url, "p"), self.state, SystemClock()).run(stop)
+                Capture(self.config, open_log(self.log_url, self.pipeline), self.state, SystemClock()).run(stop)
             except BaseException as error:
                 self.error = error
 
@@ -81,7 +84,8 @@ class Rig:
 
     def process(self, faults: str = "") -> subprocess.Popen[str]:
         """A capture as a process, to be killed, with these faults armed."""
-        environment = {**os.environ, "LAKESYNC_FAULTS": faults}
+        armed = ",".join(filter(None, (os.environ.get("LAKESYNC_FAULTS"), faults)))
+        environment = {**os.environ, "LAKESYNC_FAULTS": armed}
         command = [sys.executable, "-m", "tests.integration.capturing", str(self.path)]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
