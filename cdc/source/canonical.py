@@ -80,6 +80,13 @@ def decimal_text(value: Decimal) -> str:
 
 def double_text(value: float) -> str:
     """A double as MySQL prints it in JSON."""
+    # Both print the shortest digits that name the double, and in this range both without an exponent.
+    if 1e-4 <= abs(value) < 1e15:
+        return repr(value)
+    return _double_text(value)
+
+
+def _double_text(value: float) -> str:
     sign, digits, exponent = Decimal(repr(value)).as_tuple()
     mantissa = "".join(map(str, digits)).rstrip("0")
     minus = "-" if sign else ""

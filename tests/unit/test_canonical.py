@@ -45,6 +45,11 @@ def test_a_doubles_text_names_no_other_double(value: float) -> None:
     assert struct.pack("d", float(canonical.double_text(value))) == struct.pack("d", value)
 
 
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.floats(-1e17, 1e17) | st.floats(1e-5, 1e-3))
+def test_the_short_way_to_a_doubles_text_leads_to_the_same(value: float) -> None:
+    assert canonical.double_text(value) == canonical._double_text(value)
+
+
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=20, min_value=-(10**15), max_value=10**15))
 def test_decimals_have_all_digits_of_their_scale(value: Decimal) -> None:
     text: Any
