@@ -465,6 +465,21 @@ def test_rotations_and_heartbeats_move_the_end(
     assert found.transactions[0].end < found.transactions[1].end
 
 
+def test_heartbeats_of_both_versions_say_the_same(
+    make: Callable[[], Decoder], mysql: MySQLServer, schema: str, t: dict[TableName, TableSchema]
+) -> None:
+    with recording(mysql) as recorded:
+        run(mysql, schema, "INSERT INTO t VALUES (1, 'a')", "FLUSH BINARY LOGS")
+    events = []
+    for event in recorded.events:
+        if event[4] == Type.HEARTBEAT:
+            name, offset = event[19:-4], int.from_bytes(event[13:17], "little")
+            fields = bytes([1, len(name)]) + name + bytes([2, 4, 253]) + offset.to_bytes(3, "little") + b"\0"
+            event = sealed(event[:4] + bytes([Type.HEARTBEAT_V2]) + event[5:19] + fields + bytes(4), 0)
+        events.append(event)
+    assert drained(make(), Recording(events), t).end == drained(make(), recorded, t).end == recorded.end
+
+
 def test_offsets_beyond_four_gigabytes_go_on(
     decoder: Decoder, mysql: MySQLServer, schema: str, t: dict[TableName, TableSchema]
 ) -> None:

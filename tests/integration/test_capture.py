@@ -373,6 +373,34 @@ def test_another_server_is_refused(own: Rig, mysql: MySQLServer, monkeypatch: py
         time.sleep(1)
 
 
+def test_a_replica_that_has_everything_is_gone_on_with(own: Rig, mysql_factory: Callable[..., MySQLServer]) -> None:
+    source = own.server
+    replica = mysql_factory(replica_of=source)
+    with own.run():
+        added(own, T)
+        run(
+            source,
+            "s",
+            "INSERT INTO t VALUES (1, 'a')",
+            "FLUSH BINARY LOGS",
+            "BEGIN",
+            "INSERT INTO t VALUES (2, 'b')",
+            "UPDATE t SET v = 'c'",
+            "COMMIT",
+        )
+        before = own.caught_up()
+    replica.wait_for_source()
+    replica.promote()
+    own.server = replica
+    own.write("s.t")
+    with own.run():
+        run(replica, "s", "INSERT INTO t VALUES (3, 'c')")
+        after = own.caught_up()
+    exactly_once(own, T)
+    assert after.end.server_uuid != before.end.server_uuid
+    assert after.end.end.file == replica.status("SHOW BINARY LOG STATUS")["File"]
+
+
 def test_a_purged_log_is_refused_and_says_what_is_missing(own: Rig) -> None:
     with own.run():
         added(own, T)
