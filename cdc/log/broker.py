@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -85,10 +85,11 @@ FENCED = frozenset(
     {
         KafkaError._FENCED,
         KafkaError.INVALID_PRODUCER_EPOCH,
-        KafkaError.INVALID_PRODUCER_ID_MAPPING,
         KafkaError.PRODUCER_FENCED,
     }
 )
+PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
+"""What a record's report says when its transaction failed for another reason."""
 _MISSING = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 _DENIED = frozenset(
     {
@@ -100,6 +101,9 @@ _DENIED = frozenset(
 )
 _TRANSIENT = frozenset(
     {
+        *PURGED,
+        # Kafka forgets a producer that was idle for transactional.id.expiration.ms (a week).
+        *(KafkaError.INVALID_PRODUCER_ID_MAPPING, KafkaError.UNKNOWN_PRODUCER_ID),
         *(KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN, KafkaError._MSG_TIMED_OUT),
         *(KafkaError._WAIT_COORD, KafkaError._RESOLVE, KafkaError._TIMED_OUT_QUEUE, KafkaError._RETRY),
         *(KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.REPLICA_NOT_AVAILABLE),
@@ -190,11 +194,13 @@ class Cluster:
         reader = reader or Reader(self)
         try:
             yield reader
-        except BaseException:
+        except Exception:
             reader.close()
             raise
-        with self._lock:
-            self._idle.append(reader)
+        finally:  # also when an iterator over the block is given up
+            if not reader.closed:
+                with self._lock:
+                    self._idle.append(reader)
 
     def close(self) -> None:
         """Give up every idle client."""
@@ -356,6 +362,7 @@ class Reader:
     """One consumer, for one thread at a time."""
 
     def __init__(self, cluster: Cluster) -> None:
+        self.closed = False
         self._cluster = cluster
         self._consumer: Consumer = cluster.make(
             Consumer,
@@ -388,7 +395,7 @@ class Reader:
                 raise self._cluster.unavailable("the cluster does not answer", topic)
             return Bounds(*found)
 
-    def read(self, topic: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    def read(self, topic: str, start: int, end: int) -> Generator[tuple[int, bytes], None, None]:
         """Visible records with offsets from `start` and below `end`, which is at most the last stable offset.
 
         Raises `LogUnavailableError` when nothing comes for `REACH_S`, `LogDamagedError` when `start` is not there.
@@ -432,7 +439,7 @@ class Reader:
 
     def first(self, topic: str, start: int, end: int) -> tuple[int, bytes] | None:
         """The first visible record of `read`."""
-        with contextlib.closing(self.read(topic, start, end)) as records:  # type: ignore[type-var]
+        with contextlib.closing(self.read(topic, start, end)) as records:
             return next(records, None)
 
     def last(self, topic: str, bounds: Bounds) -> tuple[int, bytes] | None:
@@ -452,6 +459,7 @@ class Reader:
 
     def close(self) -> None:
         """Release the consumer. Idempotent."""
+        self.closed = True
         with contextlib.suppress(RuntimeError):
             self._consumer.close()
 

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -29,7 +30,7 @@ from cdc.errors import (
 )
 from cdc.log import verify
 from cdc.log.base import LogWriter, Seal
-from cdc.log.broker import FENCED, Bounds, Cluster, Reader, kafka_error, topic_uuid, transient
+from cdc.log.broker import FENCED, PURGED, Bounds, Cluster, Reader, kafka_error, topic_uuid, transient
 from cdc.names import TOPIC_LIMIT, TableName, encode
 
 INIT_S = 30.0
@@ -67,6 +68,7 @@ class KafkaLog:
             )
         self._where = f"{self._cluster.where}, {self._commits}"
         self._offsets: dict[int, int] = {}
+        self._seen: tuple[Bounds, int] | None = None  # by `wait`, with the number of the newest record
         self._lock = threading.Lock()
 
     @property
@@ -92,8 +94,7 @@ class KafkaLog:
             bounds = reader.bounds(self._commits)
             if bounds is None:
                 return
-            start = bounds.low if after is None else self._find(reader, bounds, after)
-            for offset, payload in reader.read(self._commits, start, bounds.end):
+            for offset, payload in self._from(reader, bounds, after):
                 record = self._parse(offset, payload)
                 if after is None or record.number > after:
                     yield record
@@ -102,15 +103,14 @@ class KafkaLog:
 
     def wait(self, after: int, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
-        seen: Bounds | None = None
         with self._cluster.reader() as reader:
             while True:
                 bounds = reader.bounds(self._commits)
-                if bounds is not None and bounds != seen:
+                if bounds is not None and (self._seen is None or self._seen[0] != bounds):
                     found = reader.last(self._commits, bounds)
-                    if found is not None and self._parse(*found).number > after:
-                        return True
-                    seen = bounds
+                    self._seen = bounds, self._parse(*found).number if found is not None else -1
+                if bounds is not None and self._seen is not None and self._seen[1] > after:
+                    return True
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
@@ -165,14 +165,24 @@ class KafkaLog:
                 del self._offsets[next(iter(self._offsets))]
         return record
 
-    def _find(self, reader: Reader, bounds: Bounds, after: int) -> int:
-        """An offset not after the first record with a number above `after`, and not far before it."""
-        with self._lock:
-            known = self._offsets.get(after)
-        if known is not None and bounds.low <= known < bounds.end:
-            found = reader.first(self._commits, known, bounds.end)
-            if found is not None and found[0] == known and self._parse(*found).number == after:
-                return known + 1
+    def _from(self, reader: Reader, bounds: Bounds, after: int | None) -> Iterator[tuple[int, bytes]]:
+        """Commit records from not after the first one with a number above `after`, and not far before it."""
+        if after is None:
+            return reader.read(self._commits, *bounds)
+        for number in (after + 1, after):
+            with self._lock:
+                known = self._offsets.get(number)
+            if known is None or not bounds.low <= known < bounds.end:
+                continue
+            records = reader.read(self._commits, known, bounds.end)
+            first = next(records, None)
+            if first is not None and first[0] == known and self._parse(*first).number == number:
+                return chain([first], records)
+            records.close()
+            break  # the log was cut off since, or is another one: nothing that is remembered holds
+        return reader.read(self._commits, self._search(reader, bounds, after), bounds.end)
+
+    def _search(self, reader: Reader, bounds: Bounds, after: int) -> int:
         low, high = bounds
         while high - low > SCAN:
             middle = (low + high) // 2
@@ -377,6 +387,12 @@ class KafkaWriter:
     def _aborted(self, producer: Producer, error: BaseException) -> BaseException:
         """Abort, and say why: nothing of the epoch becomes visible, whether or not the abort is answered."""
         reason = _reason(error)
+        if reason is not None and reason.code() in PURGED:
+            try:
+                producer.begin_transaction()  # which it refuses, and says why
+            except KafkaException as refused:
+                told = kafka_error(refused)
+                reason = told if told.txn_requires_abort() else reason
         try:
             producer.abort_transaction(ABORT_S)
         except (KafkaException, SystemError) as second:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -123,6 +124,43 @@ def test_newest_and_search_step_over_aborted_epochs(place: KafkaPlace, epochs: E
     writer.close()
 
 
+def test_a_reader_that_was_given_up_midway_serves_the_next(place: KafkaPlace, epochs: Epochs) -> None:
+    log = place.open()
+    written = epochs.fill(log, 30)
+    fresh = place.open()
+    assert isinstance(fresh, kafka.KafkaLog)
+    for number in (3, 17, 30, 17, 3, 30):
+        assert next(iter(fresh.records(number - 1)), None) == written[number - 1]
+    assert next(iter(fresh.records(30)), None) is None
+    assert fresh.wait(29, 0)
+    assert not fresh.wait(30, 0)
+    assert len(fresh._cluster._idle) == 1
+
+
+def test_what_is_remembered_of_a_log_does_not_outlive_it(place: KafkaPlace, epochs: Epochs) -> None:
+    """The log is made anew behind a reader's back, with the same numbers elsewhere."""
+    log = place.open()
+    epochs.fill(log, 10)
+    assert len(list(log.records())) == 10
+    place.recreate()
+    other = place.open()
+    writer = other.writer()
+    epochs.append(other, writer)
+    for _ in range(20):
+        with pytest.raises(LogError, match="is refused"):
+            epochs.append(other, writer, number=99)
+    for _ in range(11):
+        epochs.append(other, writer)
+    writer.close()
+    for after in range(12):
+        deadline = time.monotonic() + 20
+        found: list[int] = []
+        while not found and time.monotonic() < deadline:  # until the client knows of the new topic
+            with contextlib.suppress(LogError):
+                found = [r.number for r in log.records(after)]
+        assert found == list(range(after + 1, 13))
+
+
 def test_epochs_that_were_never_committed_are_no_data(place: KafkaPlace, epochs: Epochs) -> None:
     """A reader that started while a transaction is open neither sees it nor waits for it."""
     log = place.open()
@@ -146,6 +184,7 @@ def test_epochs_that_were_never_committed_are_no_data(place: KafkaPlace, epochs:
     writer.close()
 
 
+@pytest.mark.slow
 def test_a_broker_killed_while_epochs_are_appended(place: KafkaPlace, server: KafkaBroker, epochs: Epochs) -> None:
     """Each append that returned is there, once; nothing else but at most the one in doubt each time."""
     log = place.open()
@@ -170,7 +209,7 @@ def test_a_broker_killed_while_epochs_are_appended(place: KafkaPlace, server: Ka
 
     writing = threading.Thread(target=capture)
     writing.start()
-    for _ in range(3):
+    for _ in range(2):
         before = len(acknowledged)
         deadline = time.monotonic() + 30
         while len(acknowledged) < before + 5 and time.monotonic() < deadline:
@@ -184,7 +223,7 @@ def test_a_broker_killed_while_epochs_are_appended(place: KafkaPlace, server: Ka
     writing.join(60)
     assert not broken
     found = check_whole(log, epochs, 20)
-    assert len(acknowledged) > 15
+    assert len(acknowledged) > 10
     assert {r.hash for r in acknowledged} <= {r.hash for r in found}
     assert len(found) - len(acknowledged) <= len(errors)
 
@@ -386,6 +425,30 @@ def test_a_broker_that_dies_before_the_commit_leaves_nothing(
     assert epochs.append(log, again).number == 2
     check_whole(log, epochs, 1)
     again.close()
+
+
+def test_a_writer_that_the_broker_forgot_goes_on(kafka_factory: Callable[..., KafkaBroker], epochs: Epochs) -> None:
+    """After a week without an epoch, here two seconds."""
+    forgetful = kafka_factory(
+        options={
+            "transactional.id.expiration.ms": "2000",
+            "transaction.remove.expired.transaction.cleanup.interval.ms": "500",
+            "producer.id.expiration.ms": "2000",
+            "producer.id.expiration.check.interval.ms": "500",
+        }
+    )
+    log = open_log(forgetful.url, "shop")
+    writer = log.writer()
+    epochs.append(log, writer)
+    time.sleep(6)
+    with pytest.raises(LogUnavailableError, match="producer id"):
+        epochs.append(log, writer)
+    writer.close()
+    again = log.writer()
+    assert epochs.append(log, again).number == 2
+    check_whole(log, epochs, 1)
+    again.close()
+    log.close()
 
 
 def test_a_topic_of_several_partitions_is_refused(place: KafkaPlace, admin: AdminClient, epochs: Epochs) -> None:
