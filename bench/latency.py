@@ -109,7 +109,7 @@ def _watched(setting: Setting, table: str, rows: int, folder: Path, process: Pro
     watcher.start()
     try:
         sent = _write(setting, table, rows, process)
-        wait(lambda: watcher.newest_change() >= len(sent), process, FOLLOW_S)
+        wait(lambda: watcher.has(len(sent)), process, FOLLOW_S)
     finally:
         watcher.end()
     used = process.stop()
@@ -131,6 +131,7 @@ class _Watcher(threading.Thread):
         self.appeared: dict[int, float] = {}
         log = folder / "_delta_log"
         self._next = 1 + max(int(path.stem) for path in log.glob("*.json") if path.stem.isdigit())
+        self._read, self._newest = 0, 0
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -139,9 +140,12 @@ class _Watcher(threading.Thread):
                 self.appeared[self._next] = time.monotonic()
                 self._next += 1
 
-    def newest_change(self) -> int:
-        """The newest change that is readable."""
-        return _newest_change(self.folder, max(self.appeared)) if self.appeared else 0
+    def has(self, change: int) -> bool:
+        """Whether this change is readable. Each version is read once."""
+        version = self._next - 1
+        if version in self.appeared and version > self._read:
+            self._read, self._newest = version, _newest_change(self.folder, version)
+        return self._newest >= change
 
     def end(self) -> None:
         """No more versions."""

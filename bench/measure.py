@@ -16,6 +16,8 @@ from dev import warden
 from dev.server import Server
 
 ENDS_WITHIN_S = 60.0
+UNCOMPILED = "PYTHONDONTWRITEBYTECODE"
+"""Where it is set, every start compiles every module; installed programs are compiled once."""
 _LAUNCH = Path(__file__).with_name("launch.py")
 
 
@@ -61,7 +63,7 @@ class Process:
         with self.output.open("wb") as out, self.errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", _LAUNCH, self.result, *self.command],
-                env=os.environ | (environment or {}),
+                env={k: v for k, v in os.environ.items() if k != UNCOMPILED} | dict(environment or {}),
                 stdout=out,
                 stderr=errors,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from types import TracebackType
 from bench.rows import COLUMNS, EXPRESSIONS
 from dev.mysql import MySQLServer
 
-FOLDER = Path(__file__).resolve().parent.parent / ".bench"
+CHECKOUT = Path(__file__).resolve().parent.parent
+FOLDER = CHECKOUT / ".bench"
 DATABASE = "bench"
 TABLE = "big"
 USER, PASSWORD = "bench", "bench"
@@ -50,6 +52,8 @@ class Setting:
     def __enter__(self) -> Setting:
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir(mode=0o700)
+        for package in ("cdc", "snapshot", "reconcile", "bench"):
+            compileall.compile_dir(CHECKOUT / package, quiet=2)
         return self
 
     def __exit__(
