@@ -1,23 +1,26 @@
 """`make demo`: the whole way of a row, on real servers, from an empty folder to a reconciliation that closes.
 
 Starts a MySQL of its own, makes a shop database of a million rows, follows it into Delta tables while a workload writes, kills the
-daemon in the middle, starts it again, and shows status, ledger and values. Everything is under `.demo/` and goes at the next run.
+daemon in the snapshot and again in the stream, starts it again each time, and shows status, ledger and values. Everything is in
+`.demo/`: the lake stays until the next run, the server is gone at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cdc.state import State, TableStatus
 from dev import shop
+from dev.errors import SetUpError
 from dev.mysql import MySQLServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +28,12 @@ FOLDER = ROOT / ".demo"
 ROWS = 1_000_000
 RATE = 100
 """Transactions a second of the workload."""
-KILL_AFTER_S = 6.0
+GRANTS = ("REPLICATION SLAVE, REPLICATION CLIENT ON *.*", "SELECT ON shop.*")
+ROUNDS = "merge: {every: 2s}      # default 5s; the demo is in a hurry\n"
+STREAM_S = 3.0
+"""How long the stream runs before it is killed."""
+PATIENCE_S = 300.0
+POLL_S = 0.05
 
 
 class Demo:
@@ -35,106 +43,115 @@ class Demo:
         self.rows = rows
         self.started = time.monotonic()
         self.command = Path(sys.executable).with_name("lakesync")
-        self.config = FOLDER / "lakesync.yaml"
-        self.environment = os.environ | {
-            "LAKESYNC_CONFIG": str(self.config),
-            "SHOP_DB_PASSWORD": "demo",
-            "COLUMNS": "120",
-        }
+        self.environment = os.environ | {"SHOP_DB_PASSWORD": "demo"}
+        self.environment.pop("LAKESYNC_CONFIG", None)
+        self.daemon: subprocess.Popen[bytes] | None = None
 
     def say(self, text: str) -> None:
         """One step of the demo, with the time since its beginning."""
         print(f"\n[{time.monotonic() - self.started:5.1f} s] {text}", flush=True)
 
-    def lakesync(self, *arguments: str) -> int:
-        """Run a command of lakesync, shown as one types it. Its exit code."""
-        print(f"$ lakesync {' '.join(arguments)}", flush=True)
-        return subprocess.run([self.command, *arguments], env=self.environment, check=False).returncode
+    def lakesync(self, *arguments: str) -> None:
+        """Run a command of lakesync, shown as one types it; the demo ends if it fails."""
+        print(f"$ lakesync {shlex.join(arguments)}", flush=True)
+        done = subprocess.run([self.command, *arguments], env=self.environment, cwd=FOLDER, check=False)
+        if done.returncode:
+            raise SystemExit(f"lakesync {arguments[0]} ended with exit code {done.returncode}")
 
-    def must(self, *arguments: str) -> None:
-        """The same; the demo ends if it fails."""
-        if code := self.lakesync(*arguments):
-            raise SystemExit(f"lakesync {arguments[0]} ended with exit code {code}")
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command of lakesync in the background; its log lines go to `.demo/daemon.log`."""
-        print(f"$ lakesync {' '.join(arguments)} &", flush=True)
+    def follow(self) -> subprocess.Popen[bytes]:
+        """Start the daemon in the background; its log goes to a file."""
+        print("$ lakesync run 2>> daemon.log &", flush=True)
         with (FOLDER / "daemon.log").open("ab") as log:
-            return subprocess.Popen([self.command, *arguments], env=self.environment, stdout=log, stderr=log)
+            self.daemon = subprocess.Popen(
+                [self.command, "run"], env=self.environment, cwd=FOLDER, stdout=log, stderr=log
+            )
+        return self.daemon
+
+    def wait(self, until: Callable[[list[TableStatus]], bool]) -> None:
+        """Until the tables' states are as told. The demo ends if the daemon does, or if it takes too long."""
+        assert self.daemon is not None
+        state, deadline = State(FOLDER / ".lakesync"), time.monotonic() + PATIENCE_S
+        while not until(list(state.tables().values())):
+            if self.daemon.poll() is not None:
+                raise SystemExit(f"the daemon ended with exit code {self.daemon.returncode}: see .demo/daemon.log")
+            if time.monotonic() > deadline:
+                raise SystemExit(f"not done after {PATIENCE_S:.0f} s: see .demo/daemon.log")
+            time.sleep(POLL_S)
+
+    def kill(self) -> None:
+        """kill -9 of the daemon."""
+        assert self.daemon is not None
+        print(f"$ kill -9 {self.daemon.pid}", flush=True)
+        self.daemon.send_signal(signal.SIGKILL)
+        self.daemon.wait()
+
+    def end(self) -> None:
+        """SIGTERM for the daemon, which ends it in an orderly way."""
+        if self.daemon is None or self.daemon.poll() is not None:
+            return
+        self.daemon.terminate()
+        if code := self.daemon.wait(60):
+            raise SystemExit(f"the daemon ended with exit code {code}: see .demo/daemon.log")
 
     def run(self) -> None:
         """From an empty folder to a reconciliation."""
         shutil.rmtree(FOLDER, ignore_errors=True)
         FOLDER.mkdir(mode=0o700)
-        self.say("a MySQL server of its own")
+        self.say("A MySQL server of its own")
         with MySQLServer() as server:
-            server.add_user("lakesync", "demo", "REPLICATION SLAVE, REPLICATION CLIENT ON *.*", "SELECT ON shop.*")
-            self.say(f"a shop database: {self.rows:,} rows in five tables")
+            server.add_user("lakesync", "demo", *GRANTS)
+            self.say(f"A shop database: {self.rows:,} rows in five tables")
             shop.create(server, rows=self.rows)
-            stop, writer = threading.Event(), None
-            try:
-                self.say("set up, check, add the tables")
-                url = f"mysql://lakesync@127.0.0.1:{server.port}"
-                self.must(
-                    "init",
-                    "--source",
-                    url,
-                    "--password",
-                    "env:SHOP_DB_PASSWORD",
-                    "--lake",
-                    str(FOLDER / "lake"),
-                    "--name",
-                    "shop",
-                )
-                self.must("check")
-                self.must("add", "shop.*")
-                self.say(f"follow it, while {RATE} transactions a second insert, update, delete and change keys")
-                writer = threading.Thread(
-                    target=shop.workload, kwargs={"server": server, "stop": stop, "rate": RATE, "seed": 1}
-                )
-                writer.start()
-                daemon = self.start("run")
-                time.sleep(KILL_AFTER_S)
-                self.say("kill -9 of the daemon, in the middle of the snapshot")
-                daemon.send_signal(signal.SIGKILL)
-                daemon.wait()
-                self.lakesync("status")
-                self.say("start it again")
-                self.must("run", "--until-current")
-                daemon = self.start("run")
-                self.say("kill -9 once more, in the middle of the stream")
-                time.sleep(KILL_AFTER_S)
-                daemon.send_signal(signal.SIGKILL)
-                daemon.wait()
-                daemon = self.start("run")
+            self.say("Set up")
+            url = f"mysql://lakesync@127.0.0.1:{server.port}"
+            self.lakesync(
+                "init", "--source", url, "--password", "env:SHOP_DB_PASSWORD", "--lake", "lake", "--name", "shop"
+            )
+            with (FOLDER / "lakesync.yaml").open("a") as file:
+                file.write(ROUNDS)
+            self.lakesync("add", "shop.*")
+            self.lakesync("check")
+            self.say(f"Follow it, while {RATE} transactions a second insert, update, delete and change keys")
+            with shop.working(server, rate=RATE) as work:
                 try:
-                    self.say(
-                        "status, and the proof: the ledger closes and the values are equal, while the workload goes on"
-                    )
-                    time.sleep(3)
-                    self.must("status")
-                    self.must("reconcile", "--ledger", "--values", "--report", str(FOLDER / "report.json"))
-                    stop.set()
-                    writer.join()
+                    self.prove()
                 finally:
-                    daemon.terminate()
-                    code = daemon.wait(30)
-                if code:
-                    raise SystemExit(f"the daemon ended with exit code {code}, see {FOLDER / 'daemon.log'}")
-            finally:
-                stop.set()
-                if writer is not None:
-                    writer.join()
-        self.say(
-            f"done. The tables are in {(FOLDER / 'lake').relative_to(ROOT)}; the report in {(FOLDER / 'report.json').relative_to(ROOT)}"
-        )
+                    self.end()
+            self.say(
+                f"Done: {work.transactions:,} transactions went by ({work.inserts:,} inserts, {work.updates:,} updates, "
+                f"{work.deletes:,} deletes, {work.moves:,} key changes). The tables are in .demo/lake, the report in "
+                ".demo/report.json"
+            )
+
+    def prove(self) -> None:
+        """Follow, kill, follow, kill, follow; then status, ledger and values, while the workload goes on."""
+        self.follow()
+        self.wait(lambda tables: any(t.phase == "snapshot" and t.rows_read for t in tables))
+        self.say("kill -9 in the middle of the snapshot, and start again")
+        self.kill()
+        self.lakesync("status")
+        self.follow()
+        self.wait(lambda tables: all(t.phase == "ready" for t in tables))
+        time.sleep(STREAM_S)
+        self.say("All tables are ready. kill -9 in the middle of the stream, and start again")
+        self.kill()
+        self.follow()
+        self.say("The proof, while the workload goes on: the ledger closes, and the values are equal")
+        self.lakesync("reconcile", "--ledger", "--values", "--report", "report.json")
+        self.lakesync("status")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows of the shop database (default: {ROWS:,})")
-    Demo(parser.parse_args(arguments).rows).run()
+    given = parser.parse_args(arguments)
+    try:
+        Demo(given.rows).run()
+    except SetUpError as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -366,7 +366,8 @@ class _Table:
                 return
 
     def read_points(self, suspects: pa.Table) -> Iterator[_Rows]:
-        """Rows with the suspects' keys, as the server compares keys; the caller looks at their bytes."""
+        """Rows with the suspects' keys, each once. The server finds keys that are equal by collation too: they are left out, for
+        they are suspects of their own, perhaps of another statement."""
         texts = self.expressions()
         columns = f"{values.select_list(self.keys_only)}, {', '.join(texts)}".replace("%", "%%")
         names = ", ".join(quote_identifier(k).replace("%", "%%") for k in self.key)
@@ -377,8 +378,12 @@ class _Table:
             sql = f"SELECT {columns} FROM {source} WHERE ({names}) IN ({', '.join([one] * len(keys))})"
             with raw_cursor(self.connection) as cursor:
                 cursor.execute(sql, tuple(part for key in keys for part in key))
-                if cells := list(zip(*cursor, strict=True)):
-                    yield self.rows(cells, len(texts))
+                cells = list(zip(*cursor, strict=True))
+            if cells:
+                found, all_texts = self.rows(cells, len(texts))
+                asked = set(keys)
+                exact = pa.array([tuple(row.values()) in asked for row in found.to_pylist()])
+                yield found.filter(exact), [t.filter(exact) for t in all_texts]
 
     def expressions(self) -> list[str]:
         return [canonical.expression(c) for c in self.schema.columns]
