@@ -194,32 +194,42 @@ def _table(
     table = name.id
     start = max(i for i, c in enumerate(commits) if c["node"] == "snapshot")
     base, merges = commits[start], commits[start + 1 :]
-    none, covered, whole = _Rows(), [], True
+    none = _Rows()
+    covered: list[str] = []
+    logged_of, merged_of, lost = 0, 0, 0
     at = base["hash"].partition("@")[0]
     for merge in merges:
         digest = merge["hash"].partition("@")[0]
         # Not by numbers alone: after a log lost records they recur, and only the chain says which epoch was merged.
         chain, met = _chain(trace, digest, at, merge["first_number"])
-        whole = whole and met
+        changes = merge["inserts"] + merge["updates"] + merge["deletes"]
+        if met:
+            logged_of += sum(sum(trace.rows.get((table, d), none).logged) for d in chain)
+            merged_of += changes
+        else:
+            lost += changes
         covered += chain
         at = digest
     rows = [trace.rows.get((table, digest), none) for digest in dict.fromkeys(covered)]
     flight, _ = _chain(trace, newest, at, (merges[-1] if merges else base)["number"] + 1)
     waiting = [trace.rows.get((table, digest), none) for digest in flight]
-    total = {name: sum(m[name] for m in merges) for name in _SUMMED}
+    total = {column: sum(m[column] for m in merges) for column in _SUMMED}
     effects = total["inserted"] + total["replaced"] + total["removed"] + total["absent"]
     last = merges[-1] if merges else base
     captured = sum(sum(r.captured) for r in (*rows, *waiting))
     logged = sum(sum(r.logged) for r in (*rows, *waiting))
     merged = total["inserts"] + total["updates"] + total["deletes"]
-    equations = [Equation("captured = logged", captured, logged, _first_gap(trace, table, [*covered, *flight]))]
-    if whole:
-        equations.append(Equation("logged = merged", sum(sum(r.logged) for r in rows), merged))
-    else:
-        # Epochs older than the trace reaches: the running totals bridge them.
-        equations.append(
-            Equation("logged = merged (running totals)", _total(trace, table, covered, base["total"]), last["total"])
-        )
+    equations = [
+        Equation("captured = logged", captured, logged, _first_gap(trace, table, [*covered, *flight])),
+        Equation("logged = merged", logged_of, merged_of),
+    ]
+    note = ""
+    if lost:
+        note = f"{lost:,} changes were merged from epochs that the trace does not have"
+    if base["log"] == last["log"] and (ends := _total(trace, table, covered)) is not None:
+        # Reaches across epochs that were trimmed, or that the log lost and capture read again, which are duplicates then.
+        once = base["total"] + merged - total["duplicate"]
+        equations.append(Equation("captured since it was added = merged once", ends, once))
     equations += [
         Equation(
             "merged = superseded + duplicate + effective",
@@ -242,7 +252,8 @@ def _table(
             _live(snapshot),
         ),
     ]
-    return TableLedger(str(name), base["number"], last["number"], tuple(equations), sum(sum(r.logged) for r in waiting))
+    in_flight = sum(sum(r.logged) for r in waiting)
+    return TableLedger(str(name), base["number"], last["number"], tuple(equations), in_flight, note)
 
 
 _SUMMED = (
@@ -262,10 +273,10 @@ _SUMMED = (
 )
 
 
-def _total(trace: _Trace, table: str, hashes: Sequence[str], base: int) -> int:
+def _total(trace: _Trace, table: str, hashes: Sequence[str]) -> int | None:
     """Capture's running total at the newest of these epochs that touched the table."""
     touched = [r for h in hashes if (r := trace.rows.get((table, h)))]
-    return max(touched, key=lambda r: r.number).total if touched else base
+    return max(touched, key=lambda r: r.number).total if touched else None
 
 
 def _first_gap(trace: _Trace, table: str, hashes: Sequence[str]) -> str:

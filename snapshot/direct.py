@@ -127,6 +127,7 @@ class Bootstrap:
     def _begin(self, stop: threading.Event, present: Snapshot | None) -> Progress | None:
         """Take e0, and record it before anything is read."""
         known: epochs.Known | None = None
+        seen = False
         while True:
             status = self.state.table(self.table)
             if status is None or status.phase != "added" or stop.is_set():
@@ -137,9 +138,13 @@ class Bootstrap:
                 and status.added is not None
                 and epochs.added(self.log, known, self.table.id, status.added)
             ):
-                break
+                if seen:
+                    break
+                # e0 is taken after this point: the newest epoch, not the one that adds the table.
+                faults.point("snapshot.after-added")
+                seen = True
+                continue
             stop.wait(POLL_S)
-        faults.point("snapshot.after-added")
         captured = known.tables[self.table.id]
         schema = TableSchema.from_dict(captured.schema)
         Walk(self.table, schema)

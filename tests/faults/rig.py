@@ -104,15 +104,20 @@ class Rig:
         return process
 
     def lakesync(self, *arguments: str, faults: str = "", timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
-        """Any command, to its end."""
-        return subprocess.run(
-            [COMMAND, *arguments],
-            env=self.environment(faults),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        """Any command, to its end; one that does not end in time is killed, and has the code 124 as `timeout` gives it."""
+        command = [str(COMMAND), *arguments]
+        try:
+            return subprocess.run(
+                command,
+                env=self.environment(faults),
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as late:
+            errors = late.stderr.decode(errors="replace") if isinstance(late.stderr, bytes) else ""
+            return subprocess.CompletedProcess(command, 124, "", f"{errors}\nnot ended after {timeout_s:.0f} s")
 
     def catch_up(self, *, faults: str = "", timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """`lakesync run --until-current`."""

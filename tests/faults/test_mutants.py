@@ -22,7 +22,7 @@ from dev.kafka import KafkaBroker
 from dev.mysql import MySQLServer
 from tests.faults.rig import Rig, Verdict
 
-SEMI_SYNC_TIMEOUT_MS = 9000
+SEMI_SYNC_TIMEOUT_MS = 15000
 """How long a commit is in the binary log and not yet visible."""
 
 
@@ -82,8 +82,8 @@ def killed_inside_a_transaction(run: Run) -> Verdict:
     rig = run.rig("m.t")
     must(rig.catch_up())
     run.insert(1000, 12000)
-    process = rig.start("--node", "capture", faults=run.arm("sleep:capture.event=0.1"))
-    time.sleep(4)
+    process = rig.start("--node", "capture", faults=run.arm("sleep:capture.event=0.5"))
+    time.sleep(8)
     rig.kill(process)
     return outcome(rig)
 
@@ -94,8 +94,8 @@ def created_as_a_select(run: Run) -> Verdict:
     rig = run.rig("m.t")
     must(rig.catch_up())
     run.server.execute("CREATE TABLE m.copy SELECT a.id, b.v FROM m.t a JOIN m.t b")
-    process = rig.start("--node", "capture", faults=run.arm("sleep:capture.event=0.2"))
-    time.sleep(4)
+    process = rig.start("--node", "capture", faults=run.arm("sleep:capture.event=0.5"))
+    time.sleep(8)
     rig.kill(process)
     run.insert(200, 210)
     return outcome(rig)
@@ -123,7 +123,7 @@ def copied_before_it_is_visible(run: Run) -> Verdict:
     rig = run.rig("m.t")
     Rig(run.folder / "unused", run.server, [])  # makes the user before commits become slow
     _semi_sync(run.server)
-    process = rig.start(faults=run.arm("sleep:snapshot.after-added=4"))
+    process = rig.start(faults=run.arm("sleep:snapshot.after-added=5"))
     rig.wait_phase("m.t", "added")
     writer = _invisible(run, 1000)
     rig.wait_phase("m.t", "ready")
