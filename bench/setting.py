@@ -38,7 +38,7 @@ class Sizes:
     """Of each contestant, in turn; figures are medians."""
 
 
-QUICK = Sizes(rows=20_000, changes=5_200, seconds=5, turns=1)
+QUICK = Sizes(rows=20_000, changes=5_200, seconds=3, turns=1)
 
 
 class Setting:

@@ -139,6 +139,7 @@ def upsert(root: Path, changes: Path) -> None:
             tables.append(pa.ipc.open_file(file).read_all())
     number = sum(table.num_rows for table in tables)
     counts = FoldCounts(Counts(0, number, 0), effective=number)
+    pa.array([0])  # the first one imports pandas, where that is installed: once a process, and no part of an upsert
     with measured():
         lake = LakeTable(root, NAME, PIPELINE)
         snapshot = lake.load()
