@@ -77,7 +77,7 @@ def _print_ledger(console: Console, report: LedgerReport) -> None:
         now = sides.get("rows before + inserted - removed = rows now")
         table.add_row(
             one.table,
-            f"{one.first + 1:,}-{one.last:,}",
+            f"{one.first + 1:,}-{one.last:,}" if one.last > one.first else "none yet",
             f"{captured.left:,}" if captured else f"{one.equations[0].left:,} transactions",
             f"{captured.right:,}" if captured else "",
             f"{merged.left:,}" if merged else "",
@@ -93,6 +93,8 @@ def _print_ledger(console: Console, report: LedgerReport) -> None:
                 console.print(
                     f"  {one.table}: {equation.name}: {equation.left:,} and {equation.right:,}, gap {equation.gap:+,}{where}"
                 )
+        if one.note:
+            console.print(f"  {one.table}: {one.note}")
     console.print("Ledger: " + ("closes." if report.closes else "DOES NOT CLOSE."))
 
 

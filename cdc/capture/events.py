@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import struct
 import uuid
-import zlib
 from enum import IntEnum
 from typing import NamedTuple
 
 from pymysqlreplication.constants import CHARSET
 
+from cdc._native import crc32
 from cdc.errors import BinlogError
 from cdc.position import BinlogEnd, Gtid
 
@@ -147,7 +147,7 @@ def header(event: bytes) -> Header:
 
 def checksum_matches(event: bytes) -> bool:
     """Whether the last four bytes are the CRC-32 of the others."""
-    return len(event) >= HEADER + CHECKSUM and zlib.crc32(event[:-CHECKSUM]).to_bytes(4, "little") == event[-CHECKSUM:]
+    return len(event) >= HEADER + CHECKSUM and crc32(event[:-CHECKSUM]).to_bytes(4, "little") == event[-CHECKSUM:]
 
 
 def has_checksums(event: bytes) -> bool:

@@ -73,7 +73,7 @@ class Log(Protocol):
     def data(self, table: str, extent: Extent) -> list[bytes]:
         """The records of one table in one epoch. Waits for what is committed and not yet visible.
 
-        Raises `LogDamagedError` unless they are exactly what the extent says.
+        Raises `LogDamagedError` unless they are exactly what the extent says, `LogGapError` if they were trimmed.
         """
 
     def trim(self, before: int) -> None:

@@ -374,7 +374,7 @@ class Merger:
                 "version": r.version,
                 "rows": r.rows,
                 "epoch": r.applied.epoch.number,
-                "lag_ms": max(0, now_us - r.applied.raw_us) // 1000,
+                "lag_ms": max(0, now_us - r.applied.raw_us) // 1000 if r.applied.raw_us else None,
             }
             for table, r in result.tables.items()
             if r.applied
