@@ -81,7 +81,7 @@ class Demo:
 
     def in_snapshot(self, tables: list[TableStatus]) -> bool:
         """Whether some rows are read, and some are not."""
-        some = sum(t.rows_read for t in tables) >= self.rows / 20
+        some = sum(t.rows_read for t in tables) >= self.rows / 5
         if some and all(t.phase not in ("added", "snapshot") for t in tables):
             raise SystemExit("the snapshot is over before it could be killed: try more --rows")
         return some
