@@ -135,9 +135,10 @@ class Chain:
         pending.transactions += len(drained.transactions)
         pending.framing.update(drained.framing)
         pending.skipped += drained.skipped
+        # Before the stops, of which one may raise: rows are never pending without their transactions.
+        self._move(drained, server_uuid)
         for stop in drained.stops:
             self._stop(stop)
-        self._move(drained, server_uuid)
 
     def _tick(self, transaction: Transaction) -> int:
         """A transaction's time: monotone, whatever the source's clock does."""
@@ -151,8 +152,8 @@ class Chain:
 
     def _add(self, changes: TableChanges, batch: pa.RecordBatch, gtids: Sequence[str]) -> None:
         table, schema = changes.table.id, changes.schema.hash
-        if changes.table in self._pending.stopped:
-            return
+        if changes.table in self._pending.stopped or table not in self.states:
+            return  # what stopped here, the decoder goes on with until it is told
         records, kept, error = _encode(batch, gtids, schema)
         if error is not None:
             error.where = f"{changes.table} at {error.where}"
@@ -165,7 +166,8 @@ class Chain:
     def _stop(self, stop: Stop) -> None:
         if stop.table is None:
             raise stop.error
-        self._pending.stopped.setdefault(stop.table, stop.error)
+        if stop.table.id in self.states:
+            self._pending.stopped.setdefault(stop.table, stop.error)
 
     def _move(self, drained: Drained, server_uuid: str) -> None:
         position = self.position

@@ -727,6 +727,30 @@ def test_session_settings_that_spoil_the_log_stop_their_table(rig: Rig, mysql: M
     assert len(rig.rows(t)) == len(rig.rows(u)) == 1
 
 
+def test_a_row_too_large_for_the_log_stops_its_table_and_nothing_else(
+    rig: Rig, mysql: MySQLServer, t: TableName
+) -> None:
+    large = TableName(t.schema, "large")
+    run(mysql, t.schema, "CREATE TABLE large (id INT PRIMARY KEY, v LONGBLOB)")
+    rig.write(str(t), str(large))
+    with rig.run():
+        added(rig, large)
+        run(mysql, t.schema, "INSERT INTO large VALUES (1, 'x')", "INSERT INTO large VALUES (2, REPEAT('x', 17000000))")
+        stopped(rig, large)
+        rig.caught_up()
+        # The decoder still has the table: its further rows, and what would stop it again, are of no one.
+        run(mysql, t.schema, "INSERT INTO large VALUES (3, 'y')", "INSERT INTO t VALUES (1, 'a')", "TRUNCATE large")
+        run(mysql, t.schema, "INSERT INTO t VALUES (2, 'b')")
+        rig.caught_up()
+    exactly_once(rig, t)
+    assert [cells for *_, cells in rig.rows(large)] == [(1, b"x")]
+    assert [large.id in r.removed for r in rig.records()].count(True) == 1
+    status = rig.state.table(large)
+    assert status is not None
+    assert status.error is not None
+    assert "bytes in the log" in status.error["what"]
+
+
 def test_a_large_transaction_is_one_epoch(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
     with rig.run():
         added(rig, t)
