@@ -160,6 +160,7 @@ class State:
         phase: Phase,
         *,
         when: tuple[Phase, ...] | None = None,
+        unchanged: TableStatus | None = None,
         added: EpochId | None = _UNSET,
         e0: EpochId | None = _UNSET,
         e0_position: Position | None = _UNSET,
@@ -170,7 +171,7 @@ class State:
         error: dict[str, Any] | None = _UNSET,
     ) -> bool:
         """Enter a state, keeping what is not given. With `when`, only from one of these states (a new table is in `new`);
-        whether it was done."""
+        with `unchanged`, only if the table is still exactly so: a phase may be left and entered again meanwhile. Whether it was done."""
         assert phase in get_args(Phase)
         given: dict[str, Any] = {"phase": phase, "changed_us": _now_us()}
         if added is not _UNSET:
@@ -190,8 +191,11 @@ class State:
         if error is not _UNSET:
             given["error"] = error and _json(error)
         with self._transaction() as db:
-            row = db.execute("SELECT phase FROM tables WHERE id = ?", (table.id,)).fetchone()
-            if when is not None and (row[0] if row else "new") not in when:
+            row = db.execute(f"SELECT {_COLUMNS} FROM tables WHERE id = ?", (table.id,)).fetchone()
+            found = _status(row) if row else None
+            if when is not None and (found.phase if found else "new") not in when:
+                return False
+            if unchanged is not None and found != unchanged:
                 return False
             db.execute("INSERT OR IGNORE INTO tables (id, phase, changed_us) VALUES (?, 'new', 0)", (table.id,))
             assignments = ", ".join(f"{name} = ?" for name in given)

@@ -159,6 +159,7 @@ class Bootstrap:
             self.table,
             "snapshot",
             when=("added",),
+            unchanged=status,  # added again since, it needs a later e0
             e0=record.id,
             e0_position=record.end,
             mark=None,

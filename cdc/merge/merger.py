@@ -290,8 +290,10 @@ class Merger:
         work.stopped[table] = error
         LOG.error("table-stopped", table=str(table), error=error.code, what=error.what, hint=error.hint)
         if table.id in self._captured.tables:
-            stop = error.to_dict() | {"node": NODE}
-            self._state.set_table(table, "stopped", when=(*MERGED, "added"), error=stop)
+            stop, status = error.to_dict() | {"node": NODE}, work.statuses.get(table)
+            # Added again meanwhile, it has nothing to do with what was wrong.
+            same = status if status and status.phase in MERGED else None
+            self._state.set_table(table, "stopped", when=(*MERGED, "added"), unchanged=same, error=stop)
         else:
             # Its state is another node's; it is read no more, and only a resync makes it whole.
             self._finished.add(table)
@@ -306,12 +308,19 @@ class Merger:
                 self._finished.add(table)
                 return "removed"
         elif merge.passed and self._state.set_table(
-            table, "ready", when=("catching-up",), mark=None, mark_server=None, error=None
+            table, "ready", when=("catching-up",), unchanged=merge.status, mark=None, mark_server=None, error=None
         ):
             LOG.info("table-ready", table=str(table), epoch=merge.applied.epoch.number)
             return "ready"
         elif merge.passed is False and self._state.set_table(
-            table, "added", when=("catching-up",), e0=None, e0_position=None, mark=None, mark_server=None
+            table,
+            "added",
+            when=("catching-up",),
+            unchanged=merge.status,
+            e0=None,
+            e0_position=None,
+            mark=None,
+            mark_server=None,
         ):
             LOG.warning("bootstrap-again", table=str(table), reason="capture moved to another server")
             return "added"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -14,12 +14,14 @@ import pytest
 from deltalake import DeltaTable
 
 from cdc.clock import SystemClock
+from cdc.epoch import CommitRecord
 from cdc.errors import LogDamagedError
 from cdc.lake.parquet import new_name
 from cdc.log import Log
 from cdc.merge import merger as merger_module
 from cdc.merge import table as table_module
 from cdc.merge.merger import Merger, RoundResult
+from cdc.merge.table import TableMerge
 from cdc.position import BinlogEnd
 from tests.integration.history import (
     EVENTS,
@@ -252,6 +254,34 @@ def test_a_mark_that_was_passed_before_capture_moved_counts(pipeline: Pipeline, 
         capture.epoch(3)
         pipeline.merger(log).round()
     assert pipeline.phases()[ORDERS] == "ready"
+
+
+def test_a_table_bootstrapped_again_during_the_round_is_not_ready_by_its_old_mark(
+    pipeline: Pipeline, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = TableMerge.take
+
+    def slow(self: TableMerge, records: Sequence[CommitRecord]) -> None:
+        take(self, records)
+        if self.table == ORDERS:
+            pipeline.state.set_table(ORDERS, "added", added=capture.newest.id)
+            pipeline.bootstrap(capture, ORDERS, mark=40)
+
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture, mark=12)
+        capture.epoch(12)
+        monkeypatch.setattr(TableMerge, "take", slow)
+        merging = pipeline.merger(log)
+        merging.round()
+        status = pipeline.state.table(ORDERS)
+        assert status is not None
+        assert (status.phase, status.mark) == ("catching-up", Source.end(40))
+        assert pipeline.phases()[ITEMS] == "ready"
+        monkeypatch.undo()
+        capture.epoch(28)
+        merging.round()
+        assert pipeline.phases()[ORDERS] == "ready"
+        pipeline.check_all(40)
 
 
 def test_another_server_before_the_mark_means_a_new_bootstrap(pipeline: Pipeline, log: Log) -> None:

@@ -320,6 +320,28 @@ def held(server: MySQLServer, statement: str) -> Iterator[None]:
         thread.join()
 
 
+def test_a_table_added_again_while_its_bootstrap_begins_gets_a_later_e0(
+    mysql: MySQLServer, pipeline: Pipeline, table: TableName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers(mysql, table, 5)
+    pipeline.add(table)
+    begin, again = Progress.begin, []
+
+    def late(*arguments: Any) -> Progress:
+        if not again:
+            again.append(pipeline.add(table))
+        return begin(*arguments)
+
+    monkeypatch.setattr(Progress, "begin", late)
+    assert not pipeline.bootstrap(table)
+    status = pipeline.status(table)
+    assert (status.phase, status.added, status.e0) == ("added", again[0].id, None)
+    assert pipeline.bootstrap(table)
+    e0 = pipeline.status(table).e0
+    assert e0 is not None
+    assert e0.number >= again[0].number
+
+
 @pytest.mark.parametrize("mutant", ["", "mark_before_last_chunk"])
 def test_the_mark_is_taken_after_the_last_chunk(
     mysql: MySQLServer, pipeline: Pipeline, table: TableName, monkeypatch: pytest.MonkeyPatch, mutant: str
