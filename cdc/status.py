@@ -19,6 +19,8 @@ from cdc.source.connection import connect
 from cdc.source.server import Server
 from cdc.state import Node, State, TableStatus
 
+_FLOW = ("capture", "snapshot", "merge", "trace")
+"""The nodes, in the order in which a row meets them."""
 VERSION = 1
 """Of the JSON form: keys are added within a version, never changed or taken away."""
 ALIVE_S = 15.0
@@ -121,7 +123,7 @@ def collect(config: PipelineConfig) -> PipelineStatus:
         views = [_table(config, s, found, source, None, None, now_us) for s in _shown(config, statuses)]
     nodes = tuple(
         NodeStatus(n.name, n.pid, _is_alive(n, now_us), max(0, now_us - n.at_us) // 1000, n.info)
-        for n in state.nodes().values()
+        for n in sorted(state.nodes().values(), key=lambda n: _FLOW.index(n.name) if n.name in _FLOW else len(_FLOW))
     )
     return PipelineStatus(
         pipeline=config.name,

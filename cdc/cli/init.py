@@ -62,7 +62,7 @@ def command(
     if as_json:
         output.as_json({"pipeline": made.name, "path": str(made.path), "state": str(made.state)})
         return
-    output.say(f"{path}: pipeline {made.name}, from {made.source.host}:{made.source.port} to {made.lake_root}")
+    output.say(f"{path}: pipeline {made.name}, from {made.source.host}:{made.source.port} to {lake}")
     if made.source.password.startswith("file:"):
         output.say(f"The password is in {made.source.password.removeprefix('file:')}.")
     output.say("Next: `lakesync check`, then `lakesync add shop.orders`, then `lakesync run`")
