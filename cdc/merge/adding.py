@@ -41,10 +41,24 @@ def begin(
             )
         applied = applied_at(record)
         return lake.create(TableSchema.from_dict(captured.schema), "append", applied, Counts()), applied
-    if applied is not None and record is not None and applied.position.contains(record.end):
+    contained = applied is not None and record is not None and applied.position.contains(record.end)
+    if applied is not None and contained and not _stopped(log, table, applied, captured.since):
         return snapshot, applied
     raise TableStoppedError(
         "the lake has the table from an earlier time, and changes between then and now were not captured",
         where=f"{table}: {snapshot.folder}",
         hint=f"move that folder away, then `lakesync resume {table}`: a new table begins where the log adds it",
     )
+
+
+def _stopped(log: Log, table: TableName, applied: Applied, until: int) -> bool:
+    """Whether capture stopped the table between what it has applied and this epoch, or the log cannot say: the position contains the
+    transaction that stopped it, and the table has no row of that one."""
+    for i, record in enumerate(log.records(applied.epoch.number - 1)):
+        if record.number >= until:
+            return False
+        if i == 0 and applied.epoch.hash not in (record.hash, record.before):
+            return True
+        if record.removed.get(table.id, {}).get("code", "removed") != "removed":
+            return True
+    return False

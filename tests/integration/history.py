@@ -201,6 +201,10 @@ class Capture:
         """The epoch after which these tables are not captured."""
         return self._append(0, removed={t.id: {"code": "removed"} for t in tables})
 
+    def stop(self, table: TableName, error: dict[str, Any]) -> CommitRecord:
+        """One transaction more, that the table stops at: none of its rows is there."""
+        return self._append(1, removed={table.id: error}, without=table)
+
     def epoch(self, transactions: int = 1, *, start: int | None = None) -> CommitRecord:
         """The next epoch, of so many transactions. `start`: wrongly, as one that never looks back would, from there on."""
         return self._append(transactions, start=start)
@@ -221,13 +225,16 @@ class Capture:
         removed: Mapping[str, dict[str, Any]] | None = None,
         fresh: tuple[int, int] | None = None,
         start: int | None = None,
+        without: TableName | None = None,
     ) -> CommitRecord:
         newest = self.writer.newest
         if start is None:
             start = fresh[1] if fresh else self.at
         number = fresh[0] if fresh else self._number()
         end = start + count
-        cuts = {t.id: cut for t in SCHEMAS if t.id in self.states and (cut := self._cut(t, start, end))}
+        cuts = {
+            t.id: cut for t in SCHEMAS if t.id in self.states and t != without and (cut := self._cut(t, start, end))
+        }
 
         def seal(extents: Mapping[str, Extent]) -> CommitRecord:
             tables = {}

@@ -411,6 +411,46 @@ def test_an_append_table_with_a_hole_is_not_gone_on_with(pipeline: Pipeline, log
         )
 
 
+def test_an_append_table_that_stopped_is_not_gone_on_with_though_nothing_else_happened(
+    pipeline: Pipeline, log: Log
+) -> None:
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        merging = pipeline.merger(log)
+        capture.epoch(10)
+        merging.round()
+        # As capture stops a table: the transaction that stopped it is before the position, and its rows are in no epoch.
+        error = LogDamagedError("made up").to_dict() | {"node": "capture"}
+        pipeline.state.set_table(EVENTS, "stopped", error=error)
+        capture.stop(EVENTS, error)
+        merging.round()
+        again = capture.add(EVENTS)
+        pipeline.state.set_table(EVENTS, "added", added=again.id, error=None)
+        merging.round()
+        status = pipeline.state.table(EVENTS)
+        assert status is not None
+        assert status.phase == "stopped"
+        assert status.error is not None
+        assert "were not captured" in status.error["what"]
+
+
+def test_an_append_table_that_was_removed_goes_on_if_nothing_else_happened(pipeline: Pipeline, log: Log) -> None:
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        merging = pipeline.merger(log)
+        capture.epoch(10)
+        merging.round()
+        capture.remove(EVENTS)
+        pipeline.state.set_table(EVENTS, "removed")
+        merging.round()
+        again = capture.add(EVENTS)
+        pipeline.state.set_table(EVENTS, "added", added=again.id)
+        capture.epoch(5)
+        merging.round()
+        assert pipeline.phases()[EVENTS] == "ready"
+        pipeline.check(EVENTS, 15)
+
+
 # -- resume -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ import pytest
 
 import snapshot
 from cdc import faults
+from cdc.epoch import CommitRecord
 from cdc.errors import LakeOccupiedError, SourceUnavailableError, TableStoppedError
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Gtid, GtidSet
@@ -325,7 +326,8 @@ def test_a_table_added_again_while_its_bootstrap_begins_gets_a_later_e0(
 ) -> None:
     numbers(mysql, table, 5)
     pipeline.add(table)
-    begin, again = Progress.begin, []
+    begin = Progress.begin
+    again: list[CommitRecord] = []
 
     def late(*arguments: Any) -> Progress:
         if not again:
