@@ -33,7 +33,7 @@ from cdc.errors import (
     TableStoppedError,
 )
 from cdc.journal import logger
-from cdc.lake import Applied, applied_everywhere
+from cdc.lake import Applied, applied_everywhere, manifest
 from cdc.log.base import Log, LogWriter
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet, Position
@@ -239,7 +239,10 @@ class _Session:
         origin = _highest(applied)
         self._chain.begin(position, origin)
         LOG.info("log-begun", number=origin.number + 1, position=str(position.end), lake_tables=len(live))
-        self._add(described, {t: s.phase for t, s in statuses.items() if t in live})
+        kept: dict[TableName, Phase] = {t: s.phase for t, s in statuses.items() if t in live}
+        for table in self._called_ready() - set(statuses):
+            kept[table] = "ready"
+        self._add(described, kept)
 
     def _known(self, statuses: Mapping[TableName, TableStatus]) -> set[TableName]:
         """Tables that need not exist any more to be named."""
@@ -271,8 +274,9 @@ class _Session:
         self._add(described, {}, {t: {"code": "removed"} for t in gone})
 
     def _recover(self) -> None:
-        """Tables that the log has and the state folder lost are bootstrapped anew."""
+        """Tables that the log has and the state folder lost: those that the lake shows to be ready are, the others begin anew."""
         statuses = self._state.tables()
+        ready: set[TableName] | None = None
         for table, captured in self._chain.states.items():
             name = TableName.from_id(table)
             status = statuses.get(name)
@@ -284,8 +288,26 @@ class _Session:
                 if entry is not None:
                     self._join(name, entry)
                 continue
-            LOG.warning("state-lost", table=str(name))
-            self._state.set_table(name, "added", added=record.id, error=None)
+            if ready is None:
+                ready = self._ready_in_lake()
+            phase: Phase = "ready" if name in ready else "added"
+            LOG.warning("state-lost", table=str(name), phase=phase)
+            self._state.set_table(name, phase, added=record.id, error=None)
+
+    def _ready_in_lake(self) -> set[TableName]:
+        """Tables that the newest manifest calls ready, and that were not added again since."""
+        applied = applied_everywhere(self._config.lake_root, self._config.name)
+        ready = set()
+        for table in self._called_ready() & set(applied):
+            captured, has = self._chain.states.get(table.id), applied[table]
+            if captured and has.log == self._log.uuid and has.epoch.number >= captured.since:
+                ready.add(table)
+        return ready
+
+    def _called_ready(self) -> set[TableName]:
+        """Tables that the newest manifest calls ready."""
+        found = manifest.read(self._config.lake_root, self._config.name)
+        return {t for t, v in found.tables.items() if v.state == "ready"} if found else set()
 
     # -- following ---------------------------------------------------------------------------------------------------
 

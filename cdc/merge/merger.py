@@ -216,8 +216,8 @@ class Merger:
                 yield table, captured
         for table, status in statuses.items():
             by_capture = status.phase == "stopped" and (status.error or {}).get("node") == "capture"
-            left = status.phase in MERGED or status.phase == "removed" or by_capture
-            if left and table not in tables and table not in self._finished:
+            # In another phase it waits for capture, which adds it again: the log lost the record that added it.
+            if (status.phase == "removed" or by_capture) and table not in tables and table not in self._finished:
                 yield table, None
 
     def _open(self, work: _Round, table: TableName, captured: TableState | None) -> TableMerge | None:
@@ -343,6 +343,8 @@ class Merger:
                 state = "removed"
             elif table in work.again or table in work.stopped or (status and status.phase == "stopped"):
                 state = "stopped" if table not in work.again else known.state
+            elif status is None:
+                state = known.state  # the state folder was lost; capture asks the manifest what was ready
             else:
                 continue
             carried = known.applied or (found.applied if found else None)
