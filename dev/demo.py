@@ -2,7 +2,7 @@
 
 Starts a MySQL of its own, makes a shop database of a million rows, follows it into Delta tables while a workload writes, kills the
 daemon in the snapshot and again in the stream, starts it again each time, and shows status, ledger and values. Everything is in
-`.demo/`: the lake stays until the next run, the server is gone at the end.
+one folder: the lake stays until the next run, the server is gone at the end.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dev import shop
 from dev.errors import SetUpError
 from dev.mysql import MySQLServer
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / ".demo"
+FOLDER = Path(".demo")
+CONFIG = "lakesync.yaml"
 ROWS = 1_000_000
 RATE = 100
 """Transactions a second of the workload."""
@@ -40,8 +40,8 @@ POLL_S = 0.05
 class Demo:
     """One run. `say` prints what is done, `lakesync` the command and what it prints."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def __init__(self, rows: int, folder: Path) -> None:
+        self.rows, self.folder = rows, folder
         self.started = time.monotonic()
         self.command = Path(sys.executable).with_name("lakesync")
         self.environment = os.environ | {"SHOP_DB_PASSWORD": "demo"}
@@ -55,28 +55,30 @@ class Demo:
     def lakesync(self, *arguments: str) -> None:
         """Run a command of lakesync, shown as one types it; the demo ends if it fails."""
         print(f"$ lakesync {shlex.join(arguments)}", flush=True)
-        done = subprocess.run([self.command, *arguments], env=self.environment, cwd=FOLDER, check=False)
+        done = subprocess.run([self.command, *arguments], env=self.environment, cwd=self.folder, check=False)
         if done.returncode:
             raise SystemExit(f"lakesync {arguments[0]} ended with exit code {done.returncode}")
 
     def follow(self) -> subprocess.Popen[bytes]:
         """Start the daemon in the background; its log goes to a file."""
         print("$ lakesync run 2>> daemon.log &", flush=True)
-        with (FOLDER / "daemon.log").open("ab") as log:
+        with (self.folder / "daemon.log").open("ab") as log:
             self.daemon = subprocess.Popen(
-                [self.command, "run"], env=self.environment, cwd=FOLDER, stdout=log, stderr=log
+                [self.command, "run"], env=self.environment, cwd=self.folder, stdout=log, stderr=log
             )
         return self.daemon
 
     def wait(self, until: Callable[[list[TableStatus]], bool]) -> None:
         """Until the tables' states are as told. The demo ends if the daemon does, or if it takes too long."""
         assert self.daemon is not None
-        state, deadline = State(FOLDER / ".lakesync"), time.monotonic() + PATIENCE_S
+        state, deadline = State(self.folder / ".lakesync"), time.monotonic() + PATIENCE_S
         while not until(list(state.tables().values())):
             if self.daemon.poll() is not None:
-                raise SystemExit(f"the daemon ended with exit code {self.daemon.returncode}: see .demo/daemon.log")
+                raise SystemExit(
+                    f"the daemon ended with exit code {self.daemon.returncode}: see {self.folder / 'daemon.log'}"
+                )
             if time.monotonic() > deadline:
-                raise SystemExit(f"not done after {PATIENCE_S:.0f} s: see .demo/daemon.log")
+                raise SystemExit(f"not done after {PATIENCE_S:.0f} s: see {self.folder / 'daemon.log'}")
             time.sleep(POLL_S)
 
     def in_snapshot(self, tables: list[TableStatus]) -> bool:
@@ -99,12 +101,14 @@ class Demo:
             return
         self.daemon.terminate()
         if code := self.daemon.wait(60):
-            raise SystemExit(f"the daemon ended with exit code {code}: see .demo/daemon.log")
+            raise SystemExit(f"the daemon ended with exit code {code}: see {self.folder / 'daemon.log'}")
 
     def run(self) -> None:
         """From an empty folder to a reconciliation."""
-        shutil.rmtree(FOLDER, ignore_errors=True)
-        FOLDER.mkdir(mode=0o700)
+        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / CONFIG).exists():
+            raise SystemExit(f"{self.folder} is no folder of an earlier demo: name another, or remove it")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(mode=0o700)
         self.say("A MySQL server of its own")
         with MySQLServer() as server:
             server.add_user("lakesync", "demo", *GRANTS)
@@ -115,8 +119,8 @@ class Demo:
             self.lakesync(
                 "init", "--source", url, "--password", "env:SHOP_DB_PASSWORD", "--lake", "lake", "--name", "shop"
             )
-            print(f"$ echo {shlex.quote(ROUNDS)} >> lakesync.yaml", flush=True)
-            with (FOLDER / "lakesync.yaml").open("a") as file:
+            print(f"$ echo {shlex.quote(ROUNDS)} >> {CONFIG}", flush=True)
+            with (self.folder / CONFIG).open("a") as file:
                 file.write(f"{ROUNDS}\n")
             self.lakesync("add", "shop.*")
             self.lakesync("check")
@@ -128,8 +132,8 @@ class Demo:
                     self.end()
             self.say(
                 f"Done: {work.transactions:,} transactions went by ({work.inserts:,} inserts, {work.updates:,} updates, "
-                f"{work.deletes:,} deletes, {work.moves:,} key changes). The tables are in .demo/lake, the report in "
-                ".demo/report.json"
+                f"{work.deletes:,} deletes, {work.moves:,} key changes). The tables are in {self.folder / 'lake'}, the report in "
+                f"{self.folder / 'report.json'}"
             )
 
     def prove(self) -> None:
@@ -154,9 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows of the shop database (default: {ROWS:,})")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"made anew each time (default: {FOLDER})")
     given = parser.parse_args(arguments)
     try:
-        Demo(given.rows).run()
+        Demo(given.rows, given.folder).run()
     except SetUpError as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt:
