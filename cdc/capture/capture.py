@@ -34,6 +34,7 @@ from cdc.errors import (
 )
 from cdc.journal import logger
 from cdc.lake import Applied, applied_everywhere, manifest
+from cdc.lake.deltalog import commits
 from cdc.log.base import Log, LogWriter
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet, Position
@@ -305,9 +306,11 @@ class _Session:
         return ready
 
     def _called_ready(self) -> set[TableName]:
-        """Tables that the newest manifest calls ready."""
-        found = manifest.read(self._config.lake_root, self._config.name)
-        return {t for t, v in found.tables.items() if v.state == "ready"} if found else set()
+        """Tables that the newest manifest calls ready, and that were not bootstrapped since: those may not be there yet."""
+        root = self._config.lake_root
+        found = manifest.read(root, self._config.name)
+        ready = {t: v.commit for t, v in found.tables.items() if v.state == "ready"} if found else {}
+        return {t for t, at in ready.items() if all(c.info["kind"] == "merge" for c in commits(root / t.folder, at))}
 
     # -- following ---------------------------------------------------------------------------------------------------
 

@@ -341,8 +341,10 @@ class Merger:
             status = work.statuses.get(table)
             if table in self._finished:
                 state = "removed"
-            elif table in work.again or table in work.stopped or (status and status.phase == "stopped"):
-                state = "stopped" if table not in work.again else known.state
+            elif table in work.again or (status and status.phase in MERGED and table.id not in self._captured.tables):
+                state = known.state
+            elif table in work.stopped or (status and status.phase == "stopped"):
+                state = "stopped"
             elif status is None:
                 state = known.state  # the state folder was lost; capture asks the manifest what was ready
             else:

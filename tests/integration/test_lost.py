@@ -56,3 +56,31 @@ def test_a_table_that_was_being_copied_begins_anew(mysql: MySQLServer, schema: s
     assert done.returncode == 0, done.stderr
     verdict = rig.verdict()
     assert verdict.green, verdict
+
+
+def test_a_table_that_was_copied_again_since_the_manifest_begins_anew(
+    mysql: MySQLServer, schema: str, tmp_path: Path
+) -> None:
+    mysql.execute(f"CREATE TABLE `{schema}`.t (id INT PRIMARY KEY, v VARCHAR(20))")
+    mysql.execute(f"INSERT INTO `{schema}`.t VALUES (1, 'a'), (2, 'b'), (3, 'c')")
+    table = f"{schema}.t"
+    rig = Rig(tmp_path / "p", mysql, [table])
+    assert rig.catch_up().returncode == 0
+    assert rig.lakesync("resync", table).returncode == 0
+    try:
+        # The merger says nothing of what comes: the manifest calls the table ready.
+        daemon = rig.start(faults="sleep:merge.round=100")
+        rig.wait_phase(table, "catching-up")
+        rig.kill(daemon)
+        for file in rig.state.glob("state.db*"):
+            file.unlink()
+        daemon = rig.start(faults="sleep:merge.round=100")
+        rig.wait(lambda: rig.phase(table) != "new", "capture knows the table")
+        assert rig.phase(table) != "ready"
+        rig.kill(daemon)
+    finally:
+        rig.close()
+    done = rig.catch_up()
+    assert done.returncode == 0, done.stderr
+    verdict = rig.verdict()
+    assert verdict.green, verdict

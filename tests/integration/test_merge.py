@@ -33,6 +33,8 @@ from tests.integration.history import (
     Change,
     Pipeline,
     Source,
+    copy_log,
+    restore_log,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -432,6 +434,29 @@ def test_an_append_table_that_stopped_is_not_gone_on_with_though_nothing_else_ha
         assert status.phase == "stopped"
         assert status.error is not None
         assert "were not captured" in status.error["what"]
+
+
+def test_an_append_table_that_the_log_forgot_is_not_carried_over_what_was_not_captured(pipeline: Pipeline) -> None:
+    with closing(pipeline.log()) as log:
+        with Capture(log, pipeline.source) as capture:
+            capture.add(ORDERS, ITEMS)
+            before = copy_log(pipeline.folder)
+            added = capture.add(EVENTS)
+            pipeline.state.set_table(EVENTS, "added", added=added.id)
+            capture.epoch(10)
+            pipeline.merger(log).round()
+            pipeline.check(EVENTS, 10)
+        restore_log(pipeline.folder, before)
+        with Capture(log, pipeline.source) as capture:
+            capture.epoch(15)
+            merging = pipeline.merger(log)
+            merging.round()  # capture did not come to add it again yet
+            again = capture.add(EVENTS)
+            pipeline.state.set_table(EVENTS, "added", added=again.id)
+            capture.epoch(5)
+            merging.round()
+        assert pipeline.phases()[EVENTS] == "stopped"
+        pipeline.check(EVENTS, 10)
 
 
 def test_an_append_table_that_was_removed_goes_on_if_nothing_else_happened(pipeline: Pipeline, log: Log) -> None:
