@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ Action = Mapping[str, Any]
 _NAME = re.compile(
     r"(?P<version>\d{20})\.checkpoint(?:\.(?P<part>\d{10})\.(?P<parts>\d{10})|\.(?P<uuid>[0-9a-f-]{36}))?\.(?P<form>parquet|json)"
 )
+_OURS = re.compile(r"\d{20}\.checkpoint\.parquet")
+KEPT = 3
+"""Checkpoints that stay: a reader may be on its way to an older one."""
 _FIELDS = {
     "protocol": None,
     "metaData": None,
@@ -172,3 +176,10 @@ def write(store: Store, log: Path, version: int, actions: Sequence[Action]) -> N
     adds = sum("add" in action for action in actions)
     hint = {"version": version, "size": len(actions), "sizeInBytes": len(data), "numOfAddFiles": adds}
     store.replace(log / "_last_checkpoint", orjson.dumps(hint))
+
+
+def expire(log: Path) -> None:
+    """Delete all but the newest `KEPT` checkpoints of the form that is written here; every version can be read without them."""
+    with suppress(OSError):
+        for old in sorted(path for path in log.iterdir() if _OURS.fullmatch(path.name))[:-KEPT]:
+            old.unlink()

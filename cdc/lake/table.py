@@ -345,6 +345,7 @@ class LakeTable:
         failure there only warns. Raises `LakeError`."""
         since_ms = self._clock.now_us() // 1000 - int(RETENTION_S * 1000)
         checkpoint.write(self._store, self.folder / LOG, snapshot.version, list(snapshot.actions(since_ms)))
+        checkpoint.expire(self.folder / LOG)
         return replace(snapshot, checkpoint=snapshot.version)
 
     def vacuum(self, snapshot: Snapshot, retention_s: float = RETENTION_S) -> int:
@@ -352,6 +353,13 @@ class LakeTable:
         limit_ms = self._clock.now_us() // 1000 - int(retention_s * 1000)
         dead = {path for path, tombstone in snapshot.tombstones.items() if tombstone.removed_ms < limit_ms}
         return self._unlink(sorted(dead.intersection(self._names()) - set(snapshot.files)))
+
+    def forget(self, snapshot: Snapshot, retention_s: float = RETENTION_S) -> Snapshot:
+        """The snapshot without the removed files that `vacuum` deleted: they would be in every snapshot and checkpoint from then on.
+        Raises `LakeError`."""
+        limit_ms, there = self._clock.now_us() // 1000 - int(retention_s * 1000), set(self._names())
+        kept = {p: dead for p, dead in snapshot.tombstones.items() if dead.removed_ms >= limit_ms or p in there}
+        return replace(snapshot, tombstones=kept)
 
     def remove_orphans(self, keep: Collection[str], older_than_s: float) -> int:
         """Delete data files that nothing refers to, but those named in `keep` and those younger; temporary files too. How many.

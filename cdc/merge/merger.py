@@ -429,9 +429,10 @@ class Merger:
         """Delete what no reader needs any more: files that were replaced longer than `merge.keep_files` ago, and what killed processes
         left. How many. What cannot be deleted now is the next time."""
         deleted = 0
-        for table, (lake, snapshot) in self._snapshots.items():
+        for table, (lake, snapshot) in list(self._snapshots.items()):
             try:
                 deleted += lake.vacuum(snapshot, self._config.merge.keep_files)
+                self._snapshots[table] = (lake, lake.forget(snapshot, self._config.merge.keep_files))
                 if table not in self._tidied:
                     deleted += lake.remove_orphans((), ORPHANS_S)
                     self._tidied.add(table)

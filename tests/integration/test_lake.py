@@ -650,6 +650,29 @@ def test_vacuum_deletes_what_was_removed_long_ago_and_nothing_else(tmp_path: Pat
     assert named(content(lake, snapshot))[1] == "y"
 
 
+def test_what_vacuum_deleted_is_in_no_later_snapshot_or_checkpoint(tmp_path: Path) -> None:
+    clock = Clock()
+    lake = LakeTable(tmp_path, TABLE, "p", clock=clock)
+    snapshot = bootstrap(lake, SIMPLE, BEFORE)
+    for value in "abcde":
+        snapshot = lake.checkpoint(upsert(lake, snapshot, [(1, value)]))
+        clock.us += 3_600_000_000
+    assert lake.vacuum(snapshot, 7200) == 3
+    young = snapshot.tombstones.keys() & names(lake.folder)
+    assert len(young) == 2
+    assert lake.forget(snapshot, 0).tombstones.keys() == young  # their files are still there
+    snapshot = lake.forget(snapshot, 7200)
+    assert snapshot.tombstones.keys() == young
+    snapshot = lake.checkpoint(upsert(lake, snapshot, [(1, "f")]))
+    loaded = lake.load()
+    assert loaded is not None
+    assert loaded.tombstones.keys() == snapshot.tombstones.keys()
+    assert len(loaded.tombstones) == 3
+    assert named(content(lake, loaded))[1] == "f"
+    found = sorted(p.name for p in (lake.folder / "_delta_log").glob("*.checkpoint.parquet"))
+    assert [int(name[:20]) for name in found] == [4, 5, 6]
+
+
 def test_orphans_are_removed_and_nothing_that_is_named(tmp_path: Path) -> None:
     clock = Clock()
     lake = LakeTable(tmp_path, TABLE, "p", clock=clock)

@@ -606,4 +606,5 @@ def test_replaced_files_and_what_kills_left_go_after_a_while(pipeline: Pipeline,
         assert not old.exists()
         assert young.exists()
         assert merging.clean() == 0
+        assert not merging._snapshots[ORDERS][1].tombstones
     pipeline.check_all()
