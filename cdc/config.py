@@ -116,6 +116,12 @@ def read_secret(reference: str, where: str) -> str:
     )
 
 
+def _check_reference(value: str) -> str:
+    if value and not re.match(r"(env|file):.", value):
+        raise ValueError("a secret is a reference, never the secret itself: write env:NAME or file:/path")
+    return value
+
+
 class SourceConfig(_Model):
     """`source:`"""
 
@@ -141,6 +147,11 @@ class SourceConfig(_Model):
         if parts.scheme == "mariadb":
             raise ValueError("MariaDB is not supported by this version")
         return url
+
+    @field_validator("password")
+    @classmethod
+    def _check_password(cls, value: str) -> str:
+        return _check_reference(value)
 
     @model_validator(mode="after")
     def _check_plaintext(self) -> SourceConfig:
@@ -276,6 +287,11 @@ class TraceConfig(_Model):
         if urlsplit(url).password is not None:
             raise ValueError(_LOGIN_IN_URL)
         return url
+
+    @field_validator("password")
+    @classmethod
+    def _check_password(cls, value: str) -> str:
+        return _check_reference(value)
 
     @field_validator("every")
     @classmethod

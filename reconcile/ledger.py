@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from cdc.config import PipelineConfig
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, NotFollowingError
 from cdc.lake import LakeTable, Snapshot, applied_everywhere
 from cdc.log.base import Log
 from cdc.names import TableName
@@ -121,12 +121,15 @@ class _Trace:
 def close(client: Client, config: PipelineConfig, log: Log, tables: Sequence[TableName] = ()) -> LedgerReport:
     """Bring the trace up to date and close the ledger of these tables, or of all that the lake has.
 
-    Raises `TraceError`, `LogError`, `LakeError`; `ConfigError` for a table that the lake does not have.
+    Raises `TraceError`, `LogError`, `LakeError`; `ConfigError` for a table that the lake does not have; `NotFollowingError` where
+    nothing was captured yet, so that there is nothing to close.
     """
     # The lake as it is now; what is committed while the trace is brought up to date is left for the next time.
     lakes = [LakeTable(config.lake_root, table, config.name) for table in tables or _lake_tables(config)]
     versions = {lake.table: lake.load() for lake in lakes}
     projected = project(client, config, log)
+    if not projected.epoch and not versions:
+        raise NotFollowingError("nothing was captured yet", where=config.name, hint="start `lakesync run`")
     trace = _read(client, config.name)
     ledgers = [_source(trace, projected.hash)]
     for table, snapshot in versions.items():

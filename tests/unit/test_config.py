@@ -86,6 +86,7 @@ def test_a_formatted_duration_reads_back(seconds: float) -> None:
         ("tables: {a: b}\n", "`tables`"),
         ("log_options: {sasl.password: hunter2}\n", "`sasl.password` holds a secret"),
         ("trace: clickhouse://u:hunter2@h:8123/d\n", "the URL holds a password"),
+        ("trace: {url: 'clickhouse://u@h:8123/d', password: hunter2}\n", "a secret is a reference"),
     ],
 )
 def test_each_mistake_is_named(tmp_path: Path, text: str, what: str) -> None:

@@ -96,6 +96,7 @@ def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
         ("mysql://u@127.0.0.1/shop", {}, "a server, not a database"),
         ("postgres://u@127.0.0.1", {}, "write mysql://"),
         ("mysql://u:hunter2@127.0.0.1", {"password": "env:X"}, "two passwords"),
+        ("mysql://u@127.0.0.1", {"password": "hunter2"}, "a secret is a reference"),
         ("mysql://u@127.0.0.1", {"lake": "s3://bucket"}, "object stores"),
         ("mysql://u@127.0.0.1", {"name": "x" * 65}, "1 to 64"),
     ],
