@@ -284,16 +284,17 @@ class _Session:
             if status is not None and status.phase != "new":
                 continue
             record = next(iter(self._log.records(after=captured.since - 1)), None)
-            if record is None or record.number != captured.since or table not in record.added:
-                entry = self._file.entry(name)
-                if entry is not None:
-                    self._join(name, entry)
-                continue
+            if record is not None and (record.number != captured.since or table not in record.added):
+                record = None  # trimmed
             if ready is None:
                 ready = self._ready_in_lake()
-            phase: Phase = "ready" if name in ready else "added"
-            LOG.warning("state-lost", table=str(name), phase=phase)
-            self._state.set_table(name, phase, added=record.id, error=None)
+            entry = self._file.entry(name)
+            if record is not None or name in ready:
+                phase: Phase = "ready" if name in ready else "added"
+                LOG.warning("state-lost", table=str(name), phase=phase)
+                self._state.set_table(name, phase, added=record and record.id, error=None)
+            elif entry is not None:
+                self._join(name, entry)
 
     def _ready_in_lake(self) -> set[TableName]:
         """Tables that the newest manifest calls ready, and that were not added again since."""
@@ -517,7 +518,7 @@ class _Session:
 
     def _refuse(self, table: TableName, error: TableStoppedError) -> None:
         LOG.error("table-refused", table=str(table), what=error.what, hint=error.hint)
-        if table.id not in self._chain.states:
+        if table.id not in self._chain.states or self._state.table(table) is None:
             self._state.stop_table(table, NODE, error)
 
     def _describe(self, entries: Mapping[TableName, TableConfig]) -> dict[TableName, Described]:

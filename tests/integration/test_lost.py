@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import deltalake
 import pytest
 
+from cdc.log import open_log
 from dev.mysql import MySQLServer
 from tests.faults.rig import Rig
 
@@ -41,6 +43,37 @@ def test_tables_that_were_ready_go_on_without_a_new_copy(
     assert done.returncode == 0, done.stderr
     verdict = rig.verdict()
     assert verdict.green, verdict
+    assert bootstraps(rig, schema) == 1
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_record_that_added_a_table_may_be_trimmed(
+    mysql: MySQLServer, schema: str, tmp_path: Path, gone: bool
+) -> None:
+    mysql.execute(f"CREATE TABLE `{schema}`.t (id INT PRIMARY KEY, v VARCHAR(20))")
+    mysql.execute(f"INSERT INTO `{schema}`.t VALUES (1, 'a'), (2, 'b'), (3, 'c')")
+    rig = Rig(tmp_path / "p", mysql, [f"{schema}.t"], settings={"capture": {"checkpoint_epochs": 1}})
+    assert rig.catch_up().returncode == 0
+    mysql.execute(f"DELETE FROM `{schema}`.t WHERE id = 2")
+    assert rig.catch_up().returncode == 0
+    with closing(open_log(f"sqlite://{rig.log_file}", "p")) as log:
+        newest = log.newest()
+        assert newest is not None
+        log.trim(newest.number)
+        assert not any(record.added for record in log.records())
+    for file in rig.state.glob("state.db*"):
+        file.unlink()
+    if gone:
+        # Neither the log nor the lake helps, and the table cannot be captured anew: it is not passed over in silence.
+        shutil.rmtree(rig.lake)
+        mysql.execute(f"ALTER TABLE `{schema}`.t ADD COLUMN j JSON")
+        done = rig.catch_up()
+        assert done.returncode == 3
+        assert rig.phase(f"{schema}.t") == "stopped"
+        return
+    done = rig.catch_up()
+    assert done.returncode == 0, done.stderr
+    assert rig.verdict(proofs=False).green
     assert bootstraps(rig, schema) == 1
 
 
