@@ -201,6 +201,8 @@ class Merger:
                     self._failed(work, table, error)
                 finally:
                     work.commits[table] = work.commits.get(table, 0) + merge.commits - before
+            if self._stop.is_set():
+                break  # all are at the target so far
         for table, merge in work.moving.items():
             self._snapshots[table] = (merge.lake, merge.snapshot)
             self._blind[table] = merge.blind_after

@@ -25,6 +25,8 @@ def project_in_process(config: PipelineConfig, *, timeout_s: float = PROCESS_TIM
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise TraceError(f"the projection took longer than {timeout_s:.0f} s", where=config.name) from error
+    except OSError as error:  # out of memory, processes or files: no reason for the pipeline to end
+        raise TraceError(f"no process can be started: {error.strerror}", where=config.name) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise TraceError(last[:500], where=config.name, hint="the pipeline goes on; the trace catches up later")
