@@ -292,7 +292,7 @@ class _Session:
             if record is not None or name in ready:
                 phase: Phase = "ready" if name in ready else "added"
                 LOG.warning("state-lost", table=str(name), phase=phase)
-                self._state.set_table(name, phase, added=record and record.id, error=None)
+                self._state.set_table(name, phase, added=record.id if record else None, error=None)
             elif entry is not None:
                 self._join(name, entry)
 
