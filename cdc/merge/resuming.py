@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cdc.config import PipelineConfig
 from cdc.errors import LakesyncError
-from cdc.lake import LakeTable
+from cdc.lake import LakeTable, manifest
 from cdc.names import TableName
 from cdc.state import Phase, State
 
@@ -31,7 +31,11 @@ def _resume(state: State, config: PipelineConfig, table: TableName) -> str:
     if node != "merge":
         return f"not resumed: {node} stopped {table}; only `lakesync resync {table}` helps"
     phase: Phase = "added"
-    if LakeTable(config.lake_root, table, config.name).load() is not None:
+    snapshot = LakeTable(config.lake_root, table, config.name).load()
+    applied = manifest.carried(table, snapshot, manifest.read(config.lake_root, config.name)) if snapshot else None
+    before = applied is None or (status.added is not None and applied.epoch.number < status.added.number)
+    # What the lake has of an `append` table from an earlier time is looked at again: that it lacks something may have stopped it.
+    if snapshot is not None and not (snapshot.mode == "append" and before):
         # The mark goes when it is passed.
         phase = "ready" if status.mark is None else "catching-up"
     state.set_table(table, phase, when=("stopped",), error=None)

@@ -404,6 +404,11 @@ def test_an_append_table_with_a_hole_is_not_gone_on_with(pipeline: Pipeline, log
         assert status.error is not None
         assert "were not captured" in status.error["what"]
         pipeline.check(EVENTS, 10)
+        pipeline.state.ask("resume", str(EVENTS))  # which does not mend it
+        run_until(merging, lambda: not pipeline.state.open_requests())
+        merging.round()
+        assert pipeline.phases()[EVENTS] == "stopped"
+        pipeline.check(EVENTS, 10)
         pipeline.lake(EVENTS).folder.rename(pipeline.folder / "old")
         pipeline.state.ask("resume", str(EVENTS))
         run_until(merging, lambda: pipeline.phases()[EVENTS] == "ready")
