@@ -41,6 +41,13 @@ def begin(
             )
         applied = applied_at(record)
         return lake.create(TableSchema.from_dict(captured.schema), "append", applied, Counts()), applied
+    if snapshot.mode != "append" or snapshot.schema != TableSchema.from_dict(captured.schema):
+        what = "other columns" if snapshot.mode == "append" else f"mode {snapshot.mode}"
+        raise TableStoppedError(
+            f"the lake has the table with {what}, and an `append` table is not read anew",
+            where=f"{table}: {snapshot.folder}",
+            hint=f"move that folder away, then `lakesync resume {table}`: a new table begins where the log adds it",
+        )
     contained = applied is not None and record is not None and applied.position.contains(record.end)
     if applied is not None and contained and not _stopped(log, table, applied, captured.since):
         return snapshot, applied

@@ -26,6 +26,7 @@ from cdc.position import BinlogEnd
 from tests.integration.history import (
     EVENTS,
     ITEMS,
+    MODES,
     ORDERS,
     SCHEMAS,
     SERVER,
@@ -479,6 +480,25 @@ def test_an_append_table_that_was_removed_goes_on_if_nothing_else_happened(pipel
         merging.round()
         assert pipeline.phases()[EVENTS] == "ready"
         pipeline.check(EVENTS, 15)
+
+
+def test_an_upserted_table_does_not_go_on_as_an_append_table(
+    pipeline: Pipeline, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        merging = pipeline.merger(log)
+        capture.epoch(10)
+        merging.round()
+        monkeypatch.setitem(MODES, ORDERS, "append")
+        again = capture.add(ORDERS)
+        pipeline.state.set_table(ORDERS, "added", added=again.id)
+        merging.round()
+        status = pipeline.state.table(ORDERS)
+        assert status is not None
+        assert status.error is not None
+        assert "with mode upsert" in status.error["what"]
+        assert "move that folder away" in status.error["hint"]
 
 
 # -- resume -----------------------------------------------------------------------------------------------------------
