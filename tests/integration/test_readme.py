@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from importlib.metadata import metadata
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import polars
 import pytest
 
 from cdc.state import State
@@ -148,6 +151,19 @@ def test_the_commands_for_ones_own_database(reader: Reader, mysql_server: MySQLS
                 assert not [line for line in lines_of(output) if line != LEFT_OUT]
             else:
                 assert lines_of(reader.output(command)) == lines_of(output), command
+    rows = rows_by_manifest(reader.folder)
+    assert set(rows) == {f"shop.{table}" for table in shop.TABLES}
+    assert sum(rows.values()) > 2000
+
+
+def rows_by_manifest(folder: Path) -> dict[str, int]:
+    """What the example for readers of manifests opens, beside the lake."""
+    (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "operations.md").read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    with contextlib.chdir(folder):
+        exec(example, names)
+        tables: dict[str, polars.LazyFrame] = names["tables"]
+        return {name: table.collect().height for name, table in tables.items()}
 
 
 def test_the_demo(tmp_path: Path) -> None:
