@@ -459,7 +459,10 @@ class _Session:
             self._collect()
         position = self._chain.position
         assert position is not None
-        ready = {t: j for t, j in self._joining.items() if not identity.before(position.end, j.end)}
+        here = (
+            position.server_uuid == self._uuid
+        )  # not yet after a failover: then the place is one in the other server's log
+        ready = {t: j for t, j in self._joining.items() if here and not identity.before(position.end, j.end)}
         if leaving or ready:
             self._change(ready, leaving)
 

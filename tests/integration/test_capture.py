@@ -29,7 +29,7 @@ from cdc.errors import (
 )
 from cdc.lake import Applied, LakeTable
 from cdc.names import TableName
-from cdc.position import Gtid
+from cdc.position import BinlogEnd, Gtid
 from cdc.schema import TableSchema
 from dev.mysql import MySQLServer
 from tests.contract.binlog import run
@@ -373,7 +373,10 @@ def test_another_server_is_refused(own: Rig, mysql: MySQLServer, monkeypatch: py
         time.sleep(1)
 
 
-def test_a_replica_that_has_everything_is_gone_on_with(own: Rig, mysql_factory: Callable[..., MySQLServer]) -> None:
+@pytest.mark.parametrize("purged", [False, True])
+def test_a_replica_that_has_everything_is_gone_on_with(
+    own: Rig, mysql_factory: Callable[..., MySQLServer], purged: bool
+) -> None:
     source = own.server
     replica = mysql_factory(replica_of=source)
     with own.run():
@@ -382,7 +385,7 @@ def test_a_replica_that_has_everything_is_gone_on_with(own: Rig, mysql_factory: 
             source,
             "s",
             "INSERT INTO t VALUES (1, 'a')",
-            "FLUSH BINARY LOGS",
+            *["FLUSH BINARY LOGS"] * 5,
             "BEGIN",
             "INSERT INTO t VALUES (2, 'b')",
             "UPDATE t SET v = 'c'",
@@ -392,11 +395,22 @@ def test_a_replica_that_has_everything_is_gone_on_with(own: Rig, mysql_factory: 
     replica.wait_for_source()
     replica.promote()
     own.server = replica
-    own.write("s.t")
+    u = TableName("s", "u")
+    if purged:
+        run(replica, "s", "FLUSH BINARY LOGS")
+        replica.execute("PURGE BINARY LOGS TO %s", replica.status("SHOW BINARY LOG STATUS")["File"])
+    run(replica, "s", "CREATE TABLE u (id INT)", "ALTER TABLE u ADD PRIMARY KEY (id)")
+    end = own.server.status("SHOW BINARY LOG STATUS")
+    own.write("s.t", "s.u")
     with own.run():
         run(replica, "s", "INSERT INTO t VALUES (3, 'c')")
+        added(own, u)
         after = own.caught_up()
     exactly_once(own, T)
+    # Not before the stream has passed what made the table: the place in the other server's log says nothing of that.
+    (made,) = [r.end for r in own.records() if u.id in r.added]
+    assert made.server_uuid == after.end.server_uuid
+    assert made.end >= BinlogEnd(end["File"], int(end["Position"]))
     assert after.end.server_uuid != before.end.server_uuid
     assert after.end.end.file == replica.status("SHOW BINARY LOG STATUS")["File"]
 
