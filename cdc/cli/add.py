@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import Annotated, Literal, cast
 
 import typer
 
 from cdc.cli import findings, options, output
 from cdc.errors import ConfigError
+from cdc.source.preflight import Finding
 
 
 def command(
@@ -49,10 +52,20 @@ def command(
         findings.show([f for f in found if f.level != "ok"])
         for table in tables:
             output.say(f"{table}: " + ("not added" if failed else f"added, mode {mode}"))
-        if not failed:
+        if failed:
+            _say_what_can_be(found)
+        else:
             output.say("A running daemon picks it up; else: `lakesync run`")
     if failed:
         raise typer.Exit(1)
+
+
+def _say_what_can_be(found: Sequence[Finding]) -> None:
+    """Where some can be followed and others cannot: the command for those that can."""
+    bad = {f.subject for f in found if f.level == "error"}
+    good = [f.subject for f in found if f.level == "ok" and f.subject not in bad]
+    if good:
+        output.say(f"Without what cannot be followed: lakesync add {shlex.join(good)}")
 
 
 def _overrides(given: list[str]) -> dict[str, Literal["boolean", "string"]]:

@@ -168,6 +168,7 @@ def test_tables_that_cannot_be_followed_are_not_added(shell: Shell, mysql: MySQL
     assert found["added"] == []
     assert [f["subject"] for f in found["findings"] if f["level"] == "error"] == [f"{shop}.events"]
     assert "append" in shell("add", f"{shop}.events", code=1)
+    assert f": lakesync add {shop}.orders\n" in shell("add", f"{shop}.*", code=1)
     shell("add", f"{shop}.nothing", code=1)
     assert (shell.folder / "lakesync.yaml").read_text() == before
     shell("add", f"{shop}.ord*")
