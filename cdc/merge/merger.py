@@ -419,8 +419,8 @@ class Merger:
                 needed.append(status.e0.number)
             elif captured and status.phase == "added" and adding.is_append(captured):
                 needed.append(captured.since)
-            elif captured and status.phase in MERGED and table not in found.tables:
-                needed.append(oldest.number)  # made since the manifest; the next one names it
+            elif captured and table not in found.tables and (status.phase in MERGED or _may_resume(status)):
+                needed.append(oldest.number)  # made since the manifest, or stopped before one named it
         written_before_us = self._clock.now_us() - int(self._config.merge.keep * 1_000_000)
         kept = trim.trim(self._log, oldest, needed, written_before_us)
         if kept is not None:
@@ -441,3 +441,9 @@ class Merger:
             except LakeError as error:
                 LOG.warning("not-cleaned", table=str(table), error=error.code, what=error.what)
         return deleted
+
+
+def _may_resume(status: TableStatus) -> bool:
+    """Whether `lakesync resume` lets the table go on from where it is, if the log still has what follows."""
+    error = status.error or {}
+    return status.phase == "stopped" and error.get("node") == NODE and error.get("code") != "LogGap"

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,7 +16,8 @@ from deltalake import DeltaTable
 
 from cdc.clock import SystemClock
 from cdc.epoch import CommitRecord
-from cdc.errors import LogDamagedError
+from cdc.errors import LakeError, LogDamagedError
+from cdc.lake import LakeTable, Snapshot
 from cdc.lake.parquet import new_name
 from cdc.log import Log
 from cdc.merge import merger as merger_module
@@ -570,6 +572,34 @@ def test_the_log_is_kept_for_whatever_needs_it(pipeline: Pipeline, log: Log) -> 
             merging.round()
         assert merging.trim() == capture.newest.number
         assert merging.trim() is None
+
+
+def test_the_log_is_kept_for_a_table_that_its_first_merge_stopped(
+    pipeline: Pipeline, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upsert = LakeTable.upsert
+
+    def full(self: LakeTable, *arguments: Any) -> Snapshot:
+        if self.table == ITEMS:
+            raise LakeError("No space left on device", hint="make room, then resume the table")
+        return upsert(self, *arguments)
+
+    with Capture(log, pipeline.source, checkpoints=1) as capture:
+        pipeline.start(capture)
+        merging = pipeline.merger(log)
+        monkeypatch.setattr(LakeTable, "upsert", full)
+        for _ in range(2):
+            for _ in range(10):
+                capture.epoch()
+            merging.round()
+        assert pipeline.phases()[ITEMS] == "stopped"
+        assert merging.trim() is None
+        monkeypatch.undo()
+        pipeline.state.ask("resume", str(ITEMS))
+        run_until(merging, lambda: pipeline.phases()[ITEMS] == "ready")
+        pipeline.check_all(20)
+        merging.round()
+        assert merging.trim() == capture.newest.number
 
 
 def test_the_log_is_kept_as_long_as_configured(pipeline: Pipeline, log: Log) -> None:
