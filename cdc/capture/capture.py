@@ -272,7 +272,8 @@ class _Session:
         for table in gone:
             if self._file.entry(table) is None:
                 self._state.set_table(table, "removed", error=None)
-        self._add(described, {}, {t: {"code": "removed"} for t in gone})
+        # Not as removed: what the table has contains this epoch's position then, and not the changes before it.
+        self._add(described, {}, {t: {"code": "gap"} for t in gone})
 
     def _recover(self) -> None:
         """Tables that the log has and the state folder lost: those that the lake shows to be ready are, the others begin anew."""
