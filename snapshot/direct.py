@@ -114,7 +114,10 @@ class Bootstrap:
                 return False
         else:
             found = Progress.resume(self._folder)
-            if found is None or found.purpose.e0 != status.e0:
+            if found is not None and found.purpose.e0 != status.e0:
+                found.close()
+                found = None
+            if found is None:
                 raise _Again("its progress is lost")
             progress = found
         try:
