@@ -3,7 +3,9 @@
 A comparison is a window in the log. `opening` is the newest epoch before the source is read, and the server has executed it; the mark
 is the end of the binary log after the read; `closing` is the epoch of a lake version that has passed the mark. A key that no
 epoch between the two touches has, in that lake version, exactly the row that was read, or the two differ. A key that was
-touched says nothing yet: it is read again in another window, a short one, until it is settled. All tables share the windows.
+touched says nothing yet: it is read again in another window, a short one, until it is settled. A key that never rests is settled
+by its history: the lake must have its last image in the log, and what was read must be one of its images in the window. All
+tables share the windows.
 
 Both sides are compared as canonical text (`cdc.source.canonical`), which the server makes for its side: so this does not depend on how
 lakesync decodes a value. Of each row only its key and a 128-bit digest are kept.
@@ -23,13 +25,13 @@ import pyarrow.compute as pc
 import pymysql
 
 from cdc.config import PipelineConfig
-from cdc.epoch import CommitRecord
+from cdc.epoch import CommitRecord, EpochId, Op
 from cdc.errors import ConfigError, LakeDamagedError, LogGapError, NotFollowingError
 from cdc.lake import manifest
 from cdc.lake.deltalog import Applied, Snapshot
 from cdc.lake.table import LakeTable
 from cdc.log.base import Log
-from cdc.log.codec import WIDTH, decode
+from cdc.log.codec import WIDTH, Changes, decode
 from cdc.names import TableName, quote_identifier
 from cdc.schema import TableSchema
 from cdc.source import canonical, values
@@ -202,7 +204,9 @@ class _Windows:
                 assert snapshot is not None
                 found = manifest.read(self.config.lake_root, self.config.name)
                 applied = manifest.carried(table.table, snapshot, found)
-                if applied and applied.position.server_uuid == server and applied.position.end >= mark:
+                here = applied is not None and applied.position.server_uuid == server
+                # By number too: an epoch that only adds a table ends where the one before it did.
+                if applied and here and applied.position.end >= mark and applied.epoch.number >= opening.number:
                     yield table, _Closing(snapshot, applied, table.touched(opening, applied))
                     break
                 self.must_follow(table.table, deadline)
@@ -259,6 +263,8 @@ class _Table:
         self.suspects = self.key_schema.empty_table()
         self.source = self.lake_rows = pa.table({})
         self.again: dict[tuple[Any, ...], list[_Texts]] = {}
+        self.last: EpochId | None = None
+        self.last_lake: dict[tuple[Any, ...], list[_Texts]] = {}
         self.found: list[Difference] = []
         self.settled = self.epoch = 0
 
@@ -293,20 +299,47 @@ class _Table:
         self.again = _by_key(self.read_points(self.suspects))
 
     def settle(self, closing: _Closing) -> None:
-        """Judge the suspects that the stream left alone in this window; the others stay."""
+        """Judge the suspects; those of which nothing can be said yet stay."""
         lake = _by_key(self.read_lake(closing.snapshot, self.suspects))
         moved = {tuple(row.values()) for row in closing.touched.to_pylist()}
+        images = self.images(closing.applied, moved) if self.last else {}
         left = []
         for row in self.suspects.to_pylist():
             key = tuple(row.values())
-            if key in moved:
+            source, there = self.again.get(key, []), lake.get(key, [])
+            if key not in moved:
+                self.settled += 1
+                if difference := self.difference(key, source, there):
+                    self.found.append(difference)
+            elif key in images and self.is_in_history(key, source, there, images[key]):
+                self.settled += 1
+            else:
                 left.append(row)
-                continue
-            self.settled += 1
-            if difference := self.difference(key, self.again.get(key, []), lake.get(key, [])):
-                self.found.append(difference)
         self.suspects = pa.Table.from_pylist(left, schema=self.suspects.schema)
         self.epoch = closing.applied.epoch.number
+        self.last, self.last_lake = closing.applied.epoch, lake
+
+    def is_in_history(
+        self, key: tuple[Any, ...], source: list[_Texts], lake: list[_Texts], images: list[list[_Texts]]
+    ) -> bool:
+        """Of a key that never rests: the lake has the last image of the log, and the source had one that the log knows."""
+        history = [self.last_lake.get(key, []), *images]
+        return lake == history[-1] and source in history
+
+    def images(self, applied: Applied, keys: set[tuple[Any, ...]]) -> dict[tuple[Any, ...], list[list[_Texts]]]:
+        """What these keys were, one after the other, from the window before to this one's closing."""
+        found: dict[tuple[Any, ...], list[list[_Texts]]] = {}
+        assert self.last is not None
+        for changes in self.changes(self.last, applied):
+            operations = changes.batch.column(0).to_pylist()
+            columns = changes.batch.columns[WIDTH:]
+            names = zip(*(columns[self.schema.names.index(k)].to_pylist() for k in self.key), strict=True)
+            texts = [canonical.texts(c, a).cast(pa.binary()) for c, a in zip(self.schema.columns, columns, strict=True)]
+            for n, key in enumerate(names):
+                if key in keys:
+                    gone = operations[n] in (Op.DELETE, Op.MOVE_OUT)
+                    found.setdefault(key, []).append([] if gone else [tuple(t[n].as_py() for t in texts)])
+        return found
 
     def difference(self, key: tuple[Any, ...], source: list[_Texts], lake: list[_Texts]) -> Difference | None:
         name = ", ".join(k.hex() if isinstance(k, bytes) else str(k) for k in key)
@@ -320,25 +353,27 @@ class _Table:
         return Difference(name, "different", tuple(column for column, one, other in unlike if one != other))
 
     def touched(self, opening: CommitRecord, applied: Applied) -> pa.Table:
-        """Keys of every row image between the opening and the applied epoch. Raises `LogGapError` if the log does not lead there."""
-        keys: list[pa.Table] = []
-        before = opening.hash
-        if applied.epoch != opening.id:
-            for record in self.log.records(opening.number):
-                if record.before != before:
-                    raise LogGapError("the log changed during the comparison", where=str(self.table), hint="try again")
-                before = record.hash
-                if entry := record.tables.get(self.table.id):
-                    for payload in self.log.data(self.table.id, entry.extent):
-                        batch = decode(payload).batch
-                        columns = {k: batch.column(WIDTH + self.schema.names.index(k)) for k in self.key}
-                        keys.append(pa.table(columns, schema=self.key_schema))
-                if record.id == applied.epoch:
-                    break
-            else:
-                # The lake is where the opening found it, or before: then its position has not passed the mark.
-                raise LogGapError("the log does not lead to the lake's epoch", where=str(self.table), hint="try again")
-        return _distinct(pa.concat_tables(keys), self.key) if keys else self.key_schema.empty_table()
+        """Keys of every row image between the opening and the applied epoch, each once."""
+        keys = [self.key_schema.empty_table()]
+        for changes in self.changes(opening.id, applied):
+            columns = {k: changes.batch.column(WIDTH + self.schema.names.index(k)) for k in self.key}
+            keys.append(pa.table(columns, schema=self.key_schema))
+        return _distinct(pa.concat_tables(keys), self.key)
+
+    def changes(self, after: EpochId, applied: Applied) -> Iterator[Changes]:
+        """The table's changes after one epoch, up to the applied one. Raises `LogGapError` if the log does not lead from there to here."""
+        before = after.hash
+        if applied.epoch == after:
+            return
+        for record in self.log.records(after.number):
+            if record.before != before:
+                raise LogGapError("the log changed during the comparison", where=str(self.table), hint="try again")
+            before = record.hash
+            if entry := record.tables.get(self.table.id):
+                yield from map(decode, self.log.data(self.table.id, entry.extent))
+            if record.id == applied.epoch:
+                return
+        raise LogGapError("the log does not lead to the lake's epoch", where=str(self.table), hint="try again")
 
     @property
     def key_schema(self) -> pa.Schema:
