@@ -42,6 +42,8 @@ REACH_S = 10.0
 """A request to the cluster, with its retries, may take this long."""
 FETCH_WAIT_MS = 20
 """The broker holds a fetch at the end of a partition this long; the next request on the connection waits behind it."""
+MISSING_S = 1.0
+"""How long a topic has to be unknown before it is taken for missing."""
 RETRY_S = 0.05
 """Between two tries of a request while the cluster elects a leader."""
 MESSAGE_MAXIMUM = RECORD_MAXIMUM + 64 * 1024
@@ -380,14 +382,17 @@ class Reader:
     def bounds(self, topic: str) -> Bounds | None:
         """What can be read of a topic; None if there is none. Raises `LogUnavailableError`."""
         deadline = time.monotonic() + REACH_S
+        missing_at = time.monotonic() + MISSING_S
         while True:
             try:
                 found = self._consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=REACH_S, cached=False)
             except KafkaException as error:
                 what = kafka_error(error)
                 if what.code() in _MISSING:
-                    return None
-                if not transient(what) or time.monotonic() > deadline:
+                    # A broker that has just started does not know its topics yet.
+                    if time.monotonic() > missing_at:
+                        return None
+                elif not transient(what) or time.monotonic() > deadline:
                     raise self._cluster.error(what, topic) from None
                 time.sleep(RETRY_S)
                 continue
