@@ -96,9 +96,6 @@ _OTHERS: dict[str, pa.DataType] = {
     "enum": pa.string(),
 }
 
-OVERRIDES = ("boolean", "string")
-"""What `types:` may make of a column: TINYINT to boolean; anything that can be read to its canonical text."""
-
 
 @dataclass(frozen=True)
 class TableSchema:

@@ -23,7 +23,20 @@ __all__ = [
     "MergeCounts",
     "Snapshot",
     "applied_everywhere",
+    "folders",
 ]
+
+
+def folders(root: Path) -> list[tuple[TableName, Path]]:
+    """Every folder under the root that a table's name gives and that has a Delta log, whoever wrote it."""
+    found = []
+    for log in sorted(root.glob(f"*/*/{LOG}")):
+        try:
+            table = TableName.from_id(f"{log.parent.parent.name}.{log.parent.name}")
+        except ValueError:
+            continue
+        found.append((table, log.parent))
+    return found
 
 
 def applied_everywhere(root: Path, pipeline: str) -> dict[TableName, Applied]:
@@ -33,11 +46,7 @@ def applied_everywhere(root: Path, pipeline: str) -> dict[TableName, Applied]:
     """
     found = {}
     newest = manifest.read(root, pipeline)
-    for log in sorted(root.glob(f"*/*/{LOG}")):
-        try:
-            table = TableName.from_id(f"{log.parent.parent.name}.{log.parent.name}")
-        except ValueError:
-            continue
+    for table, _ in folders(root):
         try:
             snapshot = LakeTable(root, table, pipeline).load()
         except LakeOccupiedError:

@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 from cdc import faults
 from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord, Op
+from cdc.lake import folders
 from cdc.lake.deltalog import commits as lake_commits
 from cdc.log.base import Log
 from cdc.log.codec import decode
-from cdc.names import TableName
 from cdc.trace.tables import ARROW, CREATE, NODES
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def project(client: Client, config: PipelineConfig, log: Log, *, rebuild: bool =
         cursor.write(path)
 
     # The lake first: so every epoch that one of these commits names is in the log by the time that is read.
-    for table, folder in lake_folders(config):
+    for table, folder in folders(config.lake_root):
         for version, info in lake_commits(folder, cursor.versions.get(table.id, -1)):
             if info.get("pipeline", config.name) == config.name:
                 rows.append(_lake_row(config.name, table.id, version, info))
@@ -110,18 +110,6 @@ def project(client: Client, config: PipelineConfig, log: Log, *, rebuild: bool =
             flush()
     flush()
     return ProjectResult(cursor.epoch, cursor.hash, records, commits, written, time.monotonic() - started)
-
-
-def lake_folders(config: PipelineConfig) -> list[tuple[TableName, Path]]:
-    """The lake's tables: every folder under its root that a table's name gives and that has a Delta log."""
-    found = []
-    for path in sorted(config.lake_root.glob("*/*/_delta_log")):
-        schema, name = path.parent.parent.name, path.parent.name
-        try:
-            found.append((TableName.from_id(f"{schema}.{name}"), path.parent))
-        except ValueError:
-            continue
-    return found
 
 
 _DEFAULTS: dict[str, Any] = {

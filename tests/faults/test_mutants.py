@@ -128,9 +128,7 @@ def _invisible(run: Run, first: int) -> threading.Thread:
 def copied_before_it_is_visible(run: Run) -> Verdict:
     """A transaction is sent to capture, logged before e0, and not visible when the chunk would be read."""
     run.table()
-    run.table("other")
-    rig = run.rig("m.t")
-    Rig(run.folder / "unused", run.server, [])  # makes the user before commits become slow
+    rig = run.rig("m.t")  # makes its user, before commits become slow
     _semi_sync(run.server)
     process = rig.start(faults=run.arm("sleep:snapshot.after-added=5"))
     rig.wait_phase("m.t", "added")
@@ -234,11 +232,9 @@ def server_reset(run: Run) -> Verdict:
     run.table()
     rig = run.rig("m.t")
     must(rig.catch_up())
-    executed = len(run.server.gtid_executed)
     run.server.execute("RESET BINARY LOGS AND GTIDS")
     for i in range(40):
         run.insert(1000 + i, 1000 + i)
-    assert executed
     done = rig.catch_up(faults=run.mutant)
     if done.returncode == 3 and "resync --all" in done.stderr:
         return Verdict()
