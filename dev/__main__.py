@@ -1,4 +1,4 @@
-"""`python -m dev mysql|kafka`: one server in the foreground, until Ctrl-C. `python -m dev fetch`: only download."""
+"""`python -m dev mysql|mariadb|kafka`: one server in the foreground, until Ctrl-C. `python -m dev fetch`: only download."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 import signal
 from pathlib import Path
 
-from dev import kafka, packages, sysbench
+from dev import kafka, mariadb, packages, sysbench
 from dev.errors import SetUpError
 from dev.kafka import KafkaBroker
+from dev.mariadb import MariaDBServer
 from dev.mysql import Installation, MySQLServer
 
 
@@ -16,6 +17,7 @@ def _fetch() -> None:
     """Fill the cache, so that no test waits for a download. Says what it does only where that takes time."""
     for name, folder, fetch in (
         ("MySQL", "mysql", lambda: Installation.find().template()),
+        ("MariaDB", "mariadb", lambda: mariadb.Installation.find().template()),
         ("Kafka", "kafka", kafka.libraries),
         ("sysbench and Percona's tools", "sysbench", sysbench.tools),
     ):
@@ -27,17 +29,22 @@ def _fetch() -> None:
 def main() -> int:
     """Parse the command line, run the server until a signal comes, and end it."""
     parser = argparse.ArgumentParser(prog="python -m dev", description="A throwaway server, gone when you end it.")
-    parser.add_argument("server", choices=["mysql", "kafka", "fetch"], help="`fetch` downloads what tests need")
+    parser.add_argument(
+        "server", choices=["mysql", "mariadb", "kafka", "fetch"], help="`fetch` downloads what tests need"
+    )
     parser.add_argument("--folder", type=Path, help="keep its data here (default: a folder that is removed at the end)")
-    parser.add_argument("options", nargs="*", help="after `--`: more options of mysqld, or KEY=VALUE for Kafka")
+    parser.add_argument(
+        "options", nargs="*", help="after `--`: more options of mysqld or mariadbd, or KEY=VALUE for Kafka"
+    )
     arguments = parser.parse_args()
     # SIGTERM ends it the way Ctrl-C does, so that the server is ended and its folder removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if arguments.server == "fetch":
             _fetch()
-        elif arguments.server == "mysql":
-            with MySQLServer(arguments.folder, options=arguments.options) as server:
+        elif arguments.server in ("mysql", "mariadb"):
+            kind = MySQLServer if arguments.server == "mysql" else MariaDBServer
+            with kind(arguments.folder, options=arguments.options) as server:
                 print(f"{server.url()}    (socket {server.socket}, certificate authority {server.ca})", flush=True)
                 signal.pause()
         else:

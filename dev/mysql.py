@@ -6,22 +6,15 @@ import getpass
 import hashlib
 import os
 import shutil
-import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
-
-import pymysql
-from pymysql.connections import Connection
-from pymysql.cursors import Cursor
 
 from dev import packages
 from dev.certificates import write_certificates
 from dev.errors import SetUpError
-from dev.server import Server
+from dev.sqlserver import SqlServer
 
 PACKAGES = ("mysql-server-core", "mysql-client")
 
@@ -126,7 +119,7 @@ class Installation:
         write_certificates(data)
 
 
-class MySQLServer(Server):
+class MySQLServer(SqlServer):
     """A MySQL server on 127.0.0.1. See `Server` for folder, start, stop, kill and close.
 
     `options` are further arguments of mysqld, such as `--binlog-row-image=MINIMAL`; the last one wins.
@@ -152,9 +145,6 @@ class MySQLServer(Server):
         self.source = replica_of
         self.server_id: int = server_id or (1 if replica_of is None else replica_of.server_id + 1)
         self.options = tuple(options)
-        self.datadir = self.folder / "data"
-        self.socket = self.folder / "mysql.sock"
-        self.ca = self.datadir / "ca.pem"
         if replica_of is not None and replica_of.server_id == self.server_id:
             raise ValueError(f"replica and source both have server_id {self.server_id}")
 
@@ -182,60 +172,16 @@ class MySQLServer(Server):
             *self.options,
         )
 
-    def _answers(self) -> bool:
-        # Knock first: PyMySQL leaves its socket open when nobody listens on a unix socket.
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(self.socket)) != 0:
-                return False
-        try:
-            self.root().close()
-        except (pymysql.err.OperationalError, pymysql.err.InternalError):
-            return False
-        return True
-
     def _after_first_start(self) -> None:
         if self.source is not None and not self.execute("SHOW REPLICA STATUS"):
             self.follow(self.source)
 
     # talking to it
 
-    def url(self, user: str = "root", password: str = "") -> str:
-        """`mysql://user:password@127.0.0.1:port`, without the colon where there is no password."""
-        login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
-        return f"mysql://{login}@127.0.0.1:{self.port}"
-
-    def root(self, database: str | None = None, **options: Any) -> Connection[Cursor]:
-        """A new connection as root, with autocommit, for the caller to close. `options` are PyMySQL's."""
-        arguments: dict[str, Any] = {
-            "user": "root",
-            "unix_socket": str(self.socket),
-            "database": database,
-            "autocommit": True,
-            "charset": "utf8mb4",
-            **options,
-        }
-        connection: Connection[Cursor] = pymysql.connect(**arguments)
-        return connection
-
-    def execute(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-        """Run one statement as root on a connection of its own; its rows."""
-        with self.root() as connection, connection.cursor() as cursor:
-            cursor.execute(sql, arguments or None)
-            return list(cursor.fetchall())
-
-    def status(self, statement: str) -> Mapping[str, Any]:
-        """The only row of a SHOW statement by column name, such as `SHOW BINARY LOG STATUS`; empty without a row."""
-        with self.root(cursorclass=pymysql.cursors.DictCursor) as connection, connection.cursor() as cursor:
-            cursor.execute(statement)
-            row: Any = cursor.fetchone()
-            return row or {}
-
-    def add_user(self, user: str, password: str, *grants: str) -> None:
-        """Create `user`@'%'. Each grant is what stands between GRANT and TO: `"SELECT ON shop.*"`."""
-        with self.root() as connection, connection.cursor() as cursor:
-            cursor.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (user, password))
-            for grant in grants:
-                cursor.execute(f"GRANT {grant.replace('%', '%%')} TO %s@'%%'", (user,))
+    @property
+    def executed(self) -> str:
+        """The server's executed GTID set, on one line."""
+        return self.gtid_executed
 
     @property
     def gtid_executed(self) -> str:

@@ -83,15 +83,15 @@ class DebianRoot:
         return [str(loader), "--library-path", search, str(self.path / program), *arguments]
 
 
-def debian_root(name: str, packages: Sequence[str]) -> DebianRoot:
-    """The tree `name` with `packages` and all that they depend on, downloaded if it is not in the cache.
+def debian_root(name: str, packages: Sequence[str], alone: Sequence[str] = ()) -> DebianRoot:
+    """The tree `name` with `packages` and all that they depend on, and `alone` without; downloaded if it is not in the cache.
 
     Raises SetUpError where that is impossible: no apt, no Debian archive key, no mirror, no network.
     """
-    return DebianRoot(made_once(name, lambda part: _unpack(part, packages)))
+    return DebianRoot(made_once(name, lambda part: _unpack(part, packages, alone)))
 
 
-def _unpack(folder: Path, packages: Sequence[str]) -> None:
+def _unpack(folder: Path, packages: Sequence[str], alone: Sequence[str]) -> None:
     if platform.machine() not in LOADER:
         raise SetUpError(
             f"no throwaway servers for {platform.machine()}",
@@ -103,7 +103,7 @@ def _unpack(folder: Path, packages: Sequence[str]) -> None:
                 f"{program} is not there, and {', '.join(packages)} cannot be downloaded without it",
                 "install apt and dpkg (packages `apt`, `dpkg`, `debian-archive-keyring` exist for most distributions), "
                 "or a Docker engine and use `docker compose up`, "
-                "or name an installed server: LAKESYNC_DEV_MYSQLD=/path/to/mysqld",
+                "or name an installed server: LAKESYNC_DEV_MYSQLD=/path/to/mysqld, LAKESYNC_DEV_MARIADBD=/path/to/mariadbd",
             )
     if not KEYRING.exists():
         raise SetUpError(f"{KEYRING} is not there", "install the package debian-archive-keyring")
@@ -111,6 +111,8 @@ def _unpack(folder: Path, packages: Sequence[str]) -> None:
     apt = _PrivateApt(scratch)
     apt.run("update")
     apt.run("install", "-y", "--no-install-recommends", "--download-only", *packages)
+    if alone:
+        apt.run("download", *alone)
     for archive in sorted(apt.archives.glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
     shutil.rmtree(scratch)
@@ -138,7 +140,11 @@ class _PrivateApt:
 
     def run(self, *arguments: str) -> None:
         done = subprocess.run(
-            ["apt-get", "-q", *self._options, *arguments], capture_output=True, text=True, check=False
+            ["apt-get", "-q", *self._options, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.archives,  # where `download` puts what it gets
         )
         if done.returncode != 0:
             raise SetUpError(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dev.kafka import KafkaBroker
+from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
 
 
@@ -36,6 +37,33 @@ def mysql_factory() -> Iterator[Callable[..., MySQLServer]]:
 
         def start(**arguments: Any) -> MySQLServer:
             return servers.enter_context(MySQLServer(**arguments))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDBServer]:
+    """One MariaDB server for the whole session. Leave its settings as they are, and work in the schema of `mariadb_schema`."""
+    with MariaDBServer() as server:
+        yield server
+
+
+@pytest.fixture
+def mariadb_schema(mariadb: MariaDBServer) -> Iterator[str]:
+    """The name of a fresh, empty schema on `mariadb`, dropped after the test."""
+    name = f"s_{uuid.uuid4().hex[:12]}"
+    mariadb.execute(f"CREATE DATABASE `{name}`")
+    yield name
+    mariadb.execute(f"DROP DATABASE IF EXISTS `{name}`")
+
+
+@pytest.fixture
+def mariadb_factory() -> Iterator[Callable[..., MariaDBServer]]:
+    """Starts servers of the test's own: `mariadb_factory(options=[…], replica_of=…)`; they go with the test."""
+    with ExitStack() as servers:
+
+        def start(**arguments: Any) -> MariaDBServer:
+            return servers.enter_context(MariaDBServer(**arguments))
 
         yield start
 

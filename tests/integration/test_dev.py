@@ -18,6 +18,7 @@ from confluent_kafka.admin import NewTopic
 from dev import packages
 from dev.errors import SetUpError
 from dev.kafka import KafkaBroker
+from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
 from dev.sysbench import Sysbench
 
@@ -184,6 +185,55 @@ def test_sysbench(mysql_factory: Callable[..., MySQLServer]) -> None:
     assert server.gtid_executed != before
     outcome = bench.run(seconds=2, rate=20)
     assert 5 < outcome.transactions < 100
+
+
+def test_mariadb_is_set_up_for_capture(mariadb: MariaDBServer) -> None:
+    settings = "@@gtid_strict_mode, @@log_bin, @@binlog_format, @@binlog_row_metadata, @@binlog_row_image"
+    assert mariadb.execute(f"SELECT {settings}") == [(1, 1, "ROW", "FULL", "FULL")]
+    assert "MariaDB" in mariadb.execute("SELECT VERSION()")[0][0]
+
+
+def test_mariadb_certificate_names_the_host(mariadb: MariaDBServer, mariadb_schema: str) -> None:
+    user = f"tls_{mariadb_schema[:12]}"
+    mariadb.add_user(user, "p@ss'w%s", f"SELECT ON `{mariadb_schema}`.*")
+    connection = pymysql.connect(
+        host="127.0.0.1",
+        port=mariadb.port,
+        user=user,
+        password="p@ss'w%s",
+        ssl_ca=str(mariadb.ca),
+        ssl_verify_cert=True,
+        ssl_verify_identity=True,
+    )
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SHOW STATUS LIKE 'Ssl_cipher'")
+        row = cursor.fetchone()
+    mariadb.execute(f"DROP USER {user}")
+    assert row
+    assert str(row[1]).startswith("TLS_")
+
+
+def test_mariadb_killed_comes_back_and_its_replica_goes_on(mariadb_factory: Callable[..., MariaDBServer]) -> None:
+    source = mariadb_factory()
+    source.execute("CREATE DATABASE shop")
+    source.execute("CREATE TABLE shop.t (id INT PRIMARY KEY)")
+    replica = mariadb_factory(replica_of=source)
+    source.execute("INSERT INTO shop.t VALUES (1), (2)")
+    replica.wait_for_source()
+    before = source.executed
+    source.kill()
+    source.start()
+    assert source.executed == before
+    source.execute("INSERT INTO shop.t VALUES (3)")
+    replica.wait_for_source()
+    assert replica.executed == source.executed
+    replica.promote()
+    replica.execute("INSERT INTO shop.t VALUES (4)")
+    source.follow(replica)
+    source.wait_for_source()
+    assert source.execute("SELECT COUNT(*) FROM shop.t") == [(4,)]
+    newest = str(source.status("SHOW MASTER STATUS")["File"])
+    assert "`shop`.`t`" in source.mariadb_binlog("--verbose", newest).stdout
 
 
 def test_kafka_broker_killed_and_restarted_keeps_what_was_committed(kafka_factory: Callable[..., KafkaBroker]) -> None:
