@@ -1,80 +1,94 @@
-"""What turns binary log events into Arrow: the decoder's protocol, and what it gives.
+"""What turns the binary log's bytes into Arrow: the decoder's protocol, and what it gives.
 
-Sans-IO: whoever owns the connection feeds whole events, one at a time, and drains now and then. The reference implementation is
-`cdc.capture.reference`; every decoder runs the suite in `tests/contract/test_decoder.py`.
+Sans-IO: whoever owns the connection feeds what the server sends, in pieces of any size, and drains when the decoder says so, or when it
+is time. Columnar: nothing here is an object for each transaction or row. `cdc.capture.native` is the decoder; every decoder runs the
+suite in `tests/contract/test_decoder.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cdc.errors import LakesyncError
 from cdc.names import TableName
-from cdc.position import BinlogEnd, Fingerprint, Gtid
+from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet
 from cdc.schema import TableSchema
 
-FRAMING = ("events", "bytes", "transactions", "row_events", "statements", "rows_skipped")
+FRAMING = ("events", "bytes", "transactions", "row_events", "statements", "rows_skipped", "unfit")
 """What is counted: keys of `Drained.framing`."""
-
-
-@dataclass(frozen=True)
-class Transaction:
-    """One whole source transaction, with or without captured rows. `fingerprint.row_events` counts those of every table."""
-
-    fingerprint: Fingerprint
-    end: BinlogEnd
-    """After its last event."""
 
 
 @dataclass(frozen=True)
 class TableChanges:
     """Row changes of one table under one schema, in commit order.
 
-    `batch` has the columns of `cdc.log.codec.METADATA` and then the source's: `_op` as in `cdc.epoch.Op`, `_txn` the index into
-    `Drained.transactions`, `_event` the row event's ordinal in its transaction (from 0, counting those of every table, captured or
-    not), `_row` the row's in the event (from 0), `_ts_ms` 0 (capture fills it), `_seq` the change's number among those of this
-    drain, from 1, over all tables (both halves of a key change have the same).
+    `batch` has the columns of `cdc.log.codec.METADATA`, then the source's, then `_cdc_unfit` if a value did not fit its type: `_op`
+    as in `cdc.epoch.Op`, `_txn` the index into `Drained.gtids`, `_event` the row event's ordinal in its transaction (from 0,
+    counting those of every table, captured or not), `_row` the row's in the event (from 0), `_ts_ms` 0 (capture fills it), `_seq`
+    the change's number among those of this drain, from 1, over all tables (both halves of a key change have the same).
+
+    `presence` and `diffs` are None unless a row is incomplete (row images without all columns, differences of JSON values). Then
+    each has a value a row: `presence` fixed-size binary, bit i (from the lowest of the first byte) says whether column i of the
+    schema has a value; `diffs` a list of `{column, op, path, value}` in order, `op` 0 replace, 1 insert, 2 remove.
     """
 
     table: TableName
     schema: TableSchema
     batch: pa.RecordBatch
+    presence: pa.Array[Any] | None = None
+    diffs: pa.Array[Any] | None = None
 
 
 @dataclass(frozen=True)
 class Stop:
-    """From transaction `txn` of this drain on, `table` cannot be captured (None: nothing can); no row of it from there on is given.
-
-    `Drained.transactions` ends before `txn` where `table` is None, and the decoder refuses to be fed.
-    """
+    """From transaction `txn` of this drain on, `table` cannot be captured; no row of it from there on is given."""
 
     txn: int
-    table: TableName | None
+    table: TableName
     error: LakesyncError
 
 
 @dataclass(frozen=True)
 class Drained:
-    """All whole transactions since the last drain. `end` is the place in the binary log after everything that was fed and belongs
-    to no open transaction: it also moves by rotations and heartbeats."""
+    """Everything since the last drain: whole transactions, and rows of the open one if it is so large that it is given in parts.
 
-    transactions: list[Transaction]
+    Index i of `gtids`, `commit_us` and `row_events` is `_txn` of rows: the whole transactions in commit order, then the open one if
+    `partial` says so. A transaction of which a part was given before comes again as index 0, with the rows that followed.
+    """
+
+    gtids: Sequence[str]
+    commit_us: npt.NDArray[np.int64]
+    """Original commit times, µs since 1970."""
+    row_events: Sequence[int]
+    """Row events of every table, captured or not; of an open transaction those so far."""
+    whole: int
+    """How many of `gtids` are whole."""
+    executed: GtidSet
+    """What the position gains. A prepared XA transaction is among `gtids` only once it is committed."""
     changes: list[TableChanges]
     stops: list[Stop]
     end: BinlogEnd
+    """The place in the binary log after everything that was fed and belongs to no open transaction: it also moves by rotations and
+    heartbeats."""
     framing: Mapping[str, int] = field(default_factory=dict)
     """As in `CommitRecord.framing`, of exactly these transactions' events: what stands between transactions is not counted, since it
     comes again with every connection. Row events that a ROLLBACK TO undid are among `rows_skipped`."""
     skipped: tuple[str, ...] = ()
-    """GTIDs that were passed over because they were told to be. They are in `transactions` too."""
+    """GTIDs that were passed over because they were told to be. They are in `gtids` and `executed` too."""
+    last: Fingerprint | None = None
+    """Of the last whole transaction of this drain."""
+    partial: Fingerprint | None = None
+    """Of the open transaction, if rows of it were given in this drain: its row events so far."""
 
 
 class Decoder(Protocol):
-    """Fed with events in order, from a transaction's beginning on."""
+    """Fed with what answers COM_BINLOG_DUMP, from the beginning."""
 
     def capture(self, tables: Mapping[TableName, TableSchema]) -> None:
         """From here on decode exactly these tables. A row event whose TABLE_MAP differs from the schema stops its table.
@@ -82,18 +96,30 @@ class Decoder(Protocol):
         Only between transactions (`idle`). Raises `ValueError` otherwise.
         """
 
+    def stop(self, table: TableName) -> None:
+        """Give no more rows of `table`, from the open transaction on (or the next one)."""
+
     def pass_over(self, gtids: Collection[Gtid]) -> None:
-        """Of transactions that begin from here on, pass over exactly these: none of their events is understood, only counted."""
+        """Of transactions that begin from here on, pass over exactly these: none of their events is understood, only counted. `feed`
+        asks for a drain after each."""
 
-    def feed(self, event: bytes) -> None:
-        """One binary log event: header, body, and checksum if the stream has them; without the packet's status byte.
+    def resume(self, partial: Fingerprint) -> None:
+        """The first transaction that is not passed over is this one, and its first `row_events` row events were given before: neither
+        they nor the events before them are given or counted again. `feed` asks for a drain once it has met it (`open_gtid`), and
+        raises `SourceIdentityError` if another one comes, or it has another commit time, or fewer row events."""
 
-        Raises `BinlogError` for a damaged event, or one that does not follow the one before; `UnsupportedEventError` for one that
-        is not understood and not marked ignorable. Nothing of the open transaction is given after that.
+    def feed(self, data: bytes) -> bool:
+        """What the server sent, cut anywhere: packets, each a status byte and an event.
+
+        True: everything is taken. False: first `drain()`, then `feed(b"")`, which goes on with what was fed before.
+
+        Raises `BinlogError` for a damaged event, or one that does not follow the one before; `UnsupportedEventError` for one that is
+        not understood and not marked ignorable; what the stream makes of an error that the server sent. Nothing of the open
+        transaction is given after that, and every further `feed` raises the same.
         """
 
     def drain(self) -> Drained:
-        """Give and forget all whole transactions so far. The open one stays inside."""
+        """Give and forget all whole transactions so far, and the open one's rows if they are many. Otherwise that one stays inside."""
 
     @property
     def idle(self) -> bool:
@@ -101,4 +127,8 @@ class Decoder(Protocol):
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of whole transactions that a drain would give, as events."""
+        """Bytes of events that a drain would give."""
+
+    @property
+    def open_gtid(self) -> str | None:
+        """The transaction at hand."""
