@@ -4,37 +4,10 @@
 
 #![allow(dead_code)] // until the decoder is whole
 
-mod charset;
-mod cursor;
-mod error;
-mod json;
-mod plan;
-
-use pyo3::prelude::*;
-use pyo3::types::PyBytes;
-
-/// Below this size releasing the GIL costs more than the checksum itself.
-const RELEASE_GIL_FROM_BYTES: usize = 64 * 1024;
-
-/// CRC-32 (IEEE 802.3) of `data`, as MySQL appends it to binlog events.
-#[pyfunction]
-fn crc32(py: Python<'_>, data: &Bound<'_, PyBytes>) -> u32 {
-    let bytes = data.as_bytes();
-    if bytes.len() < RELEASE_GIL_FROM_BYTES {
-        crc32fast::hash(bytes)
-    } else {
-        py.detach(|| crc32fast::hash(bytes))
-    }
-}
-
-/// The version of the crate that this module was built from.
-#[pyfunction]
-fn version() -> &'static str {
-    env!("CARGO_PKG_VERSION")
-}
-
-#[pymodule]
-mod _native {
-    #[pymodule_export]
-    use super::{crc32, version};
-}
+pub mod charset;
+pub mod cursor;
+pub mod error;
+pub mod json;
+pub mod plan;
+#[cfg(feature = "python")]
+mod python;
