@@ -111,10 +111,13 @@ class TableState:
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """One epoch: a numbered, atomic group of whole source transactions with the exact position after it.
+    """One epoch: a numbered, atomic group of source transactions with the exact position after it.
 
-    `added` are tables captured from this epoch's end on (never with data in the same record); a table that is added again starts
-    anew, its totals at zero. `removed` maps tables no longer captured to the reason: `removed`, or a stop's error as by
+    They are whole, but for one that is too large for memory: it is cut into parts, each the end of an epoch (`end.partial`, and not
+    `whole`), but for the last one, whose epoch ends with it or later.
+
+    `added` are tables captured from this epoch's end on (never with data in the same record, never in a part); a table that is added
+    again starts anew, its totals at zero. `removed` maps tables no longer captured to the reason: `removed`, or a stop's error as by
     `LakesyncError.to_dict`. `checkpoint` is the number of the newest record, this one included, whose `states` restates every
     captured table; elsewhere `states` is None. In `states` a table that this very record touched has `last` None, since a record
     cannot hold its own hash: `states_after` resolves it.
@@ -126,13 +129,13 @@ class CommitRecord:
     start: Position
     end: Position
     ts_ms: int
-    """Commit time of the last transaction, made monotone, ms since 1970."""
+    """Commit time of the last transaction, also if only a part of it is in, made monotone, ms since 1970."""
     raw_us: int
     """The same as the source gave it, µs since 1970; 0 before the first transaction."""
     seq: int
     """The last row change's number so far."""
     transactions: int
-    """Source transactions in this epoch, those without a captured row included."""
+    """Source transactions that end in this epoch, those without a captured row included."""
     framing: Mapping[str, int]
     """The source node's count of this epoch: `events`, `bytes`, `transactions`, `row_events`, `statements`, each from the events'
     framing and not from decoded rows; `rows_skipped` row events of tables that are not captured."""
@@ -151,6 +154,11 @@ class CommitRecord:
     def id(self) -> EpochId:
         """Number and hash."""
         return EpochId(self.number, self.hash)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it ends at a transaction's end, and not behind a part of one."""
+        return self.end.whole
 
     @cached_property
     def hash(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import total_ordering
 from typing import Any, NamedTuple
 
@@ -133,7 +133,8 @@ class GtidSet:
 
 
 class Fingerprint(NamedTuple):
-    """What a transaction looks like, beyond its GTID: original commit time in µs, number of row events of all tables."""
+    """What a transaction looks like, beyond its GTID: original commit time in µs, number of row events of all tables (of a part: of all
+    its parts so far)."""
 
     gtid: Gtid
     commit_us: int
@@ -165,46 +166,100 @@ class BinlogEnd:
 
 @dataclass(frozen=True)
 class Position:
-    """Where in the source's history: always at a transaction's end.
+    """Where in the source's history: at a transaction's end, or behind one of the parts of a large transaction.
 
-    `gtids` holds every transaction before it; `end` is the place in the binary log of the server `server_uuid`, from which
-    it was read; `last` is the fingerprint of the last transaction read, None before the first.
+    `gtids` holds every transaction that is before it as a whole; `end` is the place in the binary log of the server `server_uuid`, from
+    which it was read, always at a transaction's end; `last` is the fingerprint of the last whole transaction read, None before the first.
+    Raises `ValueError` for a `partial` that is among `gtids`, or of which nothing is before it.
     """
 
     gtids: GtidSet
     server_uuid: str
     end: BinlogEnd
     last: Fingerprint | None = None
+    partial: Fingerprint | None = None
+    """The transaction beyond `gtids` of which the first `row_events` row events, those of every table, are before this position."""
+
+    def __post_init__(self) -> None:
+        if self.partial is not None and (self.partial.row_events < 1 or self.partial.gtid in self.gtids):
+            raise ValueError(f"{self.partial.gtid} cannot be in part before a position that has all of it, or nothing")
 
     def to_dict(self) -> dict[str, Any]:
-        """For commit records and `commitInfo`."""
-        last = self.last and {
-            "gtid": str(self.last.gtid),
-            "commit_us": self.last.commit_us,
-            "row_events": self.last.row_events,
-        }
-        return {
+        """For commit records and `commitInfo`. `partial` is there only where it is set."""
+        data = {
             "gtids": str(self.gtids),
             "server": self.server_uuid,
             "file": self.end.file,
             "offset": self.end.offset,
-            "last": last,
+            "last": self.last and _fingerprint_out(self.last),
         }
+        return data | ({"partial": _fingerprint_out(self.partial)} if self.partial else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Position:
         """Raises `KeyError` or `ValueError` for what `to_dict` never returns."""
-        last = data["last"]
+        last, partial = data["last"], data.get("partial")
         return cls(
             GtidSet.parse(data["gtids"]),
             data["server"],
             BinlogEnd(data["file"], data["offset"]),
-            last and Fingerprint(Gtid.parse(last["gtid"]), last["commit_us"], last["row_events"]),
+            last and _fingerprint_in(last),
+            partial and _fingerprint_in(partial),
         )
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is at a transaction's end."""
+        return self.partial is None
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """How many whole transactions are before it, and row events of the one in part: the least and the greatest of positions of
+        which each contains the one before are so found."""
+        return len(self.gtids), self.partial.row_events if self.partial else 0
+
     def contains(self, other: Position) -> bool:
-        """Whether every transaction before `other` is before this one too."""
-        return self.gtids.contains(other.gtids)
+        """Whether everything before `other` is before this one too."""
+        if not self.gtids.contains(other.gtids):
+            return False
+        part = other.partial
+        return part is None or (first := self.first_event(part.gtid)) is None or first >= part.row_events
+
+    def is_at(self, other: Position) -> bool:
+        """Whether exactly the same is before both, wherever it was read from."""
+        return self.gtids == other.gtids and self._part == other._part
+
+    def first_event(self, gtid: Gtid) -> int | None:
+        """The ordinal of the transaction's first row event that is not before this position; None if all of them are before it."""
+        if gtid in self.gtids:
+            return None
+        return self.partial.row_events if self.partial and self.partial.gtid == gtid else 0
+
+    def union(self, other: Position) -> Position:
+        """This position, and before it also everything that is before `other`. Raises `ValueError` where two transactions are in part
+        then: there is no such position."""
+        gtids = self.gtids.union(other.gtids)
+        parts = [p for p in (self.partial, other.partial) if p is not None and p.gtid not in gtids]
+        if len({p.gtid for p in parts}) > 1:
+            raise ValueError(f"both {parts[0].gtid} and {parts[1].gtid} are there in part")
+        return replace(self, gtids=gtids, partial=max(parts, key=lambda p: p.row_events, default=None))
+
+    @property
+    def _part(self) -> tuple[Gtid, int] | None:
+        return self.partial and (self.partial.gtid, self.partial.row_events)
 
     def __str__(self) -> str:
-        return f"{self.end} ({self.gtids})"
+        part = f", and {self.partial.row_events} row events of {self.partial.gtid}" if self.partial else ""
+        return f"{self.end} ({self.gtids}{part})"
+
+
+def _fingerprint_out(fingerprint: Fingerprint) -> dict[str, Any]:
+    return {
+        "gtid": str(fingerprint.gtid),
+        "commit_us": fingerprint.commit_us,
+        "row_events": fingerprint.row_events,
+    }
+
+
+def _fingerprint_in(data: Mapping[str, Any]) -> Fingerprint:
+    return Fingerprint(Gtid.parse(data["gtid"]), data["commit_us"], data["row_events"])

@@ -24,6 +24,11 @@ def position(number: int) -> Position:
     return Position(GtidSet({SERVER: ((1, number),)}), SERVER, BinlogEnd("binlog.000007", number * 10), last)
 
 
+def part(row_events: int = 5) -> Position:
+    """Behind so many row events of the transaction 11."""
+    return replace(position(10), partial=Fingerprint(Gtid(SERVER, 11), 1_700_000_000_000_001, row_events))
+
+
 def state(totals: Counts = Counts(), last: EpochId | None = None) -> TableState:
     return TableState({"columns": [{"name": "id", "type": "bigint"}]}, {"mode": "upsert"}, totals, last, 3)
 
@@ -61,11 +66,19 @@ def test_a_record_comes_back_from_its_bytes() -> None:
         record(before=None, tables={}, added={}, removed={}, skipped=()),
         record(states={"shop.orders": state(Counts(1, 2, 3), EpochId(3, HASH))}, checkpoint=7),
         record(start=Position(GtidSet({}), SERVER, BinlogEnd("binlog.000001", 4))),
+        record(end=part()),
+        record(start=part(), end=part(9)),
     ):
         found = CommitRecord.parse(made.payload)
         assert found == made
         assert found.payload == made.payload
         assert found.id == EpochId(7, made.hash)
+
+
+def test_a_record_is_whole_unless_it_ends_with_a_part() -> None:
+    assert record().whole
+    assert record(start=part()).whole
+    assert not record(end=part()).whole
 
 
 def test_the_hash_names_the_bytes_and_the_bytes_are_canonical() -> None:

@@ -124,3 +124,58 @@ def test_a_position_contains_by_transactions(x: frozenset[Gtid], y: frozenset[Gt
     one = Position(as_set(x), A, BinlogEnd("a.1", 1))
     two = Position(as_set(y), B, BinlogEnd("b.1", 9))
     assert one.contains(two) == (x >= y)
+
+
+def placed(x: frozenset[Gtid], part: Fingerprint | None = None) -> Position:
+    return Position(as_set(x), A, BinlogEnd("a.1", 1), None, part if part and part.gtid not in x else None)
+
+
+places = st.builds(placed, plain, st.none() | st.builds(Fingerprint, gtids, st.just(7), st.integers(1, 4)))
+EVENTS = range(4)
+
+
+def events(position: Position) -> frozenset[tuple[Gtid, int]]:
+    """What is before a position, where every transaction has four row events."""
+    part = position.partial
+    rest = {(part.gtid, e) for e in EVENTS if e < part.row_events} if part else set()
+    # One with all its events in part is not whole: it may have more.
+    return frozenset({(g, e) for g in members(position.gtids) for e in (*EVENTS, 4)} | rest)
+
+
+@given(places)
+def test_a_position_in_part_reads_back(x: Position) -> None:
+    assert Position.from_dict(x.to_dict()) == x
+    assert ("partial" in x.to_dict()) == (not x.whole), "a form of before has no such key"
+
+
+@given(places, places)
+def test_positions_contain_by_row_events(x: Position, y: Position) -> None:
+    assert x.contains(y) == (events(x) >= events(y))
+    assert x.is_at(y) == (events(x) == events(y))
+
+
+@given(places, gtids)
+def test_the_first_event_that_is_not_before(x: Position, gtid: Gtid) -> None:
+    missing = [e for e in (*EVENTS, 4) if (gtid, e) not in events(x)]
+    assert x.first_event(gtid) == (missing[0] if missing else None)
+
+
+@given(places, places)
+def test_a_union_has_what_either_has(x: Position, y: Position) -> None:
+    open_ = {p.gtid for p in (x.partial, y.partial) if p} - members(x.gtids.union(y.gtids))
+    if len(open_) > 1:
+        with pytest.raises(ValueError, match="both"):
+            x.union(y)
+    else:
+        assert events(x.union(y)) == events(x) | events(y)
+
+
+@given(places, places)
+def test_a_position_that_contains_another_reaches_farther(x: Position, y: Position) -> None:
+    assert not x.contains(y) or x.reach >= y.reach
+
+
+@pytest.mark.parametrize("part", [Fingerprint(Gtid(A, 3), 7, 2), Fingerprint(Gtid(A, 9), 7, 0)])
+def test_what_is_no_part(part: Fingerprint) -> None:
+    with pytest.raises(ValueError, match="in part"):
+        Position(GtidSet.parse(f"{A}:1-5"), A, BinlogEnd("a.1", 1), None, part)
