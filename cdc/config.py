@@ -192,6 +192,8 @@ class TableConfig(_Model):
     """upsert: the lake's table is the source's; append: every change is a row."""
     types: dict[str, Literal["boolean", "string"]] = Field(default_factory=dict)
     """Columns that become another type than their own: TINYINT `boolean`, anything `string`."""
+    exclude: tuple[str, ...] = ()
+    """Columns that are left out; not those of the primary key."""
 
     @field_validator("name")
     @classmethod
@@ -201,6 +203,14 @@ class TableConfig(_Model):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return name
+
+    @model_validator(mode="after")
+    def _check_exclude(self) -> TableConfig:
+        if len(set(self.exclude)) != len(self.exclude) or not all(self.exclude):
+            raise ValueError("exclude: each column's name once")
+        if both := sorted(set(self.exclude) & set(self.types)):
+            raise ValueError(f"column {both[0]} stands in types: and in exclude:")
+        return self
 
     @property
     def table(self) -> TableName:

@@ -195,7 +195,7 @@ def _name_of(entry: Any) -> str:
 
 
 def _entry(entry: TableConfig) -> Any:
-    if entry.mode == "upsert" and not entry.types:
+    if entry.mode == "upsert" and not entry.types and not entry.exclude:
         return entry.name
     made = CommentedMap({"name": entry.name})
     if entry.mode != "upsert":
@@ -203,6 +203,9 @@ def _entry(entry: TableConfig) -> Any:
     if entry.types:
         made["types"] = CommentedMap(entry.types)
         made["types"].fa.set_flow_style()
+    if entry.exclude:
+        made["exclude"] = CommentedSeq(entry.exclude)
+        made["exclude"].fa.set_flow_style()
     made.fa.set_flow_style()
     return made
 

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 
 from cdc.errors import TableStoppedError
 from cdc.names import quote_identifier
-from cdc.schema import Column, TableSchema
+from cdc.schema import UTF8, Column, TableSchema
 from cdc.source import canonical
 
 _INTEGER = re.compile(rb"-?[0-9]+")
@@ -53,26 +53,23 @@ def stopped(column: Column, reason: str, hint: str = "") -> TableStoppedError:
 
 
 def check(schema: TableSchema) -> None:
-    """Raise `TableStoppedError` for the first column that cannot be read as the lake should have it."""
-    known = set(schema.names)
-    for name in schema.overrides:
-        if name not in known:
-            raise TableStoppedError(
-                f"types: names column {name}, which does not exist", hint="correct the pipeline file"
-            )
-    if not schema.columns:
-        raise TableStoppedError("no column can be read")
+    """`TableSchema.check`."""
+    schema.check()
+
+
+_READ = frozenset(
+    {"decimal", "double", "text", "binary", "varbinary", "date", "datetime", "timestamp", "enum"} | set(_BITS)
+)
+
+
+def _check_cells(schema: TableSchema) -> None:
+    """Raise `TableStoppedError` for what has no cells here: the native decoder reads every type, this module not."""
+    schema.check()
     for column in schema.columns:
-        override = schema.overrides.get(column.name)
-        if override == "boolean" and column.type != "tinyint":
-            raise TableStoppedError(
-                f"column {column.name}: {column.type} cannot be read as boolean", hint="only TINYINT can"
-            )
-        if override == "string" and column.type == "decimal":
-            continue
-        if why := column.unsupported():
-            hint = f"types: {{{column.name}: string}} keeps it as text" if column.type == "decimal" else ""
-            raise TableStoppedError(why, hint=hint or "exclude the table, or change the column's type")
+        if column.type not in _READ:
+            raise stopped(column, f"{column.type} is not read here")
+        if column.type in ("text", "enum") and column.charset not in UTF8:
+            raise stopped(column, f"character set {column.charset} is not read here")
 
 
 def select_list(schema: TableSchema) -> str:
@@ -160,14 +157,14 @@ def build(schema: TableSchema, rows: Sequence[Sequence[object]]) -> pa.RecordBat
 
 def build_columns(schema: TableSchema, columns: Sequence[Sequence[object]]) -> pa.RecordBatch:
     """`build`, given a column's cells at a time."""
-    check(schema)
+    _check_cells(schema)
     arrays = [_from_cells(c, cells) for c, cells in zip(schema.columns, columns, strict=True)]
     return _batch(schema, arrays)
 
 
 def build_text(schema: TableSchema, columns: Sequence[Sequence[bytes | None]]) -> pa.RecordBatch:
     """The same as `build` over `from_text`, given a result set's columns (none at all for no rows)."""
-    check(schema)
+    _check_cells(schema)
     arrays = []
     for column, cells in zip(schema.columns, columns or ((),) * len(schema.columns), strict=True):
         array = _quickly(column, cells)
@@ -201,6 +198,8 @@ def _override(schema: TableSchema, column: Column, array: pa.Array[Any]) -> pa.A
                     f"remove {column.name} from types:, then resync the table",
                 )
             return array.cast(pa.bool_())
+    if pa.types.is_decimal256(array.type):
+        return canonical.texts(column, array)
     return array
 
 

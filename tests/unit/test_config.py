@@ -84,6 +84,8 @@ def test_a_formatted_duration_reads_back(seconds: float) -> None:
         ("tables: [a.b, {name: a.b}]\n", "`tables`: a.b stands there twice"),
         ("tables: [{name: a.b, mode: upsrt}]\n", "`tables.0.mode`: Input should be 'upsert' or 'append'"),
         ("tables: {a: b}\n", "`tables`"),
+        ("tables: [{name: a.b, exclude: [x, x]}]\n", "exclude: each column's name once"),
+        ("tables: [{name: a.b, exclude: [x], types: {x: string}}]\n", "column x stands in types: and in exclude:"),
         ("log_options: {sasl.password: hunter2}\n", "`sasl.password` holds a secret"),
         ("trace: clickhouse://u:hunter2@h:8123/d\n", "the URL holds a password"),
         ("trace: {url: 'clickhouse://u@h:8123/d', password: hunter2}\n", "a secret is a reference"),

@@ -114,10 +114,17 @@ def test_adding_keeps_comments_quotes_and_layout(tmp_path: Path) -> None:
     path = edited(tmp_path)
     path.chmod(0o640)
     made = pipelinefile.add(
-        path, [*entries("shop.items"), TableConfig(name="shop.x", mode="append", types={"a b": "string"})]
+        path,
+        [
+            *entries("shop.items"),
+            TableConfig(name="shop.x", mode="append", types={"a b": "string"}),
+            TableConfig(name="shop.y", exclude=("secret",)),
+        ],
     )
-    assert path.read_text() == EDITED + "- shop.items\n- {name: shop.x, mode: append, types: {a b: string}}\n"
-    assert [e.name for e in made.tables][-2:] == ["shop.items", "shop.x"]
+    assert path.read_text() == EDITED + (
+        "- shop.items\n- {name: shop.x, mode: append, types: {a b: string}}\n- {name: shop.y, exclude: [secret]}\n"
+    )
+    assert [e.name for e in made.tables][-3:] == ["shop.items", "shop.x", "shop.y"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert [p.name for p in tmp_path.iterdir()] == ["lakesync.yaml"]
 
