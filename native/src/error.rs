@@ -11,14 +11,18 @@ pub enum Error {
     Unsupported(String),
     /// One table cannot be read as it is described; the others can.
     Table(String),
+    /// The server answered with an error.
+    Server { code: u16, state: String, message: String },
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Error::Damaged(what) | Error::Unsupported(what) | Error::Table(what)) = self;
-        f.write_str(what)
+        match self {
+            Error::Damaged(what) | Error::Unsupported(what) | Error::Table(what) => f.write_str(what),
+            Error::Server { code, state, message } => write!(f, "error {code} ({state}): {message}"),
+        }
     }
 }
 
@@ -27,4 +31,22 @@ impl std::error::Error for Error {}
 /// A `Damaged` error.
 pub fn damaged<T>(what: impl Into<String>) -> Result<T> {
     Err(Error::Damaged(what.into()))
+}
+
+/// The error in the payload of an ERR packet (its first byte is 0xFF).
+pub fn of_packet(payload: &[u8]) -> Error {
+    let code = match payload {
+        [_, low, high, ..] => u16::from_le_bytes([*low, *high]),
+        _ => return Error::Damaged("an ERR packet without a code".into()),
+    };
+    let said = payload.get(3..).unwrap_or_default();
+    let (state, message) = match said.split_first() {
+        Some((b'#', rest)) if rest.len() >= 5 => rest.split_at(5),
+        _ => (&b"HY000"[..], said),
+    };
+    Error::Server {
+        code,
+        state: String::from_utf8_lossy(state).into_owned(),
+        message: String::from_utf8_lossy(message).into_owned(),
+    }
 }

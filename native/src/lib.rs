@@ -5,9 +5,14 @@
 #![allow(dead_code)] // until the decoder is whole
 
 pub mod charset;
+pub mod columns;
 pub mod cursor;
 pub mod error;
+#[cfg(feature = "python")]
+mod export;
+pub mod image;
 pub mod json;
 pub mod plan;
 #[cfg(feature = "python")]
 mod python;
+pub mod rowevent;
