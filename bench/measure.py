@@ -107,6 +107,18 @@ class Process:
         return "\n".join(self.errors.read_text(errors="replace").splitlines()[-20:])
 
 
+class measured:  # noqa: N801 - reads as a verb
+    """Prints the block's seconds and CPU seconds of this process, all its threads, as JSON."""
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic(), time.process_time()
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            wall_s, cpu_s = time.monotonic() - self._began[0], time.process_time() - self._began[1]
+            print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_s}))
+
+
 def _cpu_s(pid: int) -> float:
     """What a running process of this machine has used; 0 where that cannot be known."""
     try:

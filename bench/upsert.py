@@ -15,8 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bench.measure import FailedError, Process, Usage, medians
-from bench.peers import measured
+from bench.measure import FailedError, Process, Usage, measured, medians
 from bench.report import Table, thousands
 from bench.rows import SCHEMA, arrow
 from bench.setting import Setting

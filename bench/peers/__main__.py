@@ -1,11 +1,10 @@
-"""Peers, as programs of their own: `python -m bench.peers NAME …`. What one would write in an afternoon, with the same libraries.
+"""Scripts, as programs of their own: `python -m bench.peers NAME …`. What one would write in an afternoon, with the same libraries.
 
 None of them promises anything: no position is kept, a kill loses or repeats rows, a wide value is whatever the library makes of it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import sys
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pymysql
 from pymysql.cursors import SSCursor
 
+from bench.measure import measured
 from bench.rows import SCHEMA
 from bench.setting import DATABASE, PASSWORD, USER
 
@@ -132,18 +132,6 @@ def merge(folder: str, changes: str) -> None:
         every = {name: f"s.{name}" for name in columns}
         merger = merger.when_matched_update(every, "s.op = 'u'").when_not_matched_insert(every, "s.op = 'u'")
         merger.execute()
-
-
-class measured:  # noqa: N801 - reads as a verb
-    """Prints the block's seconds and CPU seconds of this process, all its threads, as JSON."""
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic(), time.process_time()
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
-            wall_s, cpu_s = time.monotonic() - self._began[0], time.process_time() - self._began[1]
-            print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_s}))
 
 
 PROGRAMS: dict[str, Callable[..., None]] = {p.__name__: p for p in (snapshot, replication, follow, merge)}
