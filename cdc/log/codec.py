@@ -1,7 +1,8 @@
 """The record format: a table's row changes as Arrow IPC streams, one a record.
 
 A record is one IPC stream of one batch. Its first six columns are `METADATA`, the rest are the source's columns in order; columns
-are told apart by place, since a source's column may have any name. The schema's metadata holds `lakesync.v` (`1`),
+are told apart by place, since a source's column may have any name. A last one, `_cdc_unfit` (`cdc.unfit`), is there if some row of
+the record has a value that its column's type cannot hold; it is the only map. The schema's metadata holds `lakesync.v` (`1`),
 `lakesync.schema` (hash of the table's schema) and `lakesync.gtids` (JSON list of the GTIDs that this record uses; `_txn`
 indexes it). Types are plain: no extension types, dictionaries, unions or views, so that any Arrow reads them. Pure: no I/O.
 """
@@ -16,6 +17,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cdc import unfit
 from cdc.errors import LogDamagedError, TableStoppedError
 from cdc.log.base import RECORD_LIMIT, RECORD_MAXIMUM
 
@@ -34,7 +36,7 @@ METADATA = pa.schema(
 """The first columns of every table's changes."""
 WIDTH = len(METADATA)
 COLUMN_LIMIT = 4096 + 64
-"""Columns of the source that a record may have: MySQL's own limit and room for ours. More is no record."""
+"""Columns behind those that a record may have: MySQL's own limit and room for ours. More is no record."""
 OP_LIMIT = 3
 """The largest `Op`."""
 NESTING_LIMIT = 8
@@ -43,11 +45,22 @@ NESTING_LIMIT = 8
 
 @dataclass(frozen=True)
 class Changes:
-    """Row changes of one table, of one record: `METADATA`'s columns, then the source's. `_txn` indexes `gtids`."""
+    """Row changes of one table, of one record: `METADATA`'s columns, the source's, `_cdc_unfit` if a row needs it. `_txn` indexes `gtids`."""
 
     batch: pa.RecordBatch
     gtids: tuple[str, ...]
     schema_hash: str
+
+    @property
+    def unfit(self) -> pa.Array[Any] | None:
+        """`_cdc_unfit`; None where all values fit."""
+        return self.batch.column(self.batch.num_columns - 1) if unfit.is_last(self.batch.schema) else None
+
+    @property
+    def types(self) -> list[pa.DataType]:
+        """Of the source's columns."""
+        types = self.batch.schema.types[WIDTH:]
+        return types if self.unfit is None else types[:-1]
 
     def gid(self, i: int) -> str:
         """The global ID of row `i`: `<gtid>/<event>.<row>`."""
@@ -55,18 +68,20 @@ class Changes:
         return f"{self.gtids[txn]}/{event}.{row}"
 
 
-def encode(changes: pa.RecordBatch, gtids: Sequence[str], schema_hash: str, limit: int = RECORD_LIMIT) -> list[bytes]:
+def encode(
+    changes: pa.RecordBatch, gtids: Sequence[str] | pa.StringArray, schema_hash: str, limit: int = RECORD_LIMIT
+) -> list[bytes]:
     """`changes` as records of at most `limit` bytes, in order; a single row may take more. No rows give no records.
 
-    `changes` has `METADATA`'s columns, with `_txn` an index into `gtids`, then the source's. Raises `TableStoppedError` for a row
-    that needs more than `RECORD_MAXIMUM` bytes, `ValueError` for columns that are not as described.
+    `changes` has `METADATA`'s columns, with `_txn` an index into `gtids`, the source's, and `_cdc_unfit` or not. Raises
+    `TableStoppedError` for a row that needs more than `RECORD_MAXIMUM` bytes, `ValueError` for columns that are not as described.
     """
     batch = _plain(changes)
     if batch.num_rows == 0:
         return []
-    names = pa.array(list(gtids), pa.string())
+    names = gtids if isinstance(gtids, pa.StringArray) else pa.array(gtids, pa.string())
     # A first guess, so that large batches are not encoded only to be thrown away; the loop below makes it exact.
-    guess = batch.nbytes + sum(map(len, gtids)) * 5 // 4
+    guess = batch.nbytes + names.nbytes * 5 // 4
     step = max(1, -(-batch.num_rows // max(1, -(-guess * 17 // 16 // limit))))
     todo = [(start, min(step, batch.num_rows - start)) for start in range(0, batch.num_rows, step)]
     todo.reverse()
@@ -103,6 +118,9 @@ class _FramingError(ValueError):
 
 
 def _encode(batch: pa.RecordBatch, names: pa.StringArray, schema_hash: str) -> bytes:
+    last = batch.num_columns - 1
+    if unfit.is_last(batch.schema) and not unfit.needed(batch.column(last)):
+        batch = batch.select(range(last))
     txn = batch.column(1)
     used = pc.unique(txn)
     columns = batch.columns
@@ -124,7 +142,8 @@ def _plain(changes: pa.RecordBatch) -> pa.RecordBatch:
     """`changes` as the format wants them: fields without metadata, plain types, no NULL in the first six columns."""
     _check_metadata(changes)
     columns, fields = list(changes.columns[:WIDTH]), list(METADATA)
-    for column, field in zip(changes.columns[WIDTH:], list(changes.schema)[WIDTH:], strict=True):
+    end = changes.num_columns - unfit.is_last(changes.schema)
+    for column, field in zip(changes.columns[WIDTH:end], list(changes.schema)[WIDTH:end], strict=True):
         if isinstance(column, pa.ExtensionArray):
             column = column.storage
         if isinstance(column, pa.DictionaryArray):
@@ -132,6 +151,9 @@ def _plain(changes: pa.RecordBatch) -> pa.RecordBatch:
         _check_type(column.type)
         columns.append(column)
         fields.append(pa.field(field.name, column.type, field.nullable))
+    for column in changes.columns[end:]:
+        columns.append(column.cast(unfit.TYPE))
+        fields.append(unfit.FIELD)
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 
@@ -143,7 +165,7 @@ def _decode(payload: bytes) -> Changes:
         metadata = reader.schema.metadata or {}
         if metadata.get(b"lakesync.v") != FORMAT:
             raise _FramingError("not a record of this format")
-        for column in reader.schema:
+        for column in list(reader.schema)[: len(reader.schema) - unfit.is_last(reader.schema)]:
             _check_type(column.type.storage_type if isinstance(column.type, pa.BaseExtensionType) else column.type)
         batches = iter(reader)
         batch = next(batches, None)
@@ -162,6 +184,8 @@ def _decode(payload: bytes) -> Changes:
         raise _FramingError("its GTIDs are not a list")
     if batch.num_rows == 0:
         raise _FramingError("no rows")
+    if unfit.is_last(batch.schema) and not unfit.needed(batch.column(batch.num_columns - 1)):
+        raise _FramingError(f"{unfit.NAME} without a value")
     for place, highest in ((0, OP_LIMIT), (1, len(gtids) - 1), (2, None), (3, None)):
         least, most = (pc.min_max(batch.column(place))[key].as_py() for key in ("min", "max"))
         if least < 0 or (highest is not None and most > highest):
@@ -201,8 +225,6 @@ def _check_type(found: pa.DataType, level: int = 0) -> None:
 
 def _inner(found: Any) -> list[pa.DataType]:
     """The types of which a nested type is made."""
-    if pa.types.is_map(found):
-        return [found.key_type, found.item_type]
     if pa.types.is_list(found) or pa.types.is_large_list(found):
         return [found.value_type]
     return [found.field(i).type for i in range(found.num_fields)] if pa.types.is_struct(found) else []

@@ -4,30 +4,33 @@ Terms of the ledger, in *changes* (one global ID is one change; the two halves o
 
     logged = superseded + duplicate + effective
 
-A change is a `duplicate` if its transaction is in `exclude` or another change has its global ID; `effective` if it decides what
+A change is a `duplicate` if it is before the position `exclude` or another change has its global ID; `effective` if it decides what
 becomes of a key, and a key change does if either half does; `superseded` otherwise. A key change of which both halves decide has two
 effects, so in effects (inserted, replaced, removed, absent): effective + key_changes = rows of `upserts` + rows of `deletes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cdc import unfit
 from cdc.epoch import Counts, Op
 from cdc.errors import LakeError, LogDamagedError
 from cdc.lake import FoldCounts, Folded
-from cdc.log.codec import WIDTH, Changes
-from cdc.position import Gtid, GtidSet
+from cdc.log.codec import Changes
+from cdc.position import Gtid, Position
 from cdc.schema import TableSchema
 
 OPERATIONS = ("insert", "update", "delete")
 """`_cdc_op` of an `append` table, by `Op`."""
 
+_UNFIT = "unfit"
+_NO_EVENT = 2**32
 _GID = ["gtid", "event", "row"]
 """Columns that name a change."""
 _ORDER = ["ts_ms", "order", "event", "row", "gtid"]
@@ -36,16 +39,16 @@ order total where a log that was replaced gave one `seq` twice."""
 
 
 class Appended(NamedTuple):
-    """Every change once, in commit order: the lake's columns of an `append` table."""
+    """Every change once, in commit order: the lake's columns of an `append` table, `_cdc_unfit` only if a row needs it."""
 
     rows: pa.Table
     counts: FoldCounts
 
 
-def fold(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet | None = None) -> Folded:
-    """The last change of every key, less the transactions in `exclude`.
+def fold(changes: Sequence[Changes], schema: TableSchema, exclude: Position | None = None) -> Folded:
+    """The last change of every key, less what is before `exclude`: of the transaction in part its first row events.
 
-    `upserts` has the lake's columns (the source's, `_cdc_ts_ms`, `_cdc_seq`), `deletes` the key's columns in the key's order; no key is
+    `upserts` has the lake's columns (the source's, `_cdc_ts_ms`, `_cdc_seq`, and `_cdc_unfit` if a row needs it), `deletes` the key's columns in the key's order; no key is
     twice in either, none in both. Keys are compared by their Arrow value, bytes and all. Raises `LakeError` for a NULL in a key's
     column or a table without a key, `LogDamagedError` for rows of another schema and for half a key change.
     """
@@ -81,11 +84,11 @@ def fold(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet | Non
     )
 
 
-def sequence(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet | None = None) -> Appended:
-    """Every change once, less the transactions in `exclude`, in commit order, for an `append` table.
+def sequence(changes: Sequence[Changes], schema: TableSchema, exclude: Position | None = None) -> Appended:
+    """Every change once, less what is before `exclude`, in commit order, for an `append` table.
 
     A change is one row: of an update the row after it, also where it changed the key. Columns: the source's, `_cdc_ts_ms`, `_cdc_seq`,
-    `_cdc_op` (insert, update, delete), `_cdc_gid`. Raises `LogDamagedError` for rows of another schema.
+    `_cdc_op` (insert, update, delete), `_cdc_gid`, and `_cdc_unfit` if a row needs it. Raises `LogDamagedError` for rows of another schema.
     """
     rows, logged = _gather(changes, schema, exclude)
     rows, distinct = _distinct(rows.filter(pc.invert(_is(rows, Op.MOVE_OUT))))
@@ -94,21 +97,21 @@ def sequence(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet |
     transaction: Any = names.take(rows.column("name").combine_chunks())
     gid = pc.binary_join_element_wise(pc.binary_join_element_wise(transaction, parts[0], "/"), parts[1], ".")
     op = pa.array(OPERATIONS, pa.string()).take(rows.column("op").combine_chunks())
-    table = _lake_rows(rows, schema).append_column("_cdc_op", op).append_column("_cdc_gid", gid)
+    table = _lake_rows(rows, schema, {"_cdc_op": op, "_cdc_gid": gid})
     return Appended(
         table,
         FoldCounts(logged=logged, superseded=0, duplicate=logged.changes - distinct, effective=distinct, key_changes=0),
     )
 
 
-def _gather(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet | None) -> tuple[pa.Table, Counts]:
-    """All changes that are not in `exclude` as one table, in the order given, and the count of all.
+def _gather(changes: Sequence[Changes], schema: TableSchema, exclude: Position | None) -> tuple[pa.Table, Counts]:
+    """All changes that are not before `exclude` as one table, in the order given, and the count of all.
 
     Columns by place, since a source's column may have any name: `op`, `gtid` (a number, the same for the same transaction), `name` (index
-    into all `gtids` in a row), `event`, `row`, `ts_ms`, `order`, then `c0`, `c1` … the source's.
+    into all `gtids` in a row), `event`, `row`, `ts_ms`, `order`, then `c0`, `c1` … the source's, and `unfit` if a record has it.
     """
     for one in changes:
-        if one.schema_hash != schema.hash or one.batch.schema.types[WIDTH:] != schema.arrow.types:
+        if one.schema_hash != schema.hash or one.types != schema.arrow.types:
             raise LogDamagedError(
                 f"rows under schema {one.schema_hash}, the table has {schema.hash}",
                 hint="`lakesync resync` the table",
@@ -116,9 +119,14 @@ def _gather(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet | 
     names = ["op", "txn", "event", "row", "ts_ms", "seq", *(f"c{i}" for i in range(len(schema.columns)))]
     types = [pa.int8(), pa.int32(), pa.int32(), pa.int32(), pa.int64(), pa.int64(), *schema.arrow.types]
     plain = pa.schema(list(zip(names, types, strict=True)))
-    rows = pa.Table.from_batches(
-        [pa.RecordBatch.from_arrays(one.batch.columns, schema=plain) for one in changes], plain
-    )
+    batches = [one.batch.columns for one in changes]
+    if any(one.unfit is not None for one in changes):
+        plain = plain.append(pa.field(_UNFIT, unfit.TYPE))
+        batches = [
+            columns if one.unfit is not None else [*columns, pa.nulls(one.batch.num_rows, unfit.TYPE)]
+            for one, columns in zip(changes, batches, strict=True)
+        ]
+    rows = pa.Table.from_batches([pa.RecordBatch.from_arrays(columns, schema=plain) for columns in batches], plain)
     logged = _logged(rows)
     starts = [0, *accumulate(len(one.gtids) for one in changes)]
     name: Any = pa.chunked_array(
@@ -134,10 +142,18 @@ def _gather(changes: Sequence[Changes], schema: TableSchema, exclude: GtidSet | 
         .append_column("order", order)
     )
     if exclude:
-        contained = pa.array([Gtid.parse(str(g)) in exclude for g in gtids.dictionary.to_pylist()], pa.bool_())
-        if contained.true_count:
-            rows = rows.filter(pc.invert(contained.take(rows.column("gtid").combine_chunks())))
+        rows = _after(rows, gtids.dictionary, exclude)
     return _sorted(rows, gtids.dictionary), logged
+
+
+def _after(rows: pa.Table, gtids: pa.Array[Any], position: Position) -> pa.Table:
+    """The rows that are not before the position."""
+    firsts = [position.first_event(Gtid.parse(str(gtid))) for gtid in gtids.to_pylist()]
+    if not any(first is None or first > 0 for first in firsts):
+        return rows
+    # All of a transaction is before the position: no row event has so high a number.
+    first: Any = pa.array([_NO_EVENT if first is None else first for first in firsts], pa.int64())
+    return rows.filter(pc.greater_equal(rows.column("event"), first.take(rows.column("gtid").combine_chunks())))
 
 
 def _logged(rows: pa.Table) -> Counts:
@@ -204,8 +220,15 @@ def _ranked(rows: pa.Table) -> pa.Table:
     return rows.append_column("rank", pa.arange(0, rows.num_rows))  # type: ignore[attr-defined]
 
 
-def _lake_rows(rows: pa.Table, schema: TableSchema) -> pa.Table:
-    fields = [*schema.arrow, pa.field("_cdc_ts_ms", pa.int64()), pa.field("_cdc_seq", pa.int64())]
-    columns = [rows.column(f"c{i}") for i in range(len(schema.columns))]
-    seq = pc.shift_right(rows.column("order"), 1)
-    return pa.table([*columns, rows.column("ts_ms"), seq], schema=pa.schema(fields))
+def _lake_rows(rows: pa.Table, schema: TableSchema, more: Mapping[str, Any] | None = None) -> pa.Table:
+    """The lake's columns: the source's, lakesync's two, `more`, and what does not fit if a row needs that."""
+    columns: dict[str, Any] = {
+        "_cdc_ts_ms": rows.column("ts_ms"),
+        "_cdc_seq": pc.shift_right(rows.column("order"), 1),
+        **(more or {}),
+    }
+    if _UNFIT in rows.column_names and unfit.needed(found := rows.column(_UNFIT)):
+        columns[unfit.NAME] = found
+    fields = [*schema.arrow, *(pa.field(name, column.type) for name, column in columns.items())]
+    source = [rows.column(f"c{i}") for i in range(len(schema.columns))]
+    return pa.table([*source, *columns.values()], schema=pa.schema(fields))

@@ -25,7 +25,7 @@ BATCH_BYTES = 128 * 1024 * 1024
 class _Batch:
     """What one commit will take: whole epochs, of which the first may be taken in part."""
 
-    exclude: GtidSet | None = None
+    exclude: Position | None = None
     touched: list[CommitRecord] = field(default_factory=list)
     changes: list[Changes] = field(default_factory=list)
     size: int = 0

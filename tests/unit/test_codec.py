@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdc import unfit
 from cdc.errors import LogDamagedError, TableStoppedError
 from cdc.log.base import RECORD_LIMIT, RECORD_MAXIMUM
 from cdc.log.codec import METADATA, Changes, decode, encode
@@ -105,12 +106,51 @@ def test_every_type_of_the_contract_comes_back() -> None:
         (pa.timestamp("us"), moment),
         (pa.timestamp("us", tz="UTC"), moment.replace(tzinfo=datetime.UTC)),
         (pa.list_(pa.float32()), [1.0, 2.0]),
-        (pa.map_(pa.string(), pa.string()), [("a", "b")]),
     ]
     source = [(pa.field(f"c{i}", kind), pa.array([value, None], kind)) for i, (kind, value) in enumerate(values)]
     batch = changes([0, 0], *source)
     (record,) = encode(batch, gtids(1), HASH)
     assert decode(record).batch.equals(batch)
+
+
+def unfit_(values: list[Any], kind: pa.DataType = unfit.TYPE) -> tuple[pa.Field[Any], pa.Array[Any]]:
+    return pa.field("_cdc_unfit", kind), pa.array(values, kind)
+
+
+def test_what_does_not_fit_stays_with_the_records_that_need_it() -> None:
+    rows = 300
+    values = [[("d", "0000-00-00"), ("t", "FF")] if i == 7 else None for i in range(rows)]
+    batch = changes(list(range(rows)), text(rows, 100), unfit_(values))
+    records = list(map(decode, encode(batch, gtids(rows), HASH, limit=20_000)))
+    assert len(records) > 2
+    assert [r.unfit is not None for r in records] == [True] + [False] * (len(records) - 1)
+    assert all(r.types == [pa.string()] for r in records)
+    found = records[0].unfit
+    assert found is not None
+    assert found.to_pylist() == values[: len(found)]
+
+
+def test_what_does_not_fit_has_one_type_and_one_place() -> None:
+    """Whatever its fields are called by who made it; and a source's column of that name is a source's column."""
+    foreign = pa.map_(pa.field("k", pa.string(), nullable=False), pa.field("v", pa.string()))
+    (record,) = encode(changes([0], text(1), unfit_([[("d", "x")]], foreign)), gtids(1), HASH)
+    assert decode(record).batch.schema.field("_cdc_unfit").equals(unfit.FIELD)
+    (record,) = encode(changes([0], unfit_(["a text"], pa.string())), gtids(1), HASH)
+    assert decode(record).unfit is None
+    assert decode(record).types == [pa.string()]
+    for column in (
+        unfit_([[("d", 1)]], pa.map_(pa.string(), pa.int64())),
+        (pa.field("m", unfit.TYPE), unfit_([[]])[1]),
+    ):
+        with pytest.raises(ValueError, match="a type that"):
+            encode(changes([0], column), gtids(1), HASH)
+    with pytest.raises(ValueError, match="a type that"):
+        encode(changes([0], unfit_([[("d", "x")]]), text(1)), gtids(1), HASH)
+
+
+def test_gtids_may_come_as_arrow_has_them() -> None:
+    batch = changes([0, 2], text(2))
+    assert encode(batch, pa.array(gtids(3)), HASH) == encode(batch, gtids(3), HASH)
 
 
 def test_a_slice_is_what_it_shows() -> None:
@@ -246,8 +286,10 @@ NEGATIVE = GOOD.set_column(2, METADATA.field(2), pa.array([0, -1], pa.int32()))
         (stream(changes([0] * 900, text(900, 90)), compression="zstd"), "claims more bytes than it has"),
         (stream(changes([0], (pa.field("v", pa.string_view()), pa.array(["x"], pa.string_view())))), "a type that"),
         (stream(GOOD) + b"x" * RECORD_MAXIMUM, "are possible"),
+        (stream(changes([0, 1], unfit_([None, None]))), "_cdc_unfit without a value"),
+        (stream(changes([0, 1], unfit_([None, [("a", "b")]]), text(2))), "a type that"),
     ],
-    ids=range(20),
+    ids=range(22),
 )
 def test_what_is_not_a_record_is_damaged(payload: bytes, reason: str) -> None:
     with pytest.raises(LogDamagedError, match=reason):
@@ -280,10 +322,10 @@ def test_changed_bytes_are_an_error_or_a_whole_batch() -> None:
         (pa.field("d", pa.decimal128(12, 2)), pa.array([decimal.Decimal("1.25")] * 5, pa.decimal128(12, 2))),
         (pa.field("l", pa.list_(pa.float32())), pa.array([[1.0]] * 5, pa.list_(pa.float32()))),
         (
-            pa.field("m", pa.map_(pa.string(), pa.string())),
-            pa.array([[("a", "b")]] * 5, pa.map_(pa.string(), pa.string())),
+            pa.field("b", pa.bool_()),
+            pa.array([True, None] * 2 + [False]),
         ),
-        (pa.field("b", pa.bool_()), pa.array([True, None] * 2 + [False])),
+        unfit_([[("a", "b")], None] * 2 + [[]]),
     ]
     (record,) = encode(changes([0, 0, 1, 1, 2], *source), gtids(3), HASH)
     seed = random.SystemRandom().randrange(2**32)

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -15,12 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdc import unfit
 from cdc.epoch import Counts, Op
 from cdc.errors import LakeError, LogDamagedError
 from cdc.lake import FoldCounts, Folded
+from cdc.lake.keys import KeyIndex
 from cdc.log.codec import METADATA, Changes
 from cdc.merge.fold import fold, sequence
-from cdc.position import Gtid, GtidSet
+from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet, Position
 from cdc.schema import Column, TableSchema
 
 SERVER = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
@@ -70,6 +73,10 @@ def one(seq: int, op: int, *values: Any, ts_ms: int | None = None) -> Row:
 def move(seq: int, old: tuple[Any, ...], new: tuple[Any, ...]) -> list[Row]:
     """An update that changes the key: both halves."""
     return [Row(op, gtid(seq), 0, 0, seq * 10, seq, values) for op, values in ((Op.MOVE_OUT, old), (Op.UPDATE, new))]
+
+
+def before(gtids: GtidSet, partial: Fingerprint | None = None) -> Position:
+    return Position(gtids, SERVER, BinlogEnd("binlog.000001", 4), None, partial)
 
 
 def upserts(folded: Folded) -> list[tuple[Any, ...]]:
@@ -163,7 +170,7 @@ def test_nothing_folds_to_nothing() -> None:
 
 def test_transactions_that_the_table_has_are_left_out_and_counted() -> None:
     rows = [one(1, Op.INSERT, 1, "a"), one(2, Op.UPDATE, 1, "b"), *move(3, (1, "b"), (2, "b"))]
-    folded = fold([changes(rows)], SCHEMA, GtidSet.parse(f"{SERVER}:1:3"))
+    folded = fold([changes(rows)], SCHEMA, before(GtidSet.parse(f"{SERVER}:1:3")))
     assert (upserts(folded), deletes(folded)) == ([(1, "b", 20, 2)], [])
     assert folded.counts == FoldCounts(Counts(1, 2, 0), superseded=0, duplicate=2, effective=1, key_changes=0)
 
@@ -311,14 +318,33 @@ def test_leaving_out_what_is_applied_equals_folding_the_rest(random_: random.Ran
     rows = [row for change in found for row in change]
     names = sorted({r.gtid for r in rows})
     applied = set(random_.sample(names, random_.randrange(len(names) + 1)))
-    exclude = GtidSet({})
+    gtids = GtidSet({})
     for name in applied:
-        exclude = exclude.add(Gtid.parse(name))
+        gtids = gtids.add(Gtid.parse(name))
+    exclude = before(gtids)
     rest = [r for r in rows if r.gtid not in applied]
     whole = fold(list(pieces(rows, random_, SCHEMA)), SCHEMA, exclude)
     part = fold(list(pieces(rest, random_, SCHEMA)), SCHEMA)
     assert same(whole, part)
     assert whole.counts.duplicate == sum(r.gtid in applied and r.op != Op.MOVE_OUT for r in rows)
+
+
+def test_of_a_transaction_in_part_its_first_row_events_are_left_out() -> None:
+    rows = [one(1, Op.INSERT, 1, "a")]
+    rows += [Row(Op.INSERT, gtid(2), e, r, 20, 10 * e + r, (10 * e + r, "b")) for e in range(2, 6) for r in range(2)]
+    rows += [Row(op, gtid(2), 6, 0, 20, 60, (v, "b")) for op, v in ((Op.MOVE_OUT, 20), (Op.UPDATE, 60))]
+    part = before(GtidSet.parse(gtid(1)), Fingerprint(Gtid(SERVER, 2), 20, 4))
+    for records in ([changes(rows)], [changes(rows[:4]), changes(rows[4:])]):
+        folded = fold(records, SCHEMA, part)
+        assert [row[0] for row in upserts(folded)] == [40, 41, 50, 51, 60]
+        assert deletes(folded) == [(20,)]
+        assert folded.counts.duplicate == 5
+        assert [g.rpartition(":")[2] for g in sequence(records, SCHEMA, part).rows.column("_cdc_gid").to_pylist()] == [
+            *(f"2/{e}.{r}" for e in (4, 5) for r in range(2)),
+            "2/6.0",
+        ]
+    all_of_it = before(GtidSet.parse(f"{SERVER}:1-2"))
+    assert fold([changes(rows)], SCHEMA, all_of_it).counts.effective == 0
 
 
 def test_every_order_of_a_few_changes() -> None:
@@ -332,6 +358,75 @@ def test_every_order_of_a_few_changes() -> None:
     assert (upserts(expected), deletes(expected)) == ([(1, "b", 40, 4)], [(2,)])
     for order in permutations(rows):
         assert same(fold([changes([r]) for r in order], SCHEMA), expected)
+
+
+# -- values that do not fit -----------------------------------------------------------------------------------------------
+
+
+def with_unfit(found: Changes, values: Sequence[Any]) -> Changes:
+    batch = found.batch.append_column(unfit.FIELD, pa.array(values, unfit.TYPE))
+    return Changes(batch, found.gtids, found.schema_hash)
+
+
+def test_what_does_not_fit_stays_with_its_row() -> None:
+    zero = [("name", "0000-00-00")]
+    plain = changes([one(1, Op.INSERT, 1, "a"), one(2, Op.INSERT, 2, "b")])
+    odd = with_unfit(changes([one(3, Op.UPDATE, 1, None), one(4, Op.INSERT, 3, "c")]), [zero, None])
+    for records in ([plain, odd], [odd, plain]):
+        folded = fold(records, SCHEMA)
+        assert folded.upserts.schema.names == ["id", "name", "_cdc_ts_ms", "_cdc_seq", "_cdc_unfit"]
+        assert upserts(folded) == [(2, "b", 20, 2, None), (1, None, 30, 3, zero), (3, "c", 40, 4, None)]
+        appended = sequence(records, SCHEMA).rows
+        assert appended.schema.names[-3:] == ["_cdc_op", "_cdc_gid", "_cdc_unfit"]
+        assert appended.column("_cdc_unfit").to_pylist() == [None, None, zero, None]
+        assert folded.deletes.schema.names == ["id"]
+
+
+def test_what_does_not_fit_and_is_superseded_brings_no_column() -> None:
+    odd = with_unfit(changes([one(1, Op.INSERT, 1, None)]), [[("name", "FF")]])
+    folded = fold([odd, changes([one(2, Op.UPDATE, 1, "b")])], SCHEMA)
+    assert folded.upserts.schema.names == ["id", "name", "_cdc_ts_ms", "_cdc_seq"]
+
+
+# -- keys of every type -----------------------------------------------------------------------------------------------
+
+TEXT = {"charset": "utf8mb4"}
+KEYS: list[tuple[Column, list[Any]]] = [
+    (Column("k", "float"), [0.0, -0.0, 1.5, -3.4028234663852886e38]),
+    (Column("k", "double"), [0.0, -0.0, 1.5, 5e-324]),
+    (Column("k", "bit", length=1), [False, True]),
+    (Column("k", "bit", length=12), [b"\x00\x00", b"\x00\x01", b"\x0f\xff"]),
+    (Column("k", "time"), [-3_020_399_000_000, 0, 3_020_399_999_999]),
+    (Column("k", "year"), [0, 1901, 2155]),
+    (Column("k", "enum", members=("a", "b"), **TEXT), ["", "a", "b"]),
+    (Column("k", "set", members=("a", "b"), **TEXT), ["", "a", "a,b"]),
+    (Column("k", "bigint", unsigned=True), [Decimal(0), Decimal(2**64 - 1)]),
+    (Column("k", "decimal", precision=10, scale=2), [Decimal("-1.10"), Decimal("1.10")]),
+    (Column("k", "decimal", precision=60), ["1" + "0" * 59, "-1"]),
+    (Column("k", "varbinary"), [b"", b"\x00", b"\x00\x00"]),
+    (Column("k", "text", **TEXT), ["", "a", "A", "a "]),
+    (Column("k", "date"), [date(1, 1, 1), date(9999, 12, 31)]),
+    (Column("k", "datetime"), [datetime(1, 1, 1), datetime(2024, 2, 29, 23, 59, 59, 999999)]),  # noqa: DTZ001
+    (Column("k", "timestamp"), [datetime(1970, 1, 1, tzinfo=UTC), datetime(2038, 1, 19, tzinfo=UTC)]),
+]
+
+
+@pytest.mark.parametrize(("column", "values"), KEYS, ids=lambda v: getattr(v, "type", ""))
+@pytest.mark.parametrize("composite", [False, True])
+def test_keys_of_every_type_are_told_apart_by_their_bytes(column: Column, values: list[Any], composite: bool) -> None:
+    schema = TableSchema((column, ID, NAME), ("k", "id") if composite else ("k",))
+    rows = [one(i, Op.INSERT, v, 7, f"{i}") for i, v in enumerate(values, 1)]
+    rows += [one(len(rows) + i, Op.UPDATE, v, 7, f"{i} again") for i, v in enumerate(values, 1)]
+    rows.append(one(len(rows) + 1, Op.DELETE, values[-1], 7, ""))
+    folded = fold([changes(rows, schema)], schema)
+    assert [r["name"] for r in folded.upserts.to_pylist()] == [f"{i} again" for i in range(1, len(values))]
+    values = pa.array(values, schema.arrow.field("k").type).to_pylist()
+    assert repr(folded.upserts.column("k").to_pylist()) == repr(values[:-1]), "bits, the sign of zero included"
+    assert repr(folded.deletes.column("k").to_pylist()) == repr(values[-1:])
+    index = KeyIndex(folded.upserts.select(list(schema.key)), "")
+    everything = pa.table({"k": pa.array(values, schema.arrow.field("k").type), "id": [7] * len(values)})
+    located = index.locate(everything.select(list(schema.key)))
+    assert located.to_pylist() == [*range(len(values) - 1), None]
 
 
 # -- append -----------------------------------------------------------------------------------------------------------
@@ -364,7 +459,7 @@ def test_append_needs_no_key_and_takes_nulls() -> None:
 
 def test_append_leaves_out_what_is_applied() -> None:
     appended = sequence(
-        [changes([one(1, Op.INSERT, 1, "a"), one(2, Op.INSERT, 2, "b")])], SCHEMA, GtidSet.parse(gtid(1))
+        [changes([one(1, Op.INSERT, 1, "a"), one(2, Op.INSERT, 2, "b")])], SCHEMA, before(GtidSet.parse(gtid(1)))
     )
     assert appended.rows.column("_cdc_gid").to_pylist() == [f"{gtid(2)}/0.0"]
     assert appended.counts.duplicate == 1
