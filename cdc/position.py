@@ -2,6 +2,10 @@
 
 A GTID set is no identity: after a RESET, or a restore, the same numbers name other transactions. So a position also holds
 the fingerprint of its last transaction, which capture compares on every connect.
+
+MySQL and MariaDB name transactions differently, and the two never mix. MySQL's `uuid:number` are sets with holes. MariaDB's
+`domain-server-number` are lines: in each domain the numbers grow (with `gtid_strict_mode`), whichever server writes, so the last
+transaction of a domain tells all that are before it.
 """
 
 from __future__ import annotations
@@ -13,28 +17,56 @@ from functools import total_ordering
 from typing import Any, NamedTuple
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_UUID_LENGTH = 36
 _TAG = re.compile(r"[a-z_][a-z0-9_]{0,31}")
+_MARIADB_GTID = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,20})")
 Intervals = tuple[tuple[int, int], ...]
 """Inclusive (first, last), ascending, neither touching nor overlapping."""
 
 
 class Gtid(NamedTuple):
-    """One transaction: `sid` is the originating server's UUID, with `:tag` behind it where the GTID is tagged."""
+    """One transaction: `sid` is the originating server's UUID, with `:tag` behind it where the GTID is tagged; `domain-server` on
+    MariaDB."""
 
     sid: str
     number: int
 
     @classmethod
     def parse(cls, text: str) -> Gtid:
-        """`uuid:number` or `uuid:tag:number`. Raises `ValueError`."""
+        """`uuid:number`, `uuid:tag:number`, or MariaDB's `domain-server-number`. Raises `ValueError`."""
+        if gtid := _mariadb(text.strip()):
+            return gtid
         sid, _, number = text.strip().lower().rpartition(":")
         uuid, _, tag = sid.partition(":")
         if not _UUID.fullmatch(uuid) or (tag and not _TAG.fullmatch(tag)) or not number.isdigit() or int(number) < 1:
             raise ValueError(f"not a GTID: {text!r}")
         return cls(sid, int(number))
 
+    @property
+    def is_mariadb(self) -> bool:
+        """Whether it is one of MariaDB's."""
+        return _is_line(self.sid)
+
     def __str__(self) -> str:
-        return f"{self.sid}:{self.number}"
+        return f"{self.sid}{'-' if self.is_mariadb else ':'}{self.number}"
+
+
+def _mariadb(text: str) -> Gtid | None:
+    """None for what is none of MariaDB's."""
+    if not (match := _MARIADB_GTID.fullmatch(text)):
+        return None
+    domain, server, number = map(int, match.groups())
+    if domain >> 32 or server >> 32 or not 1 <= number < 1 << 64:
+        return None
+    return Gtid(f"{domain}-{server}", number)
+
+
+def _is_line(sid: str) -> bool:
+    return len(sid) < _UUID_LENGTH
+
+
+def _domain(sid: str) -> str:
+    return sid.partition("-")[0]
 
 
 def _normal(intervals: Iterable[tuple[int, int]]) -> Intervals:
@@ -49,18 +81,23 @@ def _normal(intervals: Iterable[tuple[int, int]]) -> Intervals:
 
 @dataclass(frozen=True)
 class GtidSet:
-    """A set of transactions, immutable. `sids` maps each sid (uuid, or uuid:tag) to its intervals."""
+    """A set of transactions, immutable. `sids` maps each sid (uuid, or uuid:tag) to its intervals.
+
+    On MariaDB there is one sid (`domain-server`, of the last transaction) a domain with one interval, from 1 where it is a position.
+    Only `subtract` gives lines that begin later; their text does not tell.
+    """
 
     sids: Mapping[str, Intervals]
 
     @classmethod
     def parse(cls, text: str) -> GtidSet:
-        """MySQL's text form: `uuid:1-5:7:tag:1-3,uuid2:9`. Raises `ValueError`."""
+        """MySQL's text form, `uuid:1-5:7:tag:1-3,uuid2:9`, or MariaDB's, `0-1-100,1-1-5`. Raises `ValueError`."""
+        parts = [part for part in re.sub(r"\s+", "", text).split(",") if part]
+        if any(map(_MARIADB_GTID.fullmatch, parts)):
+            return cls._parse_lines(parts, text)
         found: dict[str, list[tuple[int, int]]] = {}
-        for part in re.sub(r"\s+", "", text).lower().split(","):
-            if not part:
-                continue
-            uuid, *rest = part.split(":")
+        for part in parts:
+            uuid, *rest = part.lower().split(":")
             if not _UUID.fullmatch(uuid) or not rest:
                 raise ValueError(f"not a GTID set: {text!r}")
             sid = uuid
@@ -74,8 +111,30 @@ class GtidSet:
                 found.setdefault(sid, []).append((int(match[1]), int(match[2] or match[1])))
         return cls({sid: _normal(found[sid]) for sid in sorted(found)})
 
+    @classmethod
+    def _parse_lines(cls, parts: Iterable[str], text: str) -> GtidSet:
+        found: dict[str, tuple[int, int]] = {}
+        for part in parts:
+            gtid = _mariadb(part)
+            if gtid is None or _domain(gtid.sid) in map(_domain, found):
+                raise ValueError(f"not a GTID set: {text!r}")
+            found[gtid.sid] = (1, gtid.number)
+        return cls(_in_order(found))
+
+    @property
+    def is_mariadb(self) -> bool:
+        """Whether it has transactions of MariaDB's."""
+        return _is_line(next(iter(self.sids), "-" * _UUID_LENGTH))
+
+    @property
+    def _lines(self) -> dict[str, tuple[str, int, int]]:
+        """Of MariaDB's: the sid of the last transaction, first and last number, by domain."""
+        return {_domain(sid): (sid, parts[0][0], parts[-1][1]) for sid, parts in self.sids.items()}
+
     def __str__(self) -> str:
-        """MySQL's text form, without spaces, sids in order: equal sets give equal texts."""
+        """The server's text form, without spaces, sids in order: equal sets give equal texts."""
+        if self.is_mariadb:
+            return ",".join(f"{sid}-{intervals[-1][1]}" for sid, intervals in self.sids.items())
         return ",".join(
             sid + "".join(f":{a}" if a == b else f":{a}-{b}" for a, b in intervals)
             for sid, intervals in self.sids.items()
@@ -85,26 +144,77 @@ class GtidSet:
         return bool(self.sids)
 
     def __contains__(self, gtid: Gtid) -> bool:
+        if self.is_mariadb and gtid.is_mariadb:
+            _, first, last = self._lines.get(_domain(gtid.sid), ("", 1, 0))
+            return first <= gtid.number <= last
         return any(a <= gtid.number <= b for a, b in self.sids.get(gtid.sid, ()))
 
     def __len__(self) -> int:
-        """The number of transactions."""
+        """The number of transactions; where MariaDB left numbers out, these too."""
         return sum(b - a + 1 for intervals in self.sids.values() for a, b in intervals)
 
     def __hash__(self) -> int:
         return hash(str(self))
 
     def add(self, gtid: Gtid) -> GtidSet:
-        """This set and `gtid`."""
+        """This set and `gtid`; on MariaDB also all before it in its domain."""
         return self.union(GtidSet({gtid.sid: ((gtid.number, gtid.number),)}))
 
+    def without(self, gtid: Gtid) -> GtidSet:
+        """What was there before `gtid`, the last one of its server, or of its domain on MariaDB, where it is the same server's number
+        before: it need not exist."""
+        if not self.is_mariadb or not gtid.is_mariadb:
+            return self.subtract(GtidSet({gtid.sid: ((gtid.number, gtid.number),)}))
+        lines = {sid: (1, last) for domain, (sid, _, last) in self._lines.items() if domain != _domain(gtid.sid)}
+        if gtid.number > 1:
+            lines[gtid.sid] = (1, gtid.number - 1)
+        return GtidSet(_in_order(lines))
+
+    def followed_by(self, gtids: Iterable[Gtid]) -> GtidSet:
+        """This set and the transactions `gtids`, in the log's order. Raises `ValueError` for one of MariaDB's whose number does not
+        grow in its domain: which transactions are before it could not be told (`gtid_strict_mode` is off there, or was)."""
+        gtids = list(gtids)
+        if not any(gtid.is_mariadb for gtid in gtids):
+            runs: dict[str, list[tuple[int, int]]] = {}
+            for gtid in gtids:
+                runs.setdefault(gtid.sid, []).append((gtid.number, gtid.number))
+            return self.union(GtidSet({sid: _normal(numbers) for sid, numbers in runs.items()}))
+        if not all(gtid.is_mariadb for gtid in gtids) or (self and not self.is_mariadb):
+            raise ValueError(_MIXED)
+        lines = self._lines
+        for gtid in gtids:
+            domain = _domain(gtid.sid)
+            sid, _, last = lines.get(domain, (gtid.sid, 1, 0))
+            if gtid.number <= last:
+                raise ValueError(f"{gtid} comes after {sid}-{last}: the numbers of a domain must grow")
+            lines[domain] = (gtid.sid, 1, gtid.number)
+        return GtidSet(_in_order({sid: (1, last) for sid, _, last in lines.values()}))
+
+    def _kinds_differ(self, other: GtidSet) -> bool:
+        return bool(self) and bool(other) and self.is_mariadb != other.is_mariadb
+
     def union(self, other: GtidSet) -> GtidSet:
-        """What is in either."""
+        """What is in either. Raises `ValueError` for one of MySQL's and one of MariaDB's."""
+        if self._kinds_differ(other):
+            raise ValueError(_MIXED)
+        if self.is_mariadb or other.is_mariadb:
+            last: dict[str, tuple[int, str]] = {}
+            for lines in (self._lines, other._lines):
+                for domain, (sid, _, number) in lines.items():
+                    last[domain] = max(last.get(domain, (0, "")), (number, sid))
+            return GtidSet(_in_order({sid: (1, number) for number, sid in last.values()}))
         sids = sorted({*self.sids, *other.sids})
         return GtidSet({sid: _normal((*self.sids.get(sid, ()), *other.sids.get(sid, ()))) for sid in sids})
 
     def subtract(self, other: GtidSet) -> GtidSet:
-        """What is in this one only."""
+        """What is in this one only: on MariaDB what is behind `other` in each domain, whichever server wrote it."""
+        if self.is_mariadb and other.is_mariadb:
+            lines = other._lines
+            rest_of = {
+                sid: (max(first, lines[domain][2] + 1) if domain in lines else first, last)
+                for domain, (sid, first, last) in self._lines.items()
+            }
+            return GtidSet(_in_order({sid: line for sid, line in rest_of.items() if line[0] <= line[1]}))
         left: dict[str, Intervals] = {}
         for sid, intervals in self.sids.items():
             rest = list(intervals)
@@ -125,11 +235,26 @@ class GtidSet:
 
     def intersection(self, other: GtidSet) -> GtidSet:
         """What is in both."""
+        if self.is_mariadb and other.is_mariadb:
+            lines = other._lines
+            both = {
+                min((last, sid), (lines[domain][2], lines[domain][0]))
+                for domain, (sid, _, last) in self._lines.items()
+                if domain in lines
+            }
+            return GtidSet(_in_order({sid: (1, last) for last, sid in both}))
         return self.subtract(self.subtract(other))
 
     def contains(self, other: GtidSet) -> bool:
         """Whether all of `other` is in this one."""
         return not other.subtract(self)
+
+
+_MIXED = "MySQL's and MariaDB's GTIDs have nothing to do with each other"
+
+
+def _in_order(lines: Mapping[str, tuple[int, int]]) -> dict[str, Intervals]:
+    return {sid: (lines[sid],) for sid in sorted(lines, key=lambda s: tuple(map(int, s.split("-"))))}
 
 
 class Fingerprint(NamedTuple):
