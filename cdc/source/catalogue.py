@@ -53,6 +53,9 @@ _TYPES = {
 }
 """`information_schema`'s DATA_TYPE as `Column.type`, where they differ."""
 
+_LOGGED = {"uuid": ("binary", 16), "inet6": ("binary", 16), "inet4": ("binary", 4), "vector": ("varbinary", 0)}
+"""Types of which MariaDB's binary log says only how they are stored."""
+_COMPRESSED = re.compile(r"/\*M?!\d+ COMPRESSED\*/$", re.IGNORECASE)
 _SIGNED = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "double", "float"})
 _ESCAPES = {"0": "\0", "n": "\n", "r": "\r", "\\": "\\"}
 
@@ -110,16 +113,20 @@ def parse_members(column_type: str) -> tuple[str, ...]:
 def make_column(
     name: str, data_type: str, column_type: str, octets: int, precision: int, scale: int, fraction: int, charset: str
 ) -> Column:
-    """One row of `information_schema.COLUMNS`, NULLs as 0 and empty."""
+    """One row of `information_schema.COLUMNS`, NULLs as 0 and empty. A column that MariaDB compresses has a type of its own."""
     kind = _TYPES.get(data_type, data_type)
+    if _COMPRESSED.search(column_type):
+        kind = f"compressed {data_type}"
+    if kind in ("enum", "set"):
+        charset = charset or "binary"  # MySQL has no name for that
     return Column(
         name,
         kind,
         unsigned=kind in _SIGNED and "unsigned" in column_type,
-        length=octets if kind == "binary" else 0,
+        length=octets if kind == "binary" else precision if kind == "bit" else 0,
         precision=precision if kind == "decimal" else 0,
         scale=scale if kind == "decimal" else fraction if kind in ("datetime", "timestamp", "time") else 0,
-        charset={"utf8": "utf8mb3"}.get(charset, charset) if kind in ("text", "enum") else "",
+        charset={"utf8": "utf8mb3"}.get(charset, charset) if kind in ("text", "enum", "set") else "",
         members=parse_members(column_type) if kind in ("enum", "set") else (),
     )
 
@@ -161,13 +168,66 @@ def may_select(connection: Connection[Any], table: TableName) -> bool:
     return True
 
 
+def as_configured(found: TableSchema, entry: TableConfig) -> TableSchema:
+    """A table's schema with what the pipeline file says of its columns. Raises `TableStoppedError` for excluded columns that do not
+    exist, or are the key's. Pure."""
+    if strange := sorted(set(entry.exclude) - set(found.names)):
+        raise TableStoppedError(
+            f"exclude: names column {strange[0]}, which does not exist", hint="correct the pipeline file"
+        )
+    return found.without(entry.exclude).with_overrides(entry.types)
+
+
 def as_catalogued(schema: TableSchema) -> TableSchema:
-    """A schema of the binary log as `information_schema` would tell it: there, characters beyond U+FFFF in ENUM members are `?` (so are
-    they in SHOW CREATE TABLE). Compare this with what `read_schema` gave; values are right either way. Pure."""
+    """A schema of the binary log as `information_schema` would tell it: there, characters beyond U+FFFF in ENUM and SET members are `?`
+    (so are they in SHOW CREATE TABLE). Compare this with what `read_schema` gave; values are right either way. Pure."""
     columns = tuple(
         replace(c, members=tuple(_BEYOND.sub("?", m) for m in c.members)) if c.members else c for c in schema.columns
     )
-    return TableSchema(columns, schema.key, schema.overrides)
+    return replace(schema, columns=columns)
+
+
+def as_followed(captured: TableSchema, found: TableSchema) -> TableSchema:
+    """A schema of the binary log, with what only `information_schema` knows taken from the schema of the captured table: excluded
+    columns, overrides, the types that MariaDB's log does not name (UUID, INET4, INET6, VECTOR). Pure.
+
+    Where `difference` finds none, it is the captured table's, with ENUM and SET members as they really are.
+    """
+    known = {_as_logged(c): c for c in captured.columns if c.type in _LOGGED}
+    columns = tuple(known.get(c, c) for c in found.columns if c.name not in captured.exclude)
+    return TableSchema(columns, found.key, captured.overrides, captured.exclude)
+
+
+def _as_logged(column: Column) -> Column:
+    kind, length = _LOGGED[column.type]
+    return replace(column, type=kind, length=length)
+
+
+def difference(captured: TableSchema, found: TableSchema) -> str:
+    """What differs between a captured table and what `information_schema` or the binary log says of it now, in words; empty if the
+    columns that are kept, and the key, are the same. Pure."""
+    found = as_catalogued(as_followed(captured, found))
+    captured = as_catalogued(captured)
+    before = {c.name: c for c in captured.columns}
+    after = {c.name: c for c in found.columns}
+    said = [f"column {name} is gone" for name in before if name not in after]
+    said += [f"column {name} is new" for name in after if name not in before]
+    said += [
+        f"column {name} is {_describe(after[name])}, was {_describe(column)}"
+        for name, column in before.items()
+        if name in after and after[name] != column
+    ]
+    if not said and captured.names != found.names:
+        said.append("the columns' order changed")
+    if captured.key != found.key:
+        said.append(f"the key is ({', '.join(found.key)}), was ({', '.join(captured.key)})")
+    return "; ".join(said)
+
+
+def _describe(column: Column) -> str:
+    parts = [f"{k} {v}" for k, v in column.to_dict().items() if k not in ("name", "type", "members")]
+    parts += [f"{len(column.members)} members"] if column.members else []
+    return f"{column.type} ({', '.join(parts)})" if parts else column.type
 
 
 def tables(connection: Connection[Any]) -> list[TableInfo]:

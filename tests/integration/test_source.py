@@ -389,6 +389,7 @@ def test_every_column_is_read_as_it_is(mysql: MySQLServer, schema: str) -> None:
         m BINARY(16), n VARBINARY(3), o TINYBLOB, p DATE, q DATETIME, r DATETIME(3), s TIMESTAMP(6) NULL,
         t ENUM('a','b''c','d\\\\e','x\\ny','r\\rs','nul\\0z','é','comma,x','') , u INT AS (c + 1) VIRTUAL, v INT AS (c + 2) STORED,
         w INT INVISIBLE, x JSON, y SET('x','y'), z TIME(2), aa YEAR, ab BIT(3), ac FLOAT, ad POINT, ae TEXT CHARACTER SET latin1, af BOOL,
+        ag BIT, ah GEOMETRYCOLLECTION, ai VECTOR(5), aj SET('é','b') CHARACTER SET gbk, ak ENUM('x') CHARACTER SET binary, al FLOAT UNSIGNED,
         `ä ``x` INT, PRIMARY KEY (`ä ``x`, e), KEY ((c * 2))) CHARACTER SET utf8mb4"""
     )
     with closing(connect(root(mysql), purpose="test")) as connection:
@@ -420,14 +421,20 @@ def test_every_column_is_read_as_it_is(mysql: MySQLServer, schema: str) -> None:
         Column("v", "int"),
         Column("w", "int"),
         Column("x", "json"),
-        Column("y", "set", members=("x", "y")),
+        Column("y", "set", charset="utf8mb4", members=("x", "y")),
         Column("z", "time", scale=2),
         Column("aa", "year"),
-        Column("ab", "bit"),
+        Column("ab", "bit", length=3),
         Column("ac", "float"),
         Column("ad", "geometry"),
         Column("ae", "text", charset="latin1"),
         Column("af", "tinyint"),
+        Column("ag", "bit", length=1),
+        Column("ah", "geometry"),
+        Column("ai", "vector"),
+        Column("aj", "set", charset="gbk", members=("é", "b")),
+        Column("ak", "enum", charset="binary", members=("x",)),
+        Column("al", "float", unsigned=True),
         Column("ä `x", "int"),
     )
     assert found.columns == expected
