@@ -8,10 +8,20 @@ what the override `string` makes of a column.
 | integers | decimal digits, no leading zeros |
 | decimal | all digits of the scale: `-0.50` |
 | double | as MySQL's JSON has it: the fewest digits that give the same double, `1.0`, `1e15`, `1e-16`; `-0.0` is not `0.0` |
-| texts, ENUM | themselves, in UTF-8 |
+| float | that of the same number as double |
+| bit | BIT(1): `0`, `1`; else hexadecimal digits, upper case, of its bytes |
+| texts, ENUM, SET | themselves, in UTF-8 |
+| JSON | MySQL's own text of it |
 | BINARY, VARBINARY, BLOBs | hexadecimal digits, upper case |
+| geometry, vector | likewise, as the server stores them: SRID and WKB; floats, little-endian |
 | date | `YYYY-MM-DD` |
 | datetime, timestamp | `YYYY-MM-DD HH:MM:SS.ffffff`; timestamp in UTC |
+| time | `HH:MM:SS.ffffff`, with a sign if negative, three digits of hours where it needs them |
+| year | decimal digits; `0` for 0000 |
+| uuid, inet4, inet6 | as MariaDB prints them |
+
+A value that the lake's type cannot hold has a text too, which the lake keeps in `_cdc_unfit`: a date that does not exist, such as
+`0000-00-00 00:00:00.000000`, in the form of its type; of a text that its character set cannot decode, the hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -19,6 +29,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,18 +40,31 @@ _FIXED_DIGITS = 15
 """MySQL prints a double without an exponent while its decimal point is not further than this from the first digit."""
 
 
-def expression(column: Column) -> str:
-    """A SELECT expression that gives the text of a column that can be read; NULL stays NULL. The session's time zone must be UTC."""
+def expression(column: Column, *, mariadb: bool = False) -> str:
+    """A SELECT expression that gives the text of a column; NULL stays NULL. The session's time zone must be UTC."""
     name = quote_identifier(column.name)
     match column.type:
-        case "text" | "enum":
+        case "text" | "enum" | "set":
+            return _text(name) if column.charset not in ("utf8mb4", "utf8mb3") else f"CONVERT({name} USING utf8mb4)"
+        case "json":
             return f"CONVERT({name} USING utf8mb4)"
-        case "binary" | "varbinary":
+        case "binary" | "varbinary" | "geometry" | "vector":
             return f"HEX({name})"
+        case "bit" if column.length > 1:
+            # HEX of a number has no leading zeros.
+            return f"LPAD(HEX({name} + 0), {(column.length + 7) // 8 * 2}, '0')"
         case "datetime" | "timestamp":
-            return f"CAST(CAST({name} AS DATETIME(6)) AS CHAR)"
-        case "date":
+            # CAST to another precision gives NULL for dates that do not exist.
+            text = f"CAST({name} AS CHAR)" if column.scale else f"CONCAT({name}, '.')"
+            return f"RPAD({text}, 26, '0')"
+        case "time":
+            return f"CAST(CAST({name} AS TIME(6)) AS CHAR)"
+        case "date" | "uuid" | "inet4" | "inet6":
             return f"CAST({name} AS CHAR)"
+        case "float" | "double" if mariadb:
+            return _mariadb_double(f"CAST({name} AS DOUBLE)")
+        case "float":
+            return f"CAST(CAST(CAST({name} AS DOUBLE) AS JSON) AS CHAR)"
         case "double":
             # Every other way to a text cuts digits off where there are many: CAST of an expression after 22 characters.
             return f"CAST(CAST({name} AS JSON) AS CHAR)"
@@ -49,8 +73,31 @@ def expression(column: Column) -> str:
             return f"CAST({name} + 0 AS CHAR)"
 
 
-def texts(column: Column, array: pa.Array[Any]) -> pa.Array[Any]:
-    """The texts of `array`, which has the column's Arrow type, or what an override made of it; NULL stays NULL."""
+def _text(name: str) -> str:
+    # The server puts a `?` in the place of what it cannot convert: if there are more of them now, the bytes are the text.
+    text = f"CONVERT({name} USING utf8mb4)"
+    marks, before = (f"CHAR_LENGTH({t}) - CHAR_LENGTH(REPLACE({t}, '?', ''))" for t in (text, name))
+    return f"IF(LOCATE('?', {text}) > 0 AND {marks} <> {before}, HEX({name}), {text})"
+
+
+def _mariadb_double(number: str) -> str:
+    # MariaDB prints the same digits, but neither a zero's sign nor `.0`.
+    text = f"CAST({number} AS CHAR)"
+    zero = f"IF(ATAN2({number}, -1) < 0, '-0.0', '0.0')"
+    return f"CASE WHEN {number} = 0 THEN {zero} WHEN {text} REGEXP '[.e]' THEN {text} ELSE CONCAT({text}, '.0') END"
+
+
+def texts(column: Column, array: pa.Array[Any], unfit: pa.Array[Any] | None = None) -> pa.Array[Any]:
+    """The texts of `array`, which has the column's Arrow type, or what an override made of it; NULL stays NULL, unless `unfit`, the
+    same rows' `_cdc_unfit` (a map of strings by column name), has a text for the column."""
+    found = _texts(column, array)
+    if unfit is None or not found.null_count or unfit.null_count == len(unfit):
+        return found
+    kept: Any = pc.map_lookup(unfit, column.name, "first")
+    return pc.coalesce(found, kept.cast(pa.string()))
+
+
+def _texts(column: Column, array: pa.Array[Any]) -> pa.Array[Any]:
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return array.cast(pa.string())
@@ -59,9 +106,13 @@ def texts(column: Column, array: pa.Array[Any]) -> pa.Array[Any]:
     if pa.types.is_timestamp(kind):
         return array.cast(pa.timestamp("us")).cast(pa.string())
     if pa.types.is_floating(kind):
-        return _each(array, double_text)
+        return _each(array.cast(pa.float64()), double_text)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return _each(array, lambda value: value.hex().upper())
+    if pa.types.is_list(kind):
+        return _each(array, lambda value: np.array(value, "<f4").tobytes().hex().upper())
+    if column.type == "time":
+        return _each(array, time_text)
     text = array.cast(pa.string())
     # Arrow writes small decimals with an exponent.
     if column.scale > 6 and pa.types.is_decimal(kind) and pc.any(pc.match_substring(text, "E")).as_py():
@@ -71,6 +122,14 @@ def texts(column: Column, array: pa.Array[Any]) -> pa.Array[Any]:
 
 def _each(array: pa.Array[Any], function: Any) -> pa.Array[Any]:
     return pa.array([None if v is None else function(v) for v in array.to_pylist()], pa.string())
+
+
+def time_text(micros: int) -> str:
+    """A TIME of so many microseconds."""
+    seconds, fraction = divmod(abs(micros), 1_000_000)
+    minutes, second = divmod(seconds, 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{'-' if micros < 0 else ''}{hour:02}:{minute:02}:{second:02}.{fraction:06}"
 
 
 def decimal_text(value: Decimal) -> str:

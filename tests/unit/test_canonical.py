@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.schema import Column
+from cdc.schema import TYPES, Column
 from cdc.source import canonical
 
 
@@ -76,12 +76,43 @@ def test_decimals_have_all_digits_of_their_scale(value: Decimal) -> None:
         (pa.array([1], pa.timestamp("us", tz="UTC")), Column("c", "timestamp"), ["1970-01-01 00:00:00.000001"]),
         (pa.array([True, False, None]), Column("c", "tinyint"), ["1", "0", None]),
         (pa.array(["1.50"]), Column("c", "decimal", precision=65, scale=2), ["1.50"]),
+        (pa.array([0.1, -0.0], pa.float32()), Column("c", "float"), ["0.10000000149011612", "-0.0"]),
+        (pa.array([b"\x01\xff", None], pa.binary()), Column("c", "bit", length=10), ["01FF", None]),
+        (
+            pa.array([0, -1, 362_439_000_001], pa.int64()),
+            Column("c", "time"),
+            ["00:00:00.000000", "-00:00:00.000001", "100:40:39.000001"],
+        ),
+        (pa.array([-3_020_399_999_999]), Column("c", "time", scale=6), ["-838:59:59.999999"]),
+        (pa.array([0, 2155], pa.int16()), Column("c", "year"), ["0", "2155"]),
+        (
+            pa.array([[1.0, 2.5, -0.1], None], pa.list_(pa.float32())),
+            Column("c", "vector"),
+            ["0000803F00002040CDCCCCBD", None],
+        ),
+        (pa.array([""]), Column("c", "set", charset="utf8mb4", members=("a",)), [""]),
     ],
 )
 def test_arrays_as_the_lake_has_them(array: pa.Array, column: Column, texts: list[str | None]) -> None:  # type: ignore[type-arg]
     assert canonical.texts(column, array).to_pylist() == texts
 
 
-def test_expressions_quote_the_column() -> None:
-    for kind in ("int", "decimal", "double", "text", "binary", "date", "datetime"):
-        assert "`a``b`" in canonical.expression(Column("a`b", kind))
+def test_what_does_not_fit_is_where_the_value_is_not() -> None:
+    column = Column("d", "date")
+    array = pa.array([None, datetime.date(1, 1, 1), None, None])
+    unfit = pa.array(
+        [{"d": "0000-00-00"}, None, {"e": "x", "d": "2024-02-31"}, {"e": "y"}], pa.map_(pa.string(), pa.string())
+    )
+    expected = ["0000-00-00", "0001-01-01", "2024-02-31", None]
+    assert canonical.texts(column, array, unfit).to_pylist() == expected
+    assert canonical.texts(column, array).to_pylist() == [None, "0001-01-01", None, None]
+    assert canonical.texts(Column("e", "date"), array, unfit).to_pylist() == [None, "0001-01-01", "x", "y"]
+    nothing = pa.nulls(4, unfit.type)
+    assert canonical.texts(column, array, nothing).to_pylist() == [None, "0001-01-01", None, None]
+
+
+@pytest.mark.parametrize("mariadb", [False, True])
+@pytest.mark.parametrize("kind", sorted(TYPES))
+def test_expressions_quote_the_column(kind: str, mariadb: bool) -> None:
+    column = Column("a`b", kind, length=9, precision=10, charset="gbk")
+    assert "`a``b`" in canonical.expression(column, mariadb=mariadb)
