@@ -5,12 +5,14 @@ None of them promises anything: no position is kept, a kill loses or repeats row
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ import pymysql
 from pymysql.cursors import SSCursor
 
 from bench.measure import measured
+from bench.recording import COM_BINLOG_DUMP_GTID, payloads
 from bench.rows import SCHEMA
 from bench.setting import DATABASE, PASSWORD, USER
 
@@ -87,6 +90,56 @@ def _changes(port: int, table: str, before: str, after: str = "") -> Iterator[tu
     stream.close()
 
 
+def recorded(port: str, file: str, table: str, rows: str) -> None:
+    """Decode a recording of `bench.recording` from memory, at least so many row changes; prints what it took and sums of what it read.
+
+    The library's reader talks to the server, but for the stream itself: its connection's packets are the recording's.
+    """
+    from pymysql.protocol import MysqlPacket
+    from pymysqlreplication import BinLogStreamReader
+    from pymysqlreplication.row_event import UpdateRowsEvent, WriteRowsEvent
+
+    connection: Any = pymysql.connections.Connection
+    packets = list(payloads(Path(file).read_bytes()))
+    wanted = int(rows)
+
+    class Recorded(connection):  # type: ignore[misc]
+        source: Iterator[bytes] | None = None
+
+        def _write_bytes(self, data: bytes) -> None:
+            if data[4] == COM_BINLOG_DUMP_GTID:
+                self.source = iter(packets)
+            else:
+                super()._write_bytes(data)
+
+        def _read_packet(self, packet_type: Any = MysqlPacket) -> Any:
+            if self.source is None:
+                return super()._read_packet(packet_type)
+            return packet_type(next(self.source), self.encoding)
+
+    stream = BinLogStreamReader(
+        connection_settings={"host": "127.0.0.1", "port": int(port), "user": USER, "passwd": PASSWORD},
+        pymysql_wrapper=Recorded,
+        server_id=4242,
+        auto_position="00000000-0000-0000-0000-000000000001:1",
+        only_schemas=[DATABASE],
+        only_tables=[table],
+        only_events=[WriteRowsEvent, UpdateRowsEvent],
+        verify_checksum=True,
+    )
+    found: list[dict[str, Any]] = []
+    with measured():
+        for event in stream:
+            found += event.rows
+            if len(found) >= wanted:
+                break
+    stream.close()
+    first = [row.get("after_values") or row["values"] for row in found[:wanted]]
+    sums = [str(sum(row[name] for row in first)) for name in ("change_no", "amount")]
+    sums.append(str(sum(len(row["name"]) for row in first)))
+    print(json.dumps({"changes": len(found), "ids": sum(row["id"] for row in first), "sums": sums}))
+
+
 def follow(port: str, table: str, before: str, folder: str) -> None:
     """Follow a table's inserts and updates into a Delta table that is there, with one MERGE a second, for ever."""
     import deltalake
@@ -134,7 +187,7 @@ def merge(folder: str, changes: str) -> None:
         merger.execute()
 
 
-PROGRAMS: dict[str, Callable[..., None]] = {p.__name__: p for p in (snapshot, replication, follow, merge)}
+PROGRAMS: dict[str, Callable[..., None]] = {p.__name__: p for p in (snapshot, replication, recorded, follow, merge)}
 
 if __name__ == "__main__":
     PROGRAMS[sys.argv[1]](*map(str, sys.argv[2:]))
