@@ -141,11 +141,9 @@ class SourceConfig(_Model):
     def _check_url(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("mysql", "mariadb") or not parts.hostname or not parts.username:
-            raise ValueError("write mysql://user@host:3306")
+            raise ValueError("write mysql://user@host:3306 (or mariadb://)")
         if parts.password is not None:
             raise ValueError(_LOGIN_IN_URL)
-        if parts.scheme == "mariadb":
-            raise ValueError("MariaDB is not supported by this version")
         return url
 
     @field_validator("password")
@@ -237,6 +235,8 @@ class CaptureConfig(_Model):
     """An epoch is written at the latest this long after its first transaction."""
     epoch_size: Size = 8 * 1024**2
     """… or once its transactions have this size in the binary log."""
+    part_size: Size = 64 * 1024**2
+    """A transaction whose rows take more memory than this is written in parts, each an epoch."""
     idle: Duration = 1.0
     """How often an epoch without rows may be written, when only the position moved."""
     look_back: Duration = 3.0

@@ -279,6 +279,10 @@ class BinlogEnd:
         base, _, number = self.file.rpartition(".")
         return base, int(number or 0), self.offset
 
+    def same_log(self, other: BinlogEnd) -> bool:
+        """Whether the two have an order: their files have one base name."""
+        return self._key[0] == other._key[0]
+
     def __lt__(self, other: BinlogEnd) -> bool:
         mine, theirs = self._key, other._key
         if mine[0] != theirs[0]:

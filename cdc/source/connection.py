@@ -1,4 +1,4 @@
-"""Connections to MySQL: made one way, with a session that does not depend on the server's settings, and errors with a way out.
+"""Connections to MySQL and MariaDB: made one way, with a session that does not depend on the server's settings, and errors with a way out.
 
 Beside PyMySQL's cursors, which turn values into Python's, `raw_cursor` gives a result set as the bytes that the server sent:
 exact (zero dates stay what they are, texts are not converted), and several times faster.
@@ -48,8 +48,16 @@ _SESSION = (
     " sql_safe_updates = OFF, sql_select_limit = 18446744073709551615, sql_big_selects = ON, sql_auto_is_null = OFF, max_execution_time = 0,"
     " information_schema_stats_expiry = 0, lock_wait_timeout = 60, net_write_timeout = 600"
 )
+# The same for MariaDB, where names differ, and a system-versioned table shows another time's rows if the server is told to.
+_MARIADB_SESSION = (
+    "SET SESSION sql_mode = '', time_zone = '+00:00', tx_isolation = 'REPEATABLE-READ', tx_read_only = ON, sql_safe_updates = OFF,"
+    " sql_select_limit = 18446744073709551615, sql_big_selects = ON, sql_auto_is_null = OFF, max_statement_time = 0,"
+    " system_versioning_asof = DEFAULT, lock_wait_timeout = 60, net_write_timeout = 600"
+)
 # Generated invisible primary keys are columns like others: they are in the binary log and must be in information_schema.
 _SHOW_GIPK = "SET SESSION show_gipk_in_create_table_and_information_schema = ON"
+
+NEEDED = "MySQL 8.0 or MariaDB 10.6, or later"
 
 _UNAVAILABLE = frozenset(
     {
@@ -75,6 +83,7 @@ _UNAVAILABLE = frozenset(
         ER.TABLE_DEF_CHANGED,
         ER.QUERY_INTERRUPTED,
         1927,  # the connection was killed
+        1969,  # MariaDB: the statement ran longer than max_statement_time
         3024,  # the statement ran longer than max_execution_time
         3032,  # the server is offline
         3169,  # the session was killed
@@ -114,7 +123,7 @@ def connect(source: SourceConfig, *, purpose: str, streaming: bool = False) -> C
 
     `purpose` is shown by the server (`program_name` in `performance_schema.session_connect_attrs`). With `streaming`, `cursor()` is
     unbuffered, and the server has longer to answer. Raises `SourceUnavailableError`
-    (not reached, lost) and `SourceError` (refused, not a MySQL server, too old), `ConfigError` (the password, the authority).
+    (not reached, lost) and `SourceError` (refused, neither MySQL nor MariaDB, too old), `ConfigError` (the password, the authority).
     """
     limit = LIMITS.stream if streaming else LIMITS.read
     arguments: dict[str, Any] = {
@@ -155,28 +164,29 @@ def connect(source: SourceConfig, *, purpose: str, streaming: bool = False) -> C
 
 def _prepare(connection: Connection[Any], source: SourceConfig) -> None:
     version = version_of(connection)
-    if "mariadb" in version.lower():
+    numbers = release(version)
+    mariadb = is_mariadb(connection)
+    if numbers < ((10, 6) if mariadb else (8, 0)):
         raise SourceError(
-            f"the server is MariaDB ({version}), which this version does not read",
+            f"the server is {'MariaDB' if mariadb else 'MySQL'} {version}",
             where=place(source),
-            hint="use a MySQL server",
+            hint=f"lakesync needs {NEEDED}: upgrade it",
         )
     with translated(source), connection.cursor(Cursor) as cursor:
-        numbers = release(version)
-        if numbers < (8, 0):
-            raise SourceError(
-                f"the server is MySQL {version}",
-                where=place(source),
-                hint="lakesync needs MySQL 8.0 or later: upgrade it",
-            )
-        cursor.execute(_SESSION)
-        if numbers >= (8, 0, 30):
+        cursor.execute(_MARIADB_SESSION if mariadb else _SESSION)
+        if not mariadb and numbers >= (8, 0, 30):
             cursor.execute(_SHOW_GIPK)
 
 
 def version_of(connection: Connection[Any]) -> str:
     """The version that the server named when the connection was made."""
-    return str(cast("Any", connection).server_version)
+    # MariaDB before 11 says that it is MySQL 5.5.5 first, for old clients.
+    return str(cast("Any", connection).server_version).removeprefix("5.5.5-")
+
+
+def is_mariadb(connection: Connection[Any]) -> bool:
+    """Whether the server is MariaDB."""
+    return "mariadb" in version_of(connection).lower()
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -394,7 +404,7 @@ def _hint(code: int, at: SourceConfig | Connection[Any] | str) -> str:
     if code in (ER.HOST_IS_BLOCKED, ER.HOST_NOT_PRIVILEGED):
         return "on the server: FLUSH HOSTS, or create the account for this host"
     if code == ER.UNKNOWN_SYSTEM_VARIABLE:
-        return "lakesync needs MySQL 8.0 or later"
+        return f"lakesync needs {NEEDED}"
     if code == ER.NO_BINARY_LOGGING:
         return "start the server with --log-bin"
     if code in _EXPIRED:

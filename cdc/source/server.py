@@ -1,4 +1,4 @@
-"""What a MySQL server is, and how far it is."""
+"""What a server is, and how far it is."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from typing import Any
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
-from cdc.errors import SourceError
-from cdc.position import BinlogEnd, GtidSet, Position
-from cdc.source.connection import place, release, translated, version_of
+from cdc.errors import SourceError, SourceUnavailableError
+from cdc.position import BinlogEnd, Gtid, GtidSet, Position
+from cdc.source.connection import is_mariadb, place, release, translated, version_of
 
 _SLICE_S = 20.0
 """A wait is asked for in pieces, each well below the limit for an answer."""
 _SIDS_AT_ONCE = 1000
 """A statement names at most so many sids: about 60 kB."""
+_POLL_S = 0.05
+"""Between looks where the server cannot be asked to wait."""
+FILE_BEGIN = 4
+"""The first event's offset in a binary log file."""
 
 
 @dataclass(frozen=True)
 class ServerIdentity:
-    """`uuid` names the server in GTIDs; it changes when the server is set up anew. `server_id` is what replication tells servers
-    apart by."""
+    """`uuid` tells servers apart, and with them places in binary logs. MySQL's is the one in GTIDs; it changes when the server is set up
+    anew. MariaDB has none: there it is made of `server_id`, which differs within a replication topology, and `server_uid`, a hash of
+    the machine's network address and the port (10.6.16 and later; empty before). If it changes without need, bootstraps that run
+    begin again; what tells one history from another is the fingerprint, not this. `server_id` is what replication tells servers apart
+    by."""
 
     uuid: str
     version: str
@@ -32,6 +39,10 @@ class ServerIdentity:
 
 class Server:
     """Questions to one server, each a statement on the connection given. Raises as `connection.translate` does."""
+
+    def __new__(cls, connection: Connection[Any]) -> Server:
+        """A `MariaDBServer` where that is what answers."""
+        return super().__new__(MariaDBServer if is_mariadb(connection) else cls)
 
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
@@ -44,7 +55,7 @@ class Server:
     def identity(self) -> ServerIdentity:
         """Who answers."""
         ((uuid, version, server_id),) = self._query("SELECT @@global.server_uuid, @@global.version, @@global.server_id")
-        return ServerIdentity(str(uuid), str(version), int(server_id), "mariadb" in str(version).lower())
+        return ServerIdentity(str(uuid), str(version), int(server_id))
 
     def settings(self) -> dict[str, str]:
         """All global variables, names in lower case."""
@@ -76,14 +87,20 @@ class Server:
 
     def binlog_filters(self) -> str:
         """The schemas that alone are logged, and those that are not, as the server was told; mostly empty."""
-        _, _, only, never, _ = self._binlog_status()
+        _, _, only, never, *_ = self._binlog_status()
         return ", ".join(f"{word} {schemas}" for word, schemas in (("only", only), ("not", never)) if schemas)
 
     def position(self) -> Position:
-        """Where a new capture may begin: what is executed. `end` is not before it, and may be behind transactions that are in the
-        binary log and not yet executed. Needs REPLICATION CLIENT."""
-        file, offset, _, _, gtids = self._binlog_status()
-        return Position(GtidSet.parse(str(gtids)), self.identity().uuid, BinlogEnd(str(file), int(offset)))
+        """Where a new capture may begin: what is executed. `end` is not behind anything that is not in `gtids`. Needs REPLICATION CLIENT."""
+        file, _, _, _, gtids = self._binlog_status()
+        # Transactions in flight may be before the end of the log, and are not in the set.
+        return Position(GtidSet.parse(str(gtids)), self.identity().uuid, BinlogEnd(str(file), FILE_BEGIN))
+
+    def newest(self, gtids: GtidSet) -> Gtid | None:
+        """The last of `gtids` that this server wrote itself: whichever is asked for to tell this history from another. None if it wrote none."""
+        uuid = self.identity().uuid
+        own = gtids.sids.get(uuid)
+        return Gtid(uuid, own[-1][1]) if own else None
 
     def wait_executed(self, gtids: GtidSet, timeout_s: float) -> bool:
         """Wait until the server has executed all of `gtids`; whether it has in time. Sets may be of any size."""
@@ -97,3 +114,83 @@ class Server:
             seconds = max(0.001, min(left, _SLICE_S))
             self._query("SELECT WAIT_FOR_EXECUTED_GTID_SET(%s, %s)", str(part), round(seconds, 3))
         return True
+
+    def wait_visible(self, position: Position, timeout_s: float) -> bool:
+        """Wait until a read view that is opened from now on shows everything before `position`; whether it does in time."""
+        return self.wait_executed(position.gtids, timeout_s)
+
+
+class MariaDBServer(Server):
+    """The same of MariaDB. It names no set of what is executed, but the last transaction of each domain in its binary log; and those
+    are there before a SELECT sees them."""
+
+    def identity(self) -> ServerIdentity:
+        """Who answers."""
+        ((version, server_id),) = self._query("SELECT @@global.version, @@global.server_id")
+        uid = "".join(str(value) for _, value in self._query("SHOW GLOBAL VARIABLES LIKE 'server\\_uid'"))
+        return ServerIdentity(f"mariadb-{server_id}-{uid}", str(version), int(server_id), is_mariadb=True)
+
+    def executed(self) -> GtidSet:
+        """What is in the binary log. It need not be visible yet."""
+        ((text,),) = self._query("SELECT @@global.gtid_binlog_pos")
+        return GtidSet.parse(str(text))
+
+    def purged(self) -> GtidSet:
+        """What the binary log does not hold any more. Needs BINLOG MONITOR."""
+        files = self._query("SHOW BINARY LOGS")
+        return self._before(BinlogEnd(str(files[0][0]), FILE_BEGIN)) if files else GtidSet({})
+
+    def _before(self, end: BinlogEnd) -> GtidSet:
+        """What is before a place in the binary log, which must be one between two transactions."""
+        ((text,),) = self._query("SELECT BINLOG_GTID_POS(%s, %s)", end.file, end.offset)
+        if text is None:
+            raise SourceUnavailableError(f"the binary log has nothing at {end} any more", where=place(self._connection))
+        return GtidSet.parse(str(text))
+
+    def position(self) -> Position:
+        """Where a new capture may begin: the end of the binary log. Needs BINLOG MONITOR."""
+        end = self.binlog_end()
+        return Position(self._before(end), self.identity().uuid, end)
+
+    def newest(self, gtids: GtidSet) -> Gtid | None:
+        """The last of `gtids` in the domain that this server writes to, or else in any."""
+        ((domain,),) = self._query("SELECT @@global.gtid_domain_id")
+        lines = sorted(gtids.sids.items(), key=lambda line: not line[0].startswith(f"{domain}-"))
+        return Gtid(lines[0][0], lines[0][1][-1][1]) if lines else None
+
+    def wait_executed(self, gtids: GtidSet, timeout_s: float) -> bool:
+        """Wait until all of `gtids` are in the server's binary log; whether they are in time."""
+        deadline = time.monotonic() + timeout_s
+        while not self.executed().contains(gtids):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, _POLL_S))
+        return True
+
+    def wait_visible(self, position: Position, timeout_s: float) -> bool:
+        """Wait until a read view that is opened from now on shows everything before `position`; whether it does in time.
+
+        A consistent snapshot tells the place in the binary log up to which it shows everything. Views only grow.
+        """
+        deadline = time.monotonic() + timeout_s
+        own = position.server_uuid == self.identity().uuid
+        while True:
+            end = self._snapshot()
+            by_place = own and end.same_log(position.end)
+            if end >= position.end if by_place else self._before(end).contains(position.gtids):
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, _POLL_S))
+
+    def _snapshot(self) -> BinlogEnd:
+        self._query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+        try:
+            status = {
+                str(name).lower(): str(value) for name, value in self._query("SHOW STATUS LIKE 'binlog\\_snapshot\\_%'")
+            }
+        finally:
+            self._query("ROLLBACK")
+        return BinlogEnd(status["binlog_snapshot_file"], int(status["binlog_snapshot_position"]))

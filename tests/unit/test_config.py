@@ -105,7 +105,7 @@ def test_each_mistake_is_named(tmp_path: Path, text: str, what: str) -> None:
         ("{url: 'mysql://u:hunter2@db:3306'}", "the URL holds a password"),
         ("{url: 'postgres://u@db'}", "write mysql://user@host:3306"),
         ("{url: 'mysql://db:3306'}", "write mysql://user@host:3306"),
-        ("{url: 'mariadb://u@db'}", "MariaDB is not supported"),
+        ("{url: 'postgres://u@db'}", "write mysql://user@host:3306"),
         ("{url: 'mysql://u@db', tls: disabled}", "insecure: true"),
         ("{}", "`source.url` is missing"),
     ],
