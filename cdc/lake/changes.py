@@ -33,8 +33,8 @@ class FoldCounts:
 class Folded:
     """The last change of every key.
 
-    `upserts` has the source's columns in lake types, then `_cdc_ts_ms` and `_cdc_seq` (int64); `deletes` the key columns only, in
-    the key's order. At most one row a key in each, no key in both.
+    `upserts` has the source's columns in lake types, then `_cdc_ts_ms` and `_cdc_seq` (int64), and `_cdc_unfit` if a row has a value
+    that does not fit; `deletes` the key columns only, in the key's order. At most one row a key in each, no key in both.
     """
 
     upserts: pa.Table

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from cdc import unfit
 from cdc.config import Mode
 from cdc.errors import LakeError, TableStoppedError
 from cdc.schema import TableSchema
@@ -38,16 +39,20 @@ _NAMES: dict[pa.DataType, str] = {
     pa.timestamp("us"): "timestamp_ntz",
     pa.timestamp("us", tz="UTC"): "timestamp",
 }
+DeltaType = str | dict[str, Any]
+"""As `schemaString` has it: a name, or an object for a type that is made of others."""
 
 
-def lake_columns(schema: TableSchema, mode: Mode) -> pa.Schema:
-    """The source's columns, then lakesync's. Raises `TableStoppedError` for a source column with a name of ours."""
-    own = _OWN + (_OF_APPEND if mode == "append" else [])
-    taken = {field.name for field in own}
+def lake_columns(schema: TableSchema, mode: Mode, with_unfit: bool = False) -> pa.Schema:
+    """The source's columns, then lakesync's, `_cdc_unfit` only on demand. Raises `TableStoppedError` for a source column with a name
+    of ours."""
+    own = _OWN + (_OF_APPEND if mode == "append" else []) + ([unfit.FIELD] if with_unfit else [])
+    taken = {unfit.NAME, *(field.name for field in own)}
     for name in schema.names:
         if name.lower() in taken:
             raise TableStoppedError(
-                f"column {name} has the name of a column that lakesync adds", hint="rename it, or exclude the table"
+                f"column {name} has the name of a column that lakesync adds",
+                hint="rename it, or leave it out (`exclude:`)",
             )
     return pa.schema([*schema.arrow, *own])
 
@@ -63,11 +68,28 @@ def delta_schema(columns: pa.Schema) -> str:
     return orjson.dumps({"type": "struct", "fields": fields}).decode()
 
 
-def delta_type(arrow: pa.DataType) -> str:
+def delta_type(arrow: Any) -> DeltaType:
     """Delta's name of a type. Raises `KeyError` for one that is not in the type contract."""
     if pa.types.is_decimal128(arrow):
         return f"decimal({arrow.precision},{arrow.scale})"
+    if pa.types.is_list(arrow):
+        return {"type": "array", "elementType": delta_type(arrow.value_type), "containsNull": True}
+    if pa.types.is_map(arrow):
+        names = {"keyType": delta_type(arrow.key_type), "valueType": delta_type(arrow.item_type)}
+        return {"type": "map", **names, "valueContainsNull": True}
     return _NAMES[arrow]
+
+
+def has_unfit(metadata: Mapping[str, Any]) -> bool:
+    """Whether the table has a last column `_cdc_unfit`."""
+    return (_fields(metadata) or [("", "")])[-1] == (unfit.NAME, delta_type(unfit.TYPE))
+
+
+def _fields(metadata: Mapping[str, Any]) -> list[tuple[str, DeltaType]]:
+    try:
+        return [(f["name"], f["type"]) for f in orjson.loads(metadata["schemaString"])["fields"]]
+    except (KeyError, TypeError, ValueError):
+        return []
 
 
 def protocol(columns: pa.Schema, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -85,11 +107,7 @@ def protocol(columns: pa.Schema, before: Mapping[str, Any] | None = None) -> dic
 def foreign_changes(columns: pa.Schema, protocol_now: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
     """What others changed about a table so that lakesync must not write to it; empty: nothing."""
     found = []
-    try:
-        fields = [(f["name"], f["type"]) for f in orjson.loads(metadata["schemaString"])["fields"]]
-    except (KeyError, TypeError, ValueError):
-        fields = []
-    if fields != [(f.name, delta_type(f.type)) for f in columns]:
+    if _fields(metadata) != [(f.name, delta_type(f.type)) for f in columns]:
         found.append("the columns")
     if metadata.get("partitionColumns"):
         found.append("the partitioning")
@@ -107,7 +125,10 @@ def foreign_features(protocol_now: Mapping[str, Any]) -> list[str]:
 
 
 def conform(rows: pa.Table, columns: pa.Schema, where: str) -> pa.Table:
-    """`rows` with exactly these columns and types. Raises `LakeError` where a column is missing, unknown or of another type."""
+    """`rows` with exactly these columns and types; `_cdc_unfit` is added where only the rows lack it. Raises `LakeError` where a column
+    is missing, unknown or of another type."""
+    if unfit.is_last(columns) and unfit.NAME not in rows.column_names:
+        rows = rows.append_column(unfit.FIELD, pa.nulls(rows.num_rows, unfit.TYPE))
     if rows.schema.equals(columns):
         return rows
     differ = _differences(rows.schema, columns)

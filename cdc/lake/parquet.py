@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdc import unfit
 from cdc.errors import LakeDamagedError
 from cdc.lake.store import Store, failed
 
@@ -47,15 +48,18 @@ class DataFile:
     size: int
     rows: int
     stats: str
+    unfit: bool = False
+    """Whether it has a column `_cdc_unfit`; the commit that names it must give the table one."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For progress records."""
-        return {"name": self.name, "size": self.size, "rows": self.rows, "stats": self.stats}
+        """For progress records. `unfit` only where it is set."""
+        data = {"name": self.name, "size": self.size, "rows": self.rows, "stats": self.stats}
+        return data | ({"unfit": True} if self.unfit else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DataFile:
         """The file that `to_dict` was asked of."""
-        return cls(data["name"], data["size"], data["rows"], data["stats"])
+        return cls(data["name"], data["size"], data["rows"], data["stats"], data.get("unfit", False))
 
 
 NO_FILE = DataFile("", 0, 0, "{}")
@@ -131,7 +135,8 @@ class FileWriter:
         except OSError as error:
             raise failed(error, "the data file cannot be made durable", self._path) from error
         footer = pq.read_metadata(self._path)
-        return DataFile(self._path.name, size, footer.num_rows, delta_stats(footer, self._columns, self._key))
+        stats = delta_stats(footer, self._columns, self._key)
+        return DataFile(self._path.name, size, footer.num_rows, stats, unfit.is_last(self._columns))
 
     def abandon(self) -> None:
         """Close and remove what was written, as far as that is possible."""
@@ -145,13 +150,15 @@ class FileWriter:
 def delta_stats(footer: pq.FileMetaData, columns: pa.Schema, key: Collection[str]) -> str:
     """Delta's statistics of a file, from the footer's: rows, nulls, and bounds of integers, dates and strings.
 
-    Other types have no bounds: JSON has no exact form of them that all readers agree on.
+    Other types have no bounds: JSON has no exact form of them that all readers agree on. Arrays and maps are not counted at all: a
+    footer counts what is in them.
     """
     least: dict[str, Any] = {}
     greatest: dict[str, Any] = {}
     nulls: dict[str, int] = {}
+    # A footer numbers the leaves; every column is one, arrays too, but for the map, which is the last.
     for i, field in enumerate(columns):
-        if i >= STATS_COLUMNS and field.name not in key:
+        if pa.types.is_nested(field.type) or (i >= STATS_COLUMNS and field.name not in key):
             continue
         found: list[Any] = [footer.row_group(g).column(i).statistics for g in range(footer.num_row_groups)]
         if any(s is None or not s.has_null_count for s in found):

@@ -6,13 +6,14 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc import faults
+from cdc import faults, unfit
 from cdc.clock import Clock, SystemClock
 from cdc.config import Mode
 from cdc.epoch import Counts
@@ -23,10 +24,13 @@ from cdc.lake.changes import Effects, Folded, MergeCounts
 from cdc.lake.checkpoint import Action
 from cdc.lake.columns import (
     CONFIGURATION,
+    SEQ,
+    TS_MS,
     conform,
     delta_schema,
     foreign_changes,
     foreign_features,
+    has_unfit,
     key_columns,
     lake_columns,
     protocol,
@@ -145,11 +149,14 @@ class LakeTable:
         name: str = "",
     ) -> DataFile:
         """A durable Parquet file of an upsert table, not yet visible. `batches` have the lake's columns, or only the source's: then
-        `ts_ms` and `seq` are every row's. `name` is one of `parquet.new_name()`; what a killed process left under it is replaced.
+        `ts_ms` and `seq` are every row's. `_cdc_unfit` may be the last column; if so, already of the first batch. `name` is one of
+        `parquet.new_name()`; what a killed process left under it is replaced.
 
         Raises `LakeError`.
         """
-        columns = lake_columns(schema, "upsert")
+        batches = iter(batches)
+        first = next(batches, None)
+        columns = lake_columns(schema, "upsert", first is not None and unfit.is_last(first.schema))
         if name and not NAME.fullmatch(name):
             raise LakeError("not a name of a data file", where=name)
         self._store.make_folder(self.folder)
@@ -157,11 +164,10 @@ class LakeTable:
             raise LakeError("is named by a commit", where=str(self.folder / name), hint="report this")
         writer = FileWriter(self._store, self.folder, columns, schema.key, name)
         try:
-            for batch in batches:
+            for batch in chain((first,) if first is not None else (), batches):
                 rows = pa.table(batch)
                 if ts_ms is not None and seq is not None:
-                    stamps = [pa.repeat(pa.scalar(v, pa.int64()), rows.num_rows) for v in (ts_ms, seq)]
-                    rows = pa.table([*rows.columns, *stamps], names=[*rows.column_names, *columns.names[-2:]])
+                    rows = _stamped(rows, ts_ms, seq)
                 writer.write(conform(rows, columns, str(self.table)))
             file = writer.close()
             self._data_written()
@@ -205,11 +211,12 @@ class LakeTable:
         return self._found(Change("create", mode, schema, applied, logged=logged), on)
 
     def upsert(self, on: Snapshot, folded: Folded, applied: Applied, merged: MergeCounts) -> Snapshot:
-        """One commit: the upserts replace or become rows, the deletes' rows go.
+        """One commit: the upserts replace or become rows, the deletes' rows go. It gives the table the column `_cdc_unfit` if they are
+        the first to have it.
 
         Raises `LakeConflictError`, `LakeUnknownError`, `LakeDamagedError`, `LakeError`.
         """
-        columns = self._writable(on, "upsert")
+        columns = self._writable(on, "upsert", folded.upserts)
         keys = key_columns(on.schema)
         images = conform(folded.upserts, columns, str(self.table))
         gone = conform(folded.deletes, keys, str(self.table))
@@ -220,8 +227,9 @@ class LakeTable:
         return self._merge(on, columns, index, found, images, effects, applied, merged)
 
     def append(self, on: Snapshot, rows: pa.Table, applied: Applied, merged: MergeCounts) -> Snapshot:
-        """One commit: `rows` (the source's columns, `_cdc_ts_ms`, `_cdc_seq`, `_cdc_op`, `_cdc_gid`) are added. Raises as `upsert`."""
-        columns = self._writable(on, "append")
+        """One commit: `rows` (the source's columns, `_cdc_ts_ms`, `_cdc_seq`, `_cdc_op`, `_cdc_gid`, `_cdc_unfit` or not) are added.
+        Raises as `upsert`."""
+        columns = self._writable(on, "append", rows)
         rows = conform(rows, columns, str(self.table))
         return self._merge(on, columns, None, Found(), rows, Effects(inserted=rows.num_rows), applied, merged)
 
@@ -267,14 +275,14 @@ class LakeTable:
             merged=merged,
         )
         try:
-            return self._commit(on, change, [])
+            return self._commit(on, change, _widening(on, columns))
         except LakeConflictError:
             self._unlink(file.name for file in done.added)
             raise
 
     def _found(self, change: Change, on: Snapshot | None) -> Snapshot:
         """The first commit of a table, or one that begins it anew."""
-        columns = lake_columns(change.schema, change.mode)
+        columns = lake_columns(change.schema, change.mode, any(file.unfit for file in change.added))
         if change.mode == "upsert" and not change.schema.key:
             raise LakeError("a table without a key cannot be upserted into", where=str(self.table), hint=_NO_KEY)
         if on is None:
@@ -410,7 +418,7 @@ class LakeTable:
 
     def _readable(self, snapshot: Snapshot) -> pa.Schema:
         """The columns. Raises `LakeError` for a table that others changed in a way that lakesync does not follow."""
-        columns = lake_columns(snapshot.schema, snapshot.mode)
+        columns = lake_columns(snapshot.schema, snapshot.mode, has_unfit(snapshot.metadata))
         foreign = foreign_changes(columns, snapshot.protocol, snapshot.metadata)
         vectors = sum(file.deletion_vector is not None for file in snapshot.files.values())
         if vectors:
@@ -419,10 +427,30 @@ class LakeTable:
             raise LakeError(f"others changed the table: {', '.join(foreign)}", where=str(self.folder), hint=_RESYNC)
         return columns
 
-    def _writable(self, on: Snapshot, mode: Mode) -> pa.Schema:
+    def _writable(self, on: Snapshot, mode: Mode, rows: pa.Table) -> pa.Schema:
+        """The columns after these rows are written."""
         if on.mode != mode:
             raise LakeError(f"is a table of mode {on.mode}, not {mode}", where=str(self.folder), hint=_RESYNC)
-        return self._readable(on)
+        columns = self._readable(on)
+        if unfit.is_last(rows.schema) and not unfit.is_last(columns):
+            columns = columns.append(unfit.FIELD)
+        return columns
+
+
+def _widening(on: Snapshot, columns: pa.Schema) -> list[Action]:
+    """The action that gives the table the column `_cdc_unfit`, where it is the first to be needed. Older files have no such column, and
+    every reader takes that for NULL."""
+    if has_unfit(on.metadata) or not unfit.is_last(columns):
+        return []
+    return [{"metaData": {**on.metadata, "schemaString": delta_schema(columns)}}]
+
+
+def _stamped(rows: pa.Table, ts_ms: int, seq: int) -> pa.Table:
+    """The source's columns, the same `_cdc_ts_ms` and `_cdc_seq` for every row, and `_cdc_unfit` if it was there."""
+    source = len(rows.column_names) - unfit.is_last(rows.schema)
+    stamps = [pa.repeat(pa.scalar(v, pa.int64()), rows.num_rows) for v in (ts_ms, seq)]
+    columns = [*rows.columns[:source], *stamps, *rows.columns[source:]]
+    return pa.table(columns, names=[*rows.column_names[:source], TS_MS, SEQ, *rows.column_names[source:]])
 
 
 def _live(snapshot: Snapshot) -> int:

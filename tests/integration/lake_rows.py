@@ -50,6 +50,16 @@ EVERY_TYPE = TableSchema(
         Column("moment", "timestamp", scale=6),
         Column("kind", "enum", charset="utf8mb4", members=("a", "b")),
         Column("flag", "tinyint"),
+        Column("single", "float"),
+        Column("bit1", "bit", length=1),
+        Column("bits", "bit", length=12),
+        Column("span", "time", scale=6),
+        Column("since", "year"),
+        Column("tags", "set", charset="utf8mb4", members=("a", "b")),
+        Column("doc", "json"),
+        Column("long", "decimal", precision=65, scale=30),
+        Column("place", "geometry"),
+        Column("vec", "vector"),
     ),
     ("big",),
     {"flag": "boolean"},
@@ -78,6 +88,16 @@ def every_type(key: int, year: int = 2024) -> Row:
         datetime.datetime(year, 1, 1, 0, 0, 0, 1, tzinfo=datetime.UTC),
         "b" if key % 2 else "",
         bool(key % 2),
+        -0.0 if key % 2 else 1.401298464324817e-45,
+        not key % 2,
+        b"\x0f\xff",
+        sign * 3_020_399_999_999,
+        0 if key % 2 else 2155,
+        "a,b" if key % 2 else "",
+        '{"a": [1, "é"]}',
+        "9" * 35 + "." + "9" * 30,
+        b"\x00\x00\x00\x00" + b"\x01" * 21,
+        [] if key % 3 == 0 else [float(key), -0.0, 3.4028234663852886e38],
     )
 
 
@@ -160,10 +180,14 @@ def read_chdb(folder: Path, version: int | None = None) -> pa.Table:
 
 
 def same(found: pa.Table, columns: pa.Schema) -> list[str]:
-    """Rows of any reader in a form that can be compared: our types, by `repr` (which tells -0.0 from 0.0), sorted."""
+    """Rows of any reader in a form that can be compared: our types, by `repr` (which tells -0.0 from 0.0), sorted. ClickHouse has no
+    NULL for arrays and maps: empty ones count as NULL."""
     arrays = []
     for field in columns:
-        column = found.column(field.name)
+        column: Any = found.column(field.name)
+        if pa.types.is_nested(field.type):
+            values = [value or None for value in column.cast(field.type).to_pylist()]
+            column = pa.chunked_array([pa.array(values, field.type)])
         if pa.types.is_timestamp(field.type) and pa.types.is_timestamp(column.type) and column.type.tz != field.type.tz:
             column = column.cast(pa.int64())
         arrays.append(column.cast(field.type))

@@ -132,7 +132,8 @@ def test_what_does_not_fit_stays_with_the_records_that_need_it() -> None:
 
 def test_what_does_not_fit_has_one_type_and_one_place() -> None:
     """Whatever its fields are called by who made it; and a source's column of that name is a source's column."""
-    foreign = pa.map_(pa.field("k", pa.string(), nullable=False), pa.field("v", pa.string()))
+    fields: Any = [pa.field("k", pa.string(), nullable=False), pa.field("v", pa.string())]
+    foreign = pa.map_(*fields)
     (record,) = encode(changes([0], text(1), unfit_([[("d", "x")]], foreign)), gtids(1), HASH)
     assert decode(record).batch.schema.field("_cdc_unfit").equals(unfit.FIELD)
     (record,) = encode(changes([0], unfit_(["a text"], pa.string())), gtids(1), HASH)
