@@ -1,63 +1,32 @@
-"""Binary logs as the server sends them: what answers `COM_BINLOG_DUMP_GTID`, packet headers included, live or in a file."""
+"""Binary logs to measure with: the changes that are written, and the log as the server sends it, kept in a file."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pymysql
+from pymysql.connections import Connection
 from pymysql.constants import CLIENT
 
 from bench.setting import DATABASE, PASSWORD, USER, Setting
-from cdc.position import GtidSet
-from cdc.source.dump import encode_gtids
+from dev import binlog
 from dev.server import Server
 
-COM_BINLOG_DUMP_GTID = 0x1E
-UP_TO_THE_END = 1
-"""BINLOG_DUMP_NON_BLOCK: the server ends the stream where its log ends."""
-OWN_ID = 0x80424242
-LONGEST = 0xFFFFFF
 
-
-def asked(port: int, gtids: str) -> pymysql.connections.Connection[Any]:
+def asked(port: int, gtids: str) -> Connection[Any]:
     """A connection over TCP whose socket gives everything in the binary log that is not in `gtids`, up to its present end."""
-    connection: Any = pymysql.connect(host="127.0.0.1", port=port, user=USER, password=PASSWORD, autocommit=True)
-    with connection.cursor() as cursor:
-        cursor.execute("SET @source_binlog_checksum = 'CRC32'")
-    known = encode_gtids(GtidSet.parse(gtids))
-    command = struct.pack("<HIIQI", UP_TO_THE_END, OWN_ID, 0, 4, len(known)) + known
-    connection._execute_command(COM_BINLOG_DUMP_GTID, command)
-    return connection  # type: ignore[no-any-return]
+    connection: Connection[Any] = pymysql.connect(
+        host="127.0.0.1", port=port, user=USER, password=PASSWORD, autocommit=True
+    )
+    binlog.ask(connection, gtids)
+    return connection
 
 
-def record(server: Server, gtids: str, file: Path) -> int:
-    """Write the whole answer to a file; its bytes. It ends with the packet that says so."""
-    connection: Any = asked(server.port, gtids)
-    with connection, file.open("wb") as out:
-        while True:
-            header = connection._rfile.read(4)
-            payload = connection._rfile.read(int.from_bytes(header[:3], "little"))
-            out.write(header)
-            out.write(payload)
-            if payload[:1] == b"\xff":
-                raise ValueError("the server refuses to send its binary log")
-            if payload[:1] == b"\xfe" and len(payload) < 9:
-                return out.tell()
-
-
-def payloads(recorded: bytes) -> Iterator[bytes]:
-    """The packets of a recording, without their headers, put together where one is several."""
-    at, parts = 0, []
-    while at < len(recorded):
-        size = int.from_bytes(recorded[at : at + 3], "little")
-        parts.append(recorded[at + 4 : at + 4 + size])
-        at += 4 + size
-        if size < LONGEST:
-            yield b"".join(parts)
-            parts = []
+def record(server: Server, gtids: str, file: Path) -> None:
+    """Write everything in the binary log that is not in `gtids` to a file."""
+    with asked(server.port, gtids) as connection, file.open("wb") as out:
+        out.writelines(binlog.answer(connection))
 
 
 def insert(setting: Setting, tables: list[str], rows: int, size: int, *options: str) -> None:

@@ -20,9 +20,9 @@ import pymysql
 from pymysql.cursors import SSCursor
 
 from bench.measure import measured
-from bench.recording import COM_BINLOG_DUMP_GTID, payloads
 from bench.rows import SCHEMA
 from bench.setting import DATABASE, PASSWORD, USER
+from dev.binlog import COM_BINLOG_DUMP_GTID, payloads
 
 BATCH_ROWS = 50_000
 MERGE_EVERY_S = 1.0
