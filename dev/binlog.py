@@ -20,11 +20,11 @@ LONGEST = 0xFFFFFF
 EOF, ERROR = 0xFE, 0xFF
 
 
-def ask(connection: Connection[Any], gtids: str, *, checksum: str = "CRC32") -> None:
+def ask(connection: Connection[Any], gtids: str) -> None:
     """From here on the connection's socket gives everything in the binary log that is not in `gtids`, up to its present end."""
     wire: Any = connection
     with connection.cursor() as cursor:
-        cursor.execute("SET @source_binlog_checksum = %s", (checksum,))
+        cursor.execute("SET @source_binlog_checksum = 'CRC32'")  # an event has one if the log has it
     known = encode_gtids(GtidSet.parse(gtids))
     wire._execute_command(COM_BINLOG_DUMP_GTID, struct.pack("<HIIQI", UP_TO_THE_END, OWN_ID, 0, 4, len(known)) + known)
 
