@@ -22,7 +22,7 @@ from collections import Counter
 POINTS = frozenset(
     {
         "capture.before-fence",  # capture starts; nothing has been read or fenced
-        "capture.event",  # one binlog event has been decoded
+        "capture.event",  # a piece of the stream has been decoded
         "capture.before-epoch",  # an epoch is complete in memory
         "log.after-data",  # the data is written, the commit record is not
         "log.before-commit",  # all is written, the log's transaction is not committed

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc import faults
-from cdc.capture.base import FRAMING, Drained, Stop, TableChanges, Transaction
+from cdc.capture.base import FRAMING, Drained, Stop, TableChanges
+from cdc.capture.complete import complete
 from cdc.clock import Clock
 from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState
 from cdc.errors import LakesyncError, LogDamagedError, TableStoppedError
 from cdc.log.base import Log, LogWriter
 from cdc.log.codec import encode
 from cdc.names import TableName
-from cdc.position import BinlogEnd, Gtid, GtidSet, Position
+from cdc.position import BinlogEnd, Position
 from cdc.schema import TableSchema
 
 CLAMP_MS = 5000
@@ -72,7 +74,7 @@ class Chain:
         self.rows, self.transactions, self.bytes = 0, 0, 0
         """Written by this capture, for `status`."""
         self.clamped, self.clamped_ms = 0, 0
-        self.clamped_gtid: Gtid | None = None
+        self.clamped_gtid = ""
         """Transactions whose own commit time is far behind the time they were given; how far the last of them was, and which."""
         if newest is not None:
             self.begin(newest.end, Origin(newest.number, newest.ts_ms, newest.raw_us, newest.seq))
@@ -125,35 +127,46 @@ class Chain:
     def take(self, drained: Drained, server_uuid: str) -> None:
         """Add what a decoder gave to the next epoch."""
         pending = self._pending
-        times = pa.array([self._tick(t) for t in drained.transactions], pa.int64())
-        gtids = [str(t.fingerprint.gtid) for t in drained.transactions]
+        times = pa.array(self._times(drained), pa.int64())
+        gtids = pa.array(drained.gtids, pa.string())
         first = self.seq
         for changes in drained.changes:
-            batch = _numbered(changes, times, first)
-            self.seq = max(self.seq, pc.max(batch.column(_SEQ)).as_py())
-            self._add(changes, batch, gtids)
-        pending.transactions += len(drained.transactions)
+            changes, txn, error = complete(changes)
+            if error is not None:
+                error.where = f"{changes.table} at {drained.gtids[txn or 0]}"
+            if changes.batch.num_rows:
+                batch = _numbered(changes, times, first)
+                self.seq = max(self.seq, batch.column(_SEQ)[-1].as_py())
+                self._add(changes, batch, gtids)
+            if error is not None:
+                self._stop(Stop(txn or 0, changes.table, error))
+        pending.transactions += drained.whole
         pending.framing.update(drained.framing)
         pending.skipped += drained.skipped
-        # Before the stops, of which one may raise: rows are never pending without their transactions.
-        self._move(drained, server_uuid)
         for stop in drained.stops:
             self._stop(stop)
+        self._move(drained, server_uuid)
 
-    def _tick(self, transaction: Transaction) -> int:
-        """A transaction's time: monotone, whatever the source's clock does."""
-        commit_us = transaction.fingerprint.commit_us
-        self.raw_us = commit_us
-        if self.ts_ms - commit_us // 1000 > CLAMP_MS:
-            self.clamped += 1
-            self.clamped_ms, self.clamped_gtid = self.ts_ms - commit_us // 1000, transaction.fingerprint.gtid
-        self.ts_ms = max(self.ts_ms, commit_us // 1000)
-        return self.ts_ms
+    def _times(self, drained: Drained) -> npt.NDArray[np.int64]:
+        """The transactions' times: monotone, whatever the source's clock does. One that goes on from the part before keeps its time."""
+        if not len(drained.commit_us):
+            return np.zeros(0, np.int64)
+        own = drained.commit_us // 1000
+        times = np.maximum.accumulate(np.maximum(own, self.ts_ms))
+        behind = times - own > CLAMP_MS
+        if self.position is not None and self.position.partial and str(self.position.partial.gtid) == drained.gtids[0]:
+            behind[0] = False  # was told before
+        if behind.any():
+            last = int(np.flatnonzero(behind)[-1])
+            self.clamped += int(behind.sum())
+            self.clamped_ms, self.clamped_gtid = int(times[last] - own[last]), drained.gtids[last]
+        self.raw_us, self.ts_ms = int(drained.commit_us[-1]), int(times[-1])
+        return times
 
-    def _add(self, changes: TableChanges, batch: pa.RecordBatch, gtids: Sequence[str]) -> None:
+    def _add(self, changes: TableChanges, batch: pa.RecordBatch, gtids: pa.StringArray) -> None:
         table, schema = changes.table.id, changes.schema.hash
         if changes.table in self._pending.stopped or table not in self.states:
-            return  # what stopped here, the decoder goes on with until it is told
+            return  # what stopped here, the decoder may go on with until it is told
         records, kept, error = _encode(batch, gtids, schema)
         if error is not None:
             error.where = f"{changes.table} at {error.where}"
@@ -164,8 +177,6 @@ class Chain:
             self._pending.schemas[table] = schema
 
     def _stop(self, stop: Stop) -> None:
-        if stop.table is None:
-            raise stop.error
         if stop.table.id in self.states:
             self._pending.stopped.setdefault(stop.table, stop.error)
 
@@ -178,9 +189,11 @@ class Chain:
             end = max(end, position.end)
         if end.file:
             position = replace(position, server_uuid=server_uuid, end=end)
-        if drained.transactions:
-            gtids = _gtids(drained.transactions).union(position.gtids)
-            position = replace(position, gtids=gtids, last=drained.transactions[-1].fingerprint)
+        if drained.whole or drained.partial is not None:
+            # Of a transaction in parts, the last one makes it whole. A part of the next one may follow it in the same drain.
+            gtids = position.gtids.union(drained.executed) if drained.executed else position.gtids
+            partial = drained.partial if drained.whole else drained.partial or position.partial
+            position = replace(position, gtids=gtids, last=drained.last or position.last, partial=partial)
         self.position = position
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -281,7 +294,7 @@ def _states(log: Log, newest: CommitRecord | None) -> dict[str, TableState]:
     )
 
 
-def _numbered(changes: TableChanges, times: pa.Array[Any], first_seq: int) -> pa.RecordBatch:
+def _numbered(changes: TableChanges, times: pa.Int64Array, first_seq: int) -> pa.RecordBatch:
     """The changes with their times, and numbers that go on from `first_seq`."""
     columns = list(changes.batch.columns)
     columns[_TS_MS] = times.take(columns[_TXN])
@@ -290,7 +303,7 @@ def _numbered(changes: TableChanges, times: pa.Array[Any], first_seq: int) -> pa
 
 
 def _encode(
-    batch: pa.RecordBatch, gtids: Sequence[str], schema: str
+    batch: pa.RecordBatch, gtids: pa.StringArray, schema: str
 ) -> tuple[list[bytes], pa.RecordBatch, TableStoppedError | None]:
     """The records, the rows that they hold, and why not all: a row is too large, and its transaction is left out with all after it."""
     try:
@@ -310,19 +323,6 @@ def _encode(
 def _counts(batch: pa.RecordBatch) -> Counts:
     found = np.bincount(batch.column(0).to_numpy(), minlength=4)
     return Counts(int(found[Op.INSERT]), int(found[Op.UPDATE]), int(found[Op.DELETE]))
-
-
-def _gtids(transactions: Sequence[Transaction]) -> GtidSet:
-    found: dict[str, list[tuple[int, int]]] = {}
-    for transaction in transactions:
-        gtid = transaction.fingerprint.gtid
-        intervals = found.setdefault(gtid.sid, [])
-        if intervals and intervals[-1][1] == gtid.number - 1:
-            intervals[-1] = (intervals[-1][0], gtid.number)
-        else:
-            intervals.append((gtid.number, gtid.number))
-    # A union makes them what a set must be.
-    return GtidSet({}).union(GtidSet({sid: tuple(intervals) for sid, intervals in found.items()}))
 
 
 def _same_log(one: BinlogEnd, other: BinlogEnd) -> bool:

@@ -7,7 +7,7 @@ on without an error. So the last transaction before the position is asked for ag
 from __future__ import annotations
 
 from cdc.capture.base import Decoder
-from cdc.capture.reading import EventQueue
+from cdc.capture.reading import StreamQueue
 from cdc.errors import SourceIdentityError, SourcePurgedError
 from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet, Position
 from cdc.source.server import Server
@@ -57,21 +57,47 @@ def shown(gtids: GtidSet) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(gtids)} transactions)"
 
 
-def meet(queue: EventQueue, decoder: Decoder, gtid: Gtid, end: BinlogEnd) -> Fingerprint | None:
+def meet(queue: StreamQueue, decoder: Decoder, gtid: Gtid, end: BinlogEnd) -> Fingerprint | None:
     """The fingerprint of `gtid`, which is expected to be the first transaction of the stream, and is told to be passed over.
 
     None if another one comes first, or none up to `end`, the end of the server's log: the stream cannot be gone on with then.
     Otherwise it stands after the transaction, and all of that is drained.
     """
     while True:
-        for event in queue.get(_POLL_S, most=1):
-            decoder.feed(event)
+        for piece in queue.get(_POLL_S, most=1):
+            taken = decoder.feed(piece)
+            while True:
+                drained = decoder.drain()
+                if drained.whole:
+                    found = Fingerprint(Gtid.parse(drained.gtids[0]), int(drained.commit_us[0]), drained.row_events[0])
+                    return found if found.gtid == gtid else None
+                if decoder.idle and drained.end.file and not before(drained.end, end):
+                    return None
+                if taken:
+                    break
+                taken = decoder.feed(b"")
+
+
+def rejoin(queue: StreamQueue, decoder: Decoder, partial: Fingerprint, end: BinlogEnd) -> bool:
+    """Stand inside the transaction of which a part was read before: it is expected to come first. Whether it came, up to `end`, the
+    end of the server's log.
+
+    Raises `SourceIdentityError` if it is not the one that was read.
+    """
+    decoder.resume(partial)
+    taken = decoder.feed(b"")
+    while True:
+        while True:
             drained = decoder.drain()
-            if drained.transactions:
-                found = drained.transactions[0].fingerprint
-                return found if found.gtid == gtid else None
+            if decoder.open_gtid == str(partial.gtid):
+                return True
             if decoder.idle and drained.end.file and not before(drained.end, end):
-                return None
+                return False
+            if taken:
+                break
+            taken = decoder.feed(b"")
+        for piece in queue.get(_POLL_S, most=1):
+            taken = decoder.feed(piece)
 
 
 def describe(fingerprint: Fingerprint | None) -> str:

@@ -25,7 +25,6 @@ from cdc.errors import BinlogError, TableStoppedError
 from cdc.names import TableName
 from cdc.schema import Column, TableSchema
 from cdc.source import values
-from cdc.source.catalogue import as_catalogued
 
 Cells = list[object]
 """A row: a cell a column, as in `cdc.source.values`."""
@@ -41,7 +40,6 @@ _SIMPLE = {
     FIELD_TYPE.DOUBLE: "double",
     FIELD_TYPE.DATE: "date",
     FIELD_TYPE.YEAR: "year",
-    FIELD_TYPE.BIT: "bit",
     FIELD_TYPE.JSON: "json",
     FIELD_TYPE.GEOMETRY: "geometry",
 }
@@ -51,7 +49,7 @@ _FRACTIONAL = {
     FIELD_TYPE.TIME2: "time",
 }
 _TEXTS = (FIELD_TYPE.VARCHAR, FIELD_TYPE.VAR_STRING, FIELD_TYPE.STRING, FIELD_TYPE.BLOB)
-_KNOWN = frozenset({*_SIMPLE, *_FRACTIONAL, *_TEXTS, FIELD_TYPE.NEWDECIMAL})
+_KNOWN = frozenset({*_SIMPLE, *_FRACTIONAL, *_TEXTS, FIELD_TYPE.NEWDECIMAL, FIELD_TYPE.BIT})
 """Column types as they stand in a TABLE_MAP's list, of which mysql-replication reads the metadata. ENUM and SET stand as STRING."""
 
 
@@ -164,37 +162,14 @@ def _column(name: str, wire: Any, charset: str) -> Column:
     if wire.type == FIELD_TYPE.ENUM:
         return Column(name, "enum", charset=charset, members=tuple(wire.enum_values[1:]))
     if wire.type == FIELD_TYPE.SET:
-        return Column(name, "set", members=tuple(wire.set_values))
+        return Column(name, "set", charset=charset, members=tuple(wire.set_values))
+    if wire.type == FIELD_TYPE.BIT:
+        return Column(name, "bit", length=wire.bits)
     if charset != "binary":
         return Column(name, "text", charset=charset)
     if wire.type == FIELD_TYPE.STRING:
         return Column(name, "binary", length=wire.max_length)
     return Column(name, "varbinary")
-
-
-def difference(captured: TableSchema, found: TableSchema) -> str:
-    """What differs, in words; empty if columns and key are the same."""
-    captured, found = as_catalogued(captured), as_catalogued(found)
-    before = {c.name: c for c in captured.columns}
-    after = {c.name: c for c in found.columns}
-    said = [f"column {name} is gone" for name in before if name not in after]
-    said += [f"column {name} is new" for name in after if name not in before]
-    said += [
-        f"column {name} is {_describe(after[name])}, was {_describe(column)}"
-        for name, column in before.items()
-        if name in after and after[name] != column
-    ]
-    if not said and captured.names != found.names:
-        said.append("the columns' order changed")
-    if captured.key != found.key:
-        said.append(f"the key is ({', '.join(found.key)}), was ({', '.join(captured.key)})")
-    return "; ".join(said)
-
-
-def _describe(column: Column) -> str:
-    parts = [f"{k} {v}" for k, v in column.to_dict().items() if k not in ("name", "type", "members")]
-    parts += [f"{len(column.members)} members"] if column.members else []
-    return f"{column.type} ({', '.join(parts)})" if parts else column.type
 
 
 class Row(NamedTuple):

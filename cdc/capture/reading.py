@@ -1,4 +1,4 @@
-"""Events from the server's stream, read in a thread of their own, so that an epoch can be written while the server is silent."""
+"""The server's stream, read in a thread of their own, so that an epoch can be written while the server is silent."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from cdc.errors import SourceUnavailableError
 from cdc.source.dump import BinlogStream
 
 LIMIT_BYTES = 16 * 1024 * 1024
-"""Of events that wait; the thread stops reading at more, and the server waits."""
+"""Of pieces that wait; the thread stops reading at more, and the server waits."""
 
 
-class EventQueue:
+class StreamQueue:
     """What `stream` gives, in order, at most about `LIMIT_BYTES` of it at a time. Owns the stream."""
 
     def __init__(self, stream: BinlogStream) -> None:
         self._stream = stream
-        self._events: deque[bytes] = deque()
+        self._pieces: deque[bytes] = deque()
         self._bytes = 0
         self._error: BaseException | None = None
         self._ended = False
@@ -28,14 +28,14 @@ class EventQueue:
     def _read(self) -> None:
         error: BaseException | None = None
         try:
-            for event in self._stream:
+            for piece in self._stream:
                 with self._changed:
                     while self._bytes > LIMIT_BYTES and not self._ended:
                         self._changed.wait()
                     if self._ended:
                         return
-                    self._events.append(event)
-                    self._bytes += len(event)
+                    self._pieces.append(piece)
+                    self._bytes += len(piece)
                     self._changed.notify_all()
         except BaseException as raised:
             error = raised
@@ -45,20 +45,20 @@ class EventQueue:
                 self._changed.notify_all()
 
     def get(self, timeout_s: float, most: int | None = None) -> list[bytes]:
-        """The events that wait (`most` of them), or the next one within `timeout_s`; none if there is none in time.
+        """The pieces that wait (`most` of them), or the next one within `timeout_s`; none if there is none in time.
 
-        Raises what the stream raised, after the events before it were given.
+        Raises what the stream raised, after the pieces before it were given.
         """
         with self._changed:
-            if not self._events and not self._ended:
+            if not self._pieces and not self._ended:
                 self._changed.wait(timeout_s)
-            if not self._events and self._ended:
+            if not self._pieces and self._ended:
                 raise self._error or SourceUnavailableError("the stream of the binary log ended")
-            count = len(self._events) if most is None else min(most, len(self._events))
-            events = [self._events.popleft() for _ in range(count)]
-            self._bytes -= sum(map(len, events))
+            count = len(self._pieces) if most is None else min(most, len(self._pieces))
+            pieces = [self._pieces.popleft() for _ in range(count)]
+            self._bytes -= sum(map(len, pieces))
             self._changed.notify_all()
-            return events
+            return pieces
 
     def close(self) -> None:
         """End the stream and the thread."""

@@ -14,7 +14,7 @@ from cdc.journal import logger
 from cdc.names import TableName
 from cdc.position import BinlogEnd
 from cdc.schema import TableSchema
-from cdc.source import catalogue, values
+from cdc.source import catalogue
 from cdc.state import State
 
 LOG = logger("capture")
@@ -87,9 +87,9 @@ class PipelineFile:
 
 def describe(connection: Connection[Any], table: TableName, entry: TableConfig) -> tuple[TableSchema, dict[str, Any]]:
     """A table as it is to be captured: schema and options. Raises `TableStoppedError` for one that cannot be."""
-    schema = catalogue.read_schema(connection, table).with_overrides(entry.types)
     try:
-        values.check(schema)
+        schema = catalogue.as_configured(catalogue.read_schema(connection, table), entry)
+        schema.check()
     except TableStoppedError as error:
         error.where = error.where or str(table)
         raise
@@ -109,4 +109,10 @@ def describe(connection: Connection[Any], table: TableName, entry: TableConfig) 
             where=str(table),
             hint=f"rename the column, then `lakesync resync {table}`",
         )
-    return schema, {"mode": entry.mode, "types": dict(entry.types)}
+    return schema, options(entry)
+
+
+def options(entry: TableConfig) -> dict[str, Any]:
+    """What the log keeps of a table's entry: `mode`, `types`, and `exclude` where there is one."""
+    found: dict[str, Any] = {"mode": entry.mode, "types": dict(entry.types)}
+    return found | ({"exclude": sorted(entry.exclude)} if entry.exclude else {})

@@ -1,4 +1,4 @@
-"""The binary log as the server sends it to a replica: `COM_BINLOG_DUMP_GTID`, event by event, undecoded.
+"""The binary log as the server sends it to a replica: `COM_BINLOG_DUMP_GTID`, as bytes, undecoded.
 
 Formats: MySQL's source, `sql/rpl_source.cc` (the command) and `sql/rpl_gtid_set.cc` (GTID sets in binary form).
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
+import select
 import socket
+import ssl
 import struct
 import threading
 import uuid
@@ -16,8 +18,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pymysql
+from pymysql import err
 from pymysql.connections import Connection
-from pymysql.constants import COMMAND, ER
+from pymysql.constants import COMMAND, CR, ER
 from pymysql.cursors import Cursor
 
 from cdc.config import SourceConfig
@@ -30,9 +33,10 @@ from cdc.errors import (
 from cdc.position import GtidSet
 from cdc.source.connection import abandon, account, connect, grant, place, translate, translated
 from cdc.source.grants import REPLICATION
-from cdc.source.packets import Packets
 
 COM_BINLOG_DUMP_GTID = 0x1E
+PIECE = 1 << 20
+"""Bytes given at once, at most."""
 _START = 4
 """The first event's offset in a binary log file."""
 _OURS = 0x80000000
@@ -63,13 +67,13 @@ def encode_gtids(gtids: GtidSet) -> bytes:
 class BinlogStream:
     """Everything in the server's binary log that is not in `gtids`, from then on for ever. Connects at once.
 
-    An iterator of whole events: header, body, and CRC-32 (the session asks for checksums; a log written without them has none).
-    First come an artificial rotate event and a format description; when there is nothing to send, a heartbeat every `heartbeat_s`
-    seconds. `own_id` is the server id to present (default: a random one); a second stream with the same one ends the first.
+    An iterator of pieces of MySQL's packet stream, as they come, at most `PIECE` bytes each; a packet holds an event (header, body,
+    and CRC-32: the session asks for checksums, a log written without them has none) or says why there is none. First come an
+    artificial rotate event and a format description; when there is nothing to send, a heartbeat every `heartbeat_s` seconds.
+    `own_id` is the server id to present (default: a random one); a second stream with the same one ends the first.
 
-    Raises `SourceUnavailableError` (lost, killed, silent for more than three heartbeats), `SourcePurgedError` (the log does not
-    reach back to `gtids`), `SourceIdentityError` (`gtids` holds transactions of the server that it does not have), `SourceError`
-    (REPLICATION SLAVE is missing, another stream took over). After `close()` the iterator ends.
+    Raises `SourceUnavailableError` (lost, killed, silent for more than three heartbeats), and on connecting what `refusal` makes of
+    the server's errors. After `close()` the iterator ends.
     """
 
     def __init__(self, source: SourceConfig, gtids: GtidSet, *, heartbeat_s: float, own_id: int | None = None) -> None:
@@ -89,7 +93,10 @@ class BinlogStream:
             # Kept apart: a closing connection forgets it.
             self._socket: socket.socket = self._wire._sock
             self._socket.settimeout(3 * heartbeat_s)
-            self._packets = Packets(self._connection)
+            self._source_file: Any = self._wire._rfile
+            self._piece = memoryview(bytearray(PIECE))
+            self._more = select.poll()
+            self._more.register(self._socket, select.POLLIN)
         except BaseException:
             abandon(self._connection)
             raise
@@ -133,27 +140,58 @@ class BinlogStream:
         if self._closed.is_set():
             raise StopIteration
         try:
-            packet = self._packets.next()
-        except (pymysql.err.Error, OSError) as error:
+            size = self._read()
+        except (OSError, ValueError) as error:
             if self._closed.is_set():
                 raise StopIteration from None
-            failure = self._translate(error)
+            failure = self._lost(f"lost the connection ({type(error).__name__})", isinstance(error, TimeoutError))
             self.close()
             raise failure from None
-        if packet[0] != 0:
+        if not size:
+            if self._closed.is_set():
+                raise StopIteration
             self.close()
-            raise SourceUnavailableError("the server ended the stream", where=place(self._source))
-        return packet[1:]
+            raise self._lost("the server closed the connection")
+        return bytes(self._piece[:size])
 
-    def _translate(self, error: BaseException) -> SourceError:
+    def _read(self) -> int:
+        """Fill `_piece` with what is there, or else with what comes next; how much that is, 0 at the end."""
+        size: int = self._source_file.readinto1(self._piece)
+        # TLS gives 16 KiB at a time: too little to decode for itself.
+        while (
+            0 < size < PIECE
+            and isinstance(self._socket, ssl.SSLSocket)
+            and (self._socket.pending() or self._more.poll(0))
+        ):
+            more: int = self._source_file.readinto1(self._piece[size:])
+            if not more:
+                break  # told by the next read
+            size += more
+        return size
+
+    def _lost(self, what: str, silent: bool = False) -> SourceError:
         where = place(self._source)
-        code, message = (*error.args, 0, "")[:2]
-        if isinstance(error.__cause__, TimeoutError):
+        if silent:
             return SourceUnavailableError(
                 f"silent for more than {3 * self._heartbeat_s:g} s, three heartbeats",
                 where=where,
                 hint="check the network; raise capture.heartbeat on a slow one",
             )
+        return translate(err.OperationalError(CR.CR_SERVER_LOST, what), self._source)
+
+    def refusal(self, code: int, message: str) -> SourceError:
+        """What the server said in the stream in place of an event: MySQL's error code (0: it ended the stream) and message.
+
+        `SourcePurgedError` (the log does not reach back to `gtids`), `SourceIdentityError` (`gtids` holds transactions of the server
+        that it does not have), `SourceError` (REPLICATION SLAVE is missing, another stream took over), `SourceUnavailableError`.
+        """
+        if not code:
+            return SourceUnavailableError("the server ended the stream", where=place(self._source))
+        return self._translate(err.OperationalError(code, message))
+
+    def _translate(self, error: BaseException) -> SourceError:
+        where = place(self._source)
+        code, message = (*error.args, 0, "")[:2]
         if code == ER.ACCESS_DENIED_ERROR:  # we are logged in: it is about what the account may do
             what = "the account may not read the binary log"
             return SourceError(what, where=where, hint=grant(", ".join(REPLICATION), "*.*", account(self._source)))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cdc.capture.events import table_map
-from cdc.capture.images import difference, read_table_map
+from cdc.capture.images import read_table_map
 from cdc.config import SourceConfig, TableConfig
 from cdc.errors import (
     ConfigError,
@@ -37,6 +37,7 @@ from cdc.source.dump import BinlogStream, server_id
 from cdc.source.server import Server
 from dev.mysql import MySQLServer
 from dev.server import free_port
+from tests.contract.binlog import events
 
 SECRET = "pa§swörd-54321"
 ROTATE, FORMAT_DESCRIPTION, XID, TABLE_MAP, HEARTBEAT, WRITE_ROWS = 4, 15, 16, 19, 27, 30
@@ -373,7 +374,7 @@ def test_missing_grants_are_named_with_the_statement_that_helps(
         with pytest.raises(TableStoppedError) as stopped:
             catalogue.read_schema(connection, TableName(schema, "t"))
         assert "GRANT SELECT" in stopped.value.hint
-    with pytest.raises(SourceError) as error, BinlogStream(source, GtidSet({}), heartbeat_s=1) as stream:
+    with pytest.raises(SourceError) as error, Events(BinlogStream(source, GtidSet({}), heartbeat_s=1)) as stream:
         next(stream)
     assert "GRANT REPLICATION SLAVE" in error.value.hint
 
@@ -629,14 +630,14 @@ def test_the_binary_log_tells_the_same_columns(mysql: MySQLServer, schema: str, 
     mysql.execute(f"INSERT INTO {keyed.quoted} (a, b, f, g) VALUES (1, 'x', 2, 'y')")
     mysql.execute(f"INSERT INTO {schema}.gipk VALUES (1)")
     found: dict[TableName, TableSchema] = {}
-    with BinlogStream(root(mysql), start, heartbeat_s=5) as stream:
+    with Events(BinlogStream(root(mysql), start, heartbeat_s=5)) as stream:
         while len(found) < len(tables):
             event = take(stream, is_kind(TABLE_MAP))[-1]
             head = table_map(event[19:-4])
             found[TableName(head.schema, head.name)] = read_table_map(event, True, head)[1]
     for table, told in found.items():
         assert catalogue.as_catalogued(told) == tables[table], table
-        assert not difference(tables[table], told), table
+        assert not catalogue.difference(tables[table], told), table
     assert found[keyed].key == ("b", "g", "a")
     assert found[keyed].columns[5].members == ("é", "🐬")
     assert found[TableName(schema, "gipk")].names == ("my_row_id", "a")
@@ -684,13 +685,40 @@ def kinds(events: list[bytes]) -> list[int]:
     return [e[4] for e in events]
 
 
-def take(stream: BinlogStream, until: Callable[[bytes], bool]) -> list[bytes]:
-    events = []
+class Events:
+    """A stream's events, told apart."""
+
+    def __init__(self, stream: BinlogStream) -> None:
+        self._stream = stream
+        self._events = events(stream)
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stream.__exit__(*exception)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._events)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    @property
+    def thread_id(self) -> int:
+        return self._stream.thread_id
+
+
+def take(stream: Iterator[bytes], until: Callable[[bytes], bool]) -> list[bytes]:
+    found = []
     for event in stream:
         assert int.from_bytes(event[9:13], "little") == len(event)
-        events.append(event)
+        found.append(event)
         if until(event):
-            return events
+            return found
     raise AssertionError("the stream ended")
 
 
@@ -703,7 +731,7 @@ def test_the_stream_gives_what_is_not_in_the_set(mysql: MySQLServer, schema: str
     with closing(connect(source, purpose="test")) as connection:
         start = Server(connection).executed()
     mysql.execute(f"CREATE TABLE {schema}.t (a INT PRIMARY KEY, b LONGBLOB)")
-    with BinlogStream(source, start, heartbeat_s=5) as stream:
+    with Events(BinlogStream(source, start, heartbeat_s=5)) as stream:
         mysql.execute(f"INSERT INTO {schema}.t VALUES (1, 'x')")
         first = take(stream, is_kind(XID))
         mysql.execute(f"INSERT INTO {schema}.t VALUES (2, REPEAT('y', 40000000))")
@@ -726,7 +754,7 @@ def test_the_stream_from_nothing_begins_with_the_servers_first_transaction(
     server.execute("CREATE DATABASE a")
     server.execute("FLUSH BINARY LOGS")
     server.execute("CREATE DATABASE b")
-    with BinlogStream(root(server), GtidSet({}), heartbeat_s=1) as stream:
+    with Events(BinlogStream(root(server), GtidSet({}), heartbeat_s=1)) as stream:
         events = take(stream, is_kind(HEARTBEAT))
     numbers = [int.from_bytes(e[36:44], "little") for e in events if e[4] == GTID]
     assert numbers == list(range(1, len(GtidSet.parse(server.gtid_executed)) + 1))
@@ -742,9 +770,9 @@ def test_tagged_sets_are_understood_by_the_server(mysql_factory: Callable[..., M
     assert any(":" in sid for sid in executed.sids)
     tagged = next(sid for sid in executed.sids if sid.endswith(":one"))
     less = executed.subtract(GtidSet({tagged: ((2, 2),)}))
-    with BinlogStream(root(server), executed, heartbeat_s=0.5) as stream:
+    with Events(BinlogStream(root(server), executed, heartbeat_s=0.5)) as stream:
         assert not {GTID, GTID_TAGGED} & set(kinds(take(stream, is_kind(HEARTBEAT))))
-    with BinlogStream(root(server), less, heartbeat_s=0.5) as stream:
+    with Events(BinlogStream(root(server), less, heartbeat_s=0.5)) as stream:
         events = take(stream, is_kind(GTID_TAGGED))
         assert kinds(events).count(GTID) == 0
 
@@ -754,7 +782,10 @@ def test_a_purged_log_is_named_so(mysql_factory: Callable[..., MySQLServer]) -> 
     server.execute("CREATE DATABASE a")
     server.execute("FLUSH BINARY LOGS")
     server.execute("PURGE BINARY LOGS TO 'binlog.000002'")
-    with pytest.raises(SourcePurgedError) as error, BinlogStream(root(server), GtidSet({}), heartbeat_s=1) as stream:
+    with (
+        pytest.raises(SourcePurgedError) as error,
+        Events(BinlogStream(root(server), GtidSet({}), heartbeat_s=1)) as stream,
+    ):
         next(stream)
     assert "resync" in error.value.hint
     assert not error.value.retryable
@@ -762,13 +793,13 @@ def test_a_purged_log_is_named_so(mysql_factory: Callable[..., MySQLServer]) -> 
 
 def test_transactions_that_the_server_does_not_have_are_a_matter_of_identity(mysql: MySQLServer) -> None:
     ahead = GtidSet.parse(mysql.gtid_executed).add(Gtid(mysql.execute("SELECT @@server_uuid")[0][0], 10**9))
-    with pytest.raises(SourceIdentityError) as error, BinlogStream(root(mysql), ahead, heartbeat_s=1) as stream:
+    with pytest.raises(SourceIdentityError) as error, Events(BinlogStream(root(mysql), ahead, heartbeat_s=1)) as stream:
         next(stream)
     assert "resync" in error.value.hint
 
 
-def at_the_end(server: MySQLServer, **options: Any) -> BinlogStream:
-    stream = BinlogStream(root(server), GtidSet.parse(server.gtid_executed), **{"heartbeat_s": 0.3, **options})
+def at_the_end(server: MySQLServer, **options: Any) -> Events:
+    stream = Events(BinlogStream(root(server), GtidSet.parse(server.gtid_executed), **{"heartbeat_s": 0.3, **options}))
     take(stream, is_kind(HEARTBEAT))
     return stream
 
@@ -831,7 +862,7 @@ def test_a_second_stream_of_a_pipeline_ends_the_first(mysql: MySQLServer) -> Non
 
 def test_the_stream_goes_through_tls(mysql: MySQLServer, account: Callable[..., SourceConfig]) -> None:
     source = account("REPLICATION SLAVE ON *.*", tls="verify-identity", tls_ca=mysql.ca)
-    stream = BinlogStream(source, GtidSet.parse(mysql.gtid_executed), heartbeat_s=0.3)
+    stream = Events(BinlogStream(source, GtidSet.parse(mysql.gtid_executed), heartbeat_s=0.3))
     take(stream, is_kind(HEARTBEAT))
     threading.Timer(0.2, stream.close).start()
     assert {e[4] for e in stream} <= {HEARTBEAT}

@@ -1,0 +1,225 @@
+"""How a capture starts: where it goes on, and whether the source's history up to there is the one that was read.
+
+In this order: the log was fenced and its newest record read (`Session`); now compare the history, then stand in the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from cdc import faults
+from cdc.capture import identity
+from cdc.capture.chain import Origin
+from cdc.capture.session import LOG, Session, is_out
+from cdc.errors import SourceIdentityError, SourcePurgedError
+from cdc.lake import Applied, applied_everywhere, manifest
+from cdc.lake.deltalog import commits
+from cdc.names import TableName
+from cdc.position import Fingerprint, Gtid, GtidSet, Position
+from cdc.state import Phase
+
+
+def start(session: Session) -> None:
+    """Stand in the source's stream where the log ends; in an empty log write the first epoch.
+
+    Raises `SourceIdentityError` or `SourcePurgedError` where that is not possible, unless everything was asked to be read anew.
+    """
+    _Start(session).run()
+
+
+class _Start:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._config = session.config
+        self._state = session.state
+        self._chain = session.chain
+        self._file = session.file
+
+    def run(self) -> None:
+        chain = self._chain
+        try:
+            if chain.newest is None:
+                self._begin_log()
+            else:
+                self._attach(chain.newest.end)
+        except (SourceIdentityError, SourcePurgedError) as error:
+            if not self._is_resynced_whole():
+                raise
+            LOG.warning("begins-anew", error=error.code, what=error.what)
+            self._begin_anew()
+        self._recover()
+        position = chain.position
+        LOG.info(
+            "following",
+            server=self._session.uuid,
+            position=str(position.end) if position else "",
+            epoch=chain.newest.number if chain.newest else 0,
+            tables=len(chain.states),
+        )
+
+    # -- the source --------------------------------------------------------------------------------------------------
+
+    def _attach(self, position: Position) -> None:
+        """Follow from `position`, if the server's history up to there is the one that was read."""
+        session = self._session
+        server = session.server
+        identity.check_history(server, position, session.uuid)
+        last = position.last
+        if last is not None and last.gtid in server.purged():
+            LOG.warning("fingerprint-purged", gtid=str(last.gtid))
+            last = None
+        if last is None or faults.mutant("no_fingerprint"):
+            session.follow(position.gtids)
+        elif (found := self._meet(position.gtids, last.gtid)) != last:
+            raise self._strange(position, last, found)
+        partial = position.partial
+        # One that is to be skipped is passed over whole, with what was read of it.
+        if partial is not None and partial.gtid not in session.asked_to_skip():
+            LOG.info("goes-on-inside", gtid=str(partial.gtid), row_events=partial.row_events)
+            if not identity.rejoin(session.queue, session.decoder, partial, server.binlog_end()):
+                raise self._strange(position, partial, None)
+
+    def _strange(self, position: Position, expected: Fingerprint, found: Fingerprint | None) -> SourceIdentityError:
+        return SourceIdentityError(
+            f"the server's history is not the one that was read: expected {identity.describe(expected)},"
+            f" found {identity.describe(found)}",
+            where=str(position.end),
+            hint=f"was it reset or restored? Connect to the right server, or {identity.RESYNC_ALL}",
+        )
+
+    def _meet(self, gtids: GtidSet, last: Gtid) -> Fingerprint | None:
+        """Follow from `gtids`, and read the last one of them again."""
+        session = self._session
+        session.follow(gtids.without(last), last)
+        return identity.meet(session.queue, session.decoder, last, session.server.binlog_end())
+
+    def _fresh_position(self) -> Position:
+        """Where the server is now; and follow from there."""
+        session = self._session
+        position = session.server.position()
+        last = session.server.newest(position.gtids)
+        if last and last not in session.server.purged() and (found := self._meet(position.gtids, last)):
+            return replace(position, last=found)
+        session.follow(position.gtids)
+        return position
+
+    # -- the log -----------------------------------------------------------------------------------------------------
+
+    def _begin_log(self) -> None:
+        """The first epoch of an empty log: where the lake is, or else where the server is."""
+        session = self._session
+        applied = applied_everywhere(self._config.lake_root, self._config.name)
+        statuses = self._state.tables()
+        wanted = self._file.wanted(session.connection, session.known(statuses))
+        wanted = {t: e for t, e in wanted.items() if not is_out(statuses.get(t))}
+        live = {t: a.position for t, a in applied.items() if t in wanted}
+        if live:
+            described = session.describe({t: wanted[t] for t in live})
+            # Tables are added only where a transaction ends. What the lake has of one in part, the merger knows to be applied.
+            position = replace(_lowest(live), partial=None)
+            self._attach(position)
+        else:
+            described = session.describe(wanted)
+            position = self._fresh_position()
+        origin = _highest(applied)
+        self._chain.begin(position, origin)
+        LOG.info("log-begun", number=origin.number + 1, position=str(position.end), lake_tables=len(live))
+        kept: dict[TableName, Phase] = {t: s.phase for t, s in statuses.items() if t in live}
+        for table in self._called_ready() - set(statuses):
+            kept[table] = "ready"
+        session.add(described, kept)
+
+    def _is_resynced_whole(self) -> bool:
+        """Whether everything that would have a gap was asked to be bootstrapped anew."""
+        asked = {r.argument for r in self._state.open_requests("resync")}
+        statuses = self._state.tables()
+        captured = set(self._chain.schemas) or set(applied_everywhere(self._config.lake_root, self._config.name))
+        left = {t for t in captured if self._file.entry(t) and not is_out(statuses.get(t))}
+        return bool(left) and {str(t) for t in left} <= asked
+
+    def _begin_anew(self) -> None:
+        """Go on where the server is, with every table added anew."""
+        session = self._session
+        statuses = self._state.tables()
+        wanted = self._file.wanted(session.connection, session.known(statuses))
+        asked = {r.argument for r in self._state.open_requests("resync")}
+        described = session.describe(
+            {t: e for t, e in wanted.items() if str(t) in asked or not is_out(statuses.get(t))}
+        )
+        position = self._fresh_position()
+        if self._chain.newest is None:
+            self._chain.begin(position, _highest(applied_everywhere(self._config.lake_root, self._config.name)))
+        else:
+            self._chain.jump(position)
+        gone = set(self._chain.schemas) - set(described)
+        for table in gone:
+            if self._file.entry(table) is None:
+                self._state.set_table(table, "removed", error=None)
+        # Not as removed: what the table has contains this epoch's position then, and not the changes before it.
+        session.add(described, {}, {t: {"code": "gap"} for t in gone})
+
+    # -- the state folder --------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Tables that the log has and the state folder lost: those that the lake shows to be ready are, the others begin anew."""
+        statuses = self._state.tables()
+        ready: set[TableName] | None = None
+        for table, captured in self._chain.states.items():
+            name = TableName.from_id(table)
+            status = statuses.get(name)
+            if status is not None and status.phase != "new":
+                continue
+            record = next(iter(self._session.log.records(after=captured.since - 1)), None)
+            if record is not None and (record.number != captured.since or table not in record.added):
+                record = None  # trimmed
+            if ready is None:
+                ready = self._ready_in_lake()
+            entry = self._file.entry(name)
+            if record is not None or name in ready:
+                phase: Phase = "ready" if name in ready else "added"
+                LOG.warning("state-lost", table=str(name), phase=phase)
+                self._state.set_table(name, phase, added=record.id if record else None, error=None)
+            elif entry is not None:
+                self._session.join(name, entry)
+
+    def _ready_in_lake(self) -> set[TableName]:
+        """Tables that the newest manifest calls ready, and that were not added again since."""
+        applied = applied_everywhere(self._config.lake_root, self._config.name)
+        ready = set()
+        for table in self._called_ready() & set(applied):
+            captured, has = self._chain.states.get(table.id), applied[table]
+            if captured and has.log == self._session.log.uuid and has.epoch.number >= captured.since:
+                ready.add(table)
+        return ready
+
+    def _called_ready(self) -> set[TableName]:
+        """Tables that the newest manifest calls ready, and that were not bootstrapped since: those may not be there yet."""
+        root = self._config.lake_root
+        found = manifest.read(root, self._config.name)
+        ready = {t: v.commit for t, v in found.tables.items() if v.state == "ready"} if found else {}
+        return {t for t, at in ready.items() if all(c.info["kind"] == "merge" for c in commits(root / t.folder, at))}
+
+
+def _lowest(positions: Mapping[TableName, Position]) -> Position:
+    """The one that all others contain."""
+    table, lowest = min(positions.items(), key=lambda item: item[1].reach)
+    for other, position in positions.items():
+        if not position.contains(lowest):
+            raise SourceIdentityError(
+                f"the lake's tables {table} and {other} come from different histories",
+                where=str(lowest.end),
+                hint=identity.RESYNC_ALL,
+            )
+    return lowest
+
+
+def _highest(applied: Mapping[TableName, Applied]) -> Origin:
+    """What a new log continues from."""
+    found = applied.values()
+    return Origin(
+        max((a.epoch.number for a in found), default=0),
+        max((a.ts_ms for a in found), default=0),
+        max((a.raw_us for a in found), default=0),
+        max((a.seq for a in found), default=0),
+    )
