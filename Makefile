@@ -11,9 +11,12 @@ CARGO  := cargo
 
 # Arguments for pytest: make test ARGS="-k kafka -x"
 ARGS ?=
+# Of fuzzing, for each target: make fuzz SECONDS=600
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-faults-short test-spec fetch lint format bench bench-quick clean
+.PHONY: help setup demo test test-native test-faults test-faults-short test-spec fuzz fetch lint format bench bench-decode \
+  bench-quick clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +44,9 @@ fetch: setup ## Download the servers that tests talk to, once
 test: fetch ## Unit, contract and integration tests, on real MySQL and Kafka
 	$(PYTEST) tests/unit tests/contract tests/integration $(ARGS)
 
+test-native: ## The native module's own tests; these need no Python
+	cd native && $(CARGO) test --quiet --locked --no-default-features
+
 test-faults: fetch ## Kills, power loss and planted mistakes: everything
 	$(PYTEST) tests/faults $(ARGS)
 
@@ -50,25 +56,32 @@ test-faults-short: fetch ## The fault tests that run on every change
 test-spec: setup ## The models of the protocols: every state, every mutant
 	$(BIN)/python spec/run_all.py
 
+fuzz: setup ## Damaged and hostile input into the native module, each target for SECONDS; needs a C++ compiler
+	$(BIN)/python -m dev.fuzz --seconds $(SECONDS) $(ARGS)
+
 lint: setup ## ruff, mypy, rustfmt and clippy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd native && $(CARGO) fmt --check
+	cd native && $(CARGO) fmt --check && cd fuzz && $(CARGO) fmt --check
 	cd native && PYO3_PYTHON="$(CURDIR)/$(BIN)/python" $(CARGO) clippy -q --locked --all-targets -- -D warnings
+	cd native/fuzz && CARGO_TARGET_DIR=../target $(CARGO) clippy -q --locked -- -D warnings
 
 format: setup ## Lay the code out
 	$(BIN)/ruff check -q --fix . || true
 	$(BIN)/ruff format .
-	cd native && $(CARGO) fmt
+	cd native && $(CARGO) fmt && cd fuzz && $(CARGO) fmt
 
 bench: fetch ## Measure snapshot, stream and latency beside their peers
 	$(BIN)/python -m bench $(ARGS)
+
+bench-decode: fetch ## Measure decoding and capture beside mysql-replication, MySQL's clients and Debezium (JDK, Maven)
+	$(BIN)/python -m bench decode captured large $(ARGS)
 
 bench-quick: fetch ## The same with small sizes, to see that it works
 	$(BIN)/python -m bench --quick
 
 clean: ## Remove everything that was made here, the downloads too
-	rm -rf $(VENV) .dev .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist native/target
+	rm -rf $(VENV) .dev .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist native/target native/fuzz/target
 	rm -f cdc/_native*.so
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

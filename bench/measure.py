@@ -77,6 +77,14 @@ class Process:
         """Since it was started."""
         return time.monotonic() - self.began
 
+    def measured(self) -> list[int]:
+        """The process ids of the command, while it runs."""
+        try:
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        except OSError:  # ended, or not this kind of system
+            return []
+        return [int(pid) for pid in children.split()]
+
     def must_run(self) -> None:
         """Raise `FailedError` if it has ended."""
         if self._process.poll() is not None:

@@ -19,8 +19,14 @@ DATABASE = "bench"
 TABLE = "big"
 USER, PASSWORD = "bench", "bench"
 GRANTS = ("REPLICATION SLAVE, REPLICATION CLIENT ON *.*", "SELECT ON *.*")
-# Enough for the tables: that no disk is waited for is as well for the peers as for lakesync.
-SERVER = ("--innodb-buffer-pool-size=1G", "--innodb-redo-log-capacity=1G")
+# Enough for the tables: that no disk is waited for is as well for the peers as for lakesync. The caches are as large as a server's
+# are by itself.
+SERVER = (
+    "--innodb-buffer-pool-size=1G",
+    "--innodb-redo-log-capacity=1G",
+    "--table-open-cache=4000",
+    "--table-definition-cache=2000",
+)
 LOAD_ROWS = 50_000
 
 

@@ -53,8 +53,8 @@ def _measure(setting: Setting, broker: KafkaBroker, size: int) -> Table:
     turns: dict[str, list[Usage]] = defaultdict(list)
     for turn in range(setting.sizes.turns):
         for kind in (EMBEDDED, KAFKA):
-            turns[kind].append(_capture(pipelines[kind][turn], written))
-        turns[IDLE].append(_follow(pipelines[EMBEDDED][turn]))
+            turns[kind].append(captured(pipelines[kind][turn], written))
+        turns[IDLE].append(follow(pipelines[EMBEDDED][turn]))
         turns[DELTA].append(_to_delta(pipelines[DELTA][turn], written))
         turns[PEER].append(_peer(setting, table, written))
     found_of = {kind: medians(used) for kind, used in turns.items()}
@@ -68,7 +68,7 @@ def _measure(setting: Setting, broker: KafkaBroker, size: int) -> Table:
     return result
 
 
-def _capture(pipeline: Pipeline, written: Backlog) -> Usage:
+def captured(pipeline: Pipeline, written: Backlog) -> Usage:
     """From the start of the process until the log has the backlog; CPU and memory are the whole process's."""
     process = pipeline.start("run", "--node", "capture")
     try:
@@ -82,7 +82,7 @@ def _capture(pipeline: Pipeline, written: Backlog) -> Usage:
     return replace(used, wall_s=wall_s)
 
 
-def _follow(pipeline: Pipeline) -> Usage:
+def follow(pipeline: Pipeline) -> Usage:
     """Until the first sign of life of a capture that has nothing to read."""
     state = pipeline.state
     before = state.nodes()["capture"].at_us

@@ -65,7 +65,7 @@ def folder() -> Path:
 def build() -> Path:
     """The folder of the targets' programs. Raises CalledProcessError; cargo says why."""
     compiler = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True).stdout
-    host = re.findall(r"(?m)^host: (.+)$", compiler)[0]
+    host = str(re.findall(r"(?m)^host: (.+)$", compiler)[0])
     # Named, so that the flags are for the targets alone and not for what builds them.
     command = [
         "cargo",

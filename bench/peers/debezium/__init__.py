@@ -23,6 +23,9 @@ HERE = Path(__file__).parent
 VERSION = "3.6.1"
 FIRST_FILE = "binlog.000001"
 
+Form = Literal["json", "connect"]
+"""JSON text, or Kafka Connect's records as the connector makes them, without a conversion."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -60,7 +63,7 @@ def _build(folder: Path) -> None:
         )
 
 
-def read(setting: Setting, table: str, gtids: str, rows: int, form: Literal["json", "connect"]) -> Found:
+def read(setting: Setting, table: str, gtids: str, rows: int, form: Form) -> Found:
     """`rows` row changes of a table of the benchmarks' schema, from after `gtids` on. Raises `FailedError`."""
     built = classes()
     folder = setting.folder(f"debezium-{form}")
