@@ -13,6 +13,7 @@ lakesync decodes a value. Of each row only its key and a 128-bit digest are kept
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,25 +21,28 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pymysql
 
+from cdc import unfit
 from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord, EpochId, Op
 from cdc.errors import ConfigError, LakeDamagedError, LogGapError, NotFollowingError
 from cdc.lake import manifest
 from cdc.lake.deltalog import Applied, Snapshot
 from cdc.lake.table import LakeTable
+from cdc.log import captured
 from cdc.log.base import Log
 from cdc.log.codec import WIDTH, Changes, decode
-from cdc.names import TableName, quote_identifier
+from cdc.names import TableName
 from cdc.schema import TableSchema
-from cdc.source import canonical, values
-from cdc.source.connection import connect, raw_cursor, translate
+from cdc.source import canonical, results
+from cdc.source.connection import connect, is_mariadb, translate
 from cdc.source.server import Server
 from cdc.state import State
-from snapshot.chunks import Walk
+from snapshot.chunks import Bound, Walk
 
 CHUNK_ROWS = 50_000
 POINT_ROWS = 500
@@ -183,10 +187,11 @@ class _Windows:
         self.server = Server(connection)
 
     def open(self) -> CommitRecord:
-        record = self.log.newest()
-        if record is None:
+        known = captured.read(self.log)
+        if known is None:
             raise NotFollowingError("the log is empty", where=self.config.name, hint="start `lakesync run`")
-        if not self.server.wait_executed(record.end.gtids, self.follow_s):
+        record = known.record  # whole: of a transaction in part the window would miss the changes of its first parts
+        if not self.server.wait_visible(record.end, self.follow_s):
             raise NotFollowingError(
                 "the source has not executed what the log has",
                 where=self.config.name,
@@ -206,7 +211,8 @@ class _Windows:
                 applied = manifest.carried(table.table, snapshot, found)
                 here = applied is not None and applied.position.server_uuid == server
                 # By number too: an epoch that only adds a table ends where the one before it did.
-                if applied and here and applied.position.end >= mark and applied.epoch.number >= opening.number:
+                passed = applied and here and applied.position.whole and applied.position.end >= mark
+                if applied and passed and applied.epoch.number >= opening.number:
                     yield table, _Closing(snapshot, applied, table.touched(opening, applied))
                     break
                 self.must_follow(table.table, deadline)
@@ -332,9 +338,12 @@ class _Table:
         assert self.last is not None
         for changes in self.changes(self.last, applied):
             operations = changes.batch.column(0).to_pylist()
-            columns = changes.batch.columns[WIDTH:]
+            columns = changes.batch.columns[WIDTH : WIDTH + len(self.schema.columns)]
             names = zip(*(columns[self.schema.names.index(k)].to_pylist() for k in self.key), strict=True)
-            texts = [canonical.texts(c, a).cast(pa.binary()) for c, a in zip(self.schema.columns, columns, strict=True)]
+            texts = [
+                canonical.texts(c, a, changes.unfit).cast(pa.binary())
+                for c, a in zip(self.schema.columns, columns, strict=True)
+            ]
             for n, key in enumerate(names):
                 if key in keys:
                     gone = operations[n] in (Op.DELETE, Op.MOVE_OUT)
@@ -384,54 +393,45 @@ class _Table:
     def read_source(self) -> Iterator[_Rows]:
         """The whole table, in chunks by key, each a short read of its own."""
         walk, texts = Walk(self.table, self.keys_only), self.expressions()
-        after, rows = None, 0
+        after: Bound | None = None
+        rows = 0
         while True:
-            sql, bound = walk.select(after, None, CHUNK_ROWS, texts)
-            with raw_cursor(self.connection) as cursor:
-                cursor.execute(sql, bound)
-                chunk = list(cursor)
-            if chunk:
-                cells = list(zip(*chunk, strict=True))
-                yield self.rows(cells, len(texts))
-                rows += len(chunk)
-                after = walk.bound(chunk[-1])
+            begun, found = rows, after
+            for batch in self._read(walk, functools.partial(walk.select, after, None, CHUNK_ROWS, texts)):
+                yield pa.Table.from_batches([walk.rows(batch)]), walk.also(batch)
+                rows += batch.num_rows
+                found = walk.bound(batch)
                 if self.progress:
                     self.progress(str(self.table), rows)
-            if len(chunk) < CHUNK_ROWS:
+            if rows - begun < CHUNK_ROWS:
                 return
+            after = found
 
     def read_points(self, suspects: pa.Table) -> Iterator[_Rows]:
         """Rows with the suspects' keys, each once. The server finds keys that are equal by collation too: they are left out, for
         they are suspects of their own, perhaps of another statement."""
-        texts = self.expressions()
-        columns = f"{values.select_list(self.keys_only)}, {', '.join(texts)}".replace("%", "%%")
-        names = ", ".join(quote_identifier(k).replace("%", "%%") for k in self.key)
-        one = "(" + ", ".join(["%s"] * len(self.key)) + ")"
-        source = self.table.quoted.replace("%", "%%")
-        for batch in suspects.to_batches(POINT_ROWS):
-            keys = [tuple(row.values()) for row in batch.to_pylist()]
-            sql = f"SELECT {columns} FROM {source} WHERE ({names}) IN ({', '.join([one] * len(keys))})"
-            with raw_cursor(self.connection) as cursor:
-                cursor.execute(sql, tuple(part for key in keys for part in key))
-                cells = list(zip(*cursor, strict=True))
-            if cells:
-                found, all_texts = self.rows(cells, len(texts))
-                asked = set(keys)
+        walk, texts = Walk(self.table, self.keys_only), self.expressions()
+        for start in range(0, suspects.num_rows, POINT_ROWS):
+            keys = suspects.slice(start, POINT_ROWS)
+            asked = {tuple(row.values()) for row in keys.to_pylist()}
+            for batch in self._read(walk, functools.partial(walk.points, keys, texts)):
+                found = pa.Table.from_batches([walk.rows(batch)]).select(self.key)
                 exact = pa.array([tuple(row.values()) in asked for row in found.to_pylist()])
-                yield found.filter(exact), [t.filter(exact) for t in all_texts]
+                yield found.filter(exact), [t.filter(exact) for t in walk.also(batch)]
+
+    def _read(self, walk: Walk, statement: Callable[..., tuple[str, tuple[object, ...]]]) -> Iterator[pa.RecordBatch]:
+        plans = walk.plans(len(self.schema.columns))
+        return results.read(self.connection, lambda text: statement(text=text), plans)
 
     def expressions(self) -> list[str]:
-        return [canonical.expression(c) for c in self.schema.columns]
+        mariadb = is_mariadb(self.connection)
+        return [canonical.expression(c, mariadb=mariadb) for c in self.schema.columns]
 
     @cached_property
     def keys_only(self) -> TableSchema:
         columns = {c.name: c for c in self.schema.columns}
         overrides = {k: v for k, v in self.schema.overrides.items() if k in self.key}
         return TableSchema(tuple(columns[k] for k in self.key), self.schema.key, overrides)
-
-    def rows(self, cells: list[tuple[bytes | None, ...]], texts: int) -> _Rows:
-        keys = pa.Table.from_batches([values.build_text(self.keys_only, cells[: len(self.key)])])
-        return keys, [pa.array(c, pa.binary()) for c in cells[-texts:]]
 
     def read_lake(self, snapshot: Snapshot, only: pa.Table | None = None) -> Iterator[_Rows]:
         found: Iterable[pa.RecordBatch] = self.lake.scan(snapshot)
@@ -440,10 +440,10 @@ class _Table:
                 found = self.lake.rows(snapshot, only).to_batches()
             except LakeDamagedError:
                 # A key that is there twice is what is looked for here.
-                rows = (pa.Table.from_batches([batch]) for batch in found)
-                found = [b for r in rows for b in r.join(only, self.key, join_type="left semi").to_batches()]
+                found = [b for batch in found for b in _with_keys(batch, only, self.key)]
         for batch in found:
-            texts = [canonical.texts(c, batch.column(c.name)) for c in self.schema.columns]
+            kept = batch.column(unfit.NAME) if unfit.is_last(batch.schema) else None
+            texts = [canonical.texts(c, batch.column(c.name), kept) for c in self.schema.columns]
             yield pa.Table.from_batches([batch]).select(self.key), texts
 
     def digests(self, rows: Iterator[_Rows]) -> pa.Table:
@@ -474,6 +474,14 @@ def _unlike(source: pa.Table, lake: pa.Table, key: list[str]) -> pa.Table:
     counted = lake.group_by(key).aggregate([([], "count_all")])
     twice = counted.filter(pc.field("count_all") > 1).select(key)
     return pa.concat_tables([unlike, twice.cast(unlike.schema)])
+
+
+def _with_keys(batch: pa.RecordBatch, keys: pa.Table, names: list[str]) -> list[pa.RecordBatch]:
+    """The rows with these keys. By their places: joins take no maps and lists along."""
+    place = "_place"
+    rows = pa.Table.from_batches([batch])
+    placed = rows.select(names).append_column(place, pa.array(np.arange(batch.num_rows)))
+    return rows.take(placed.join(keys, names, join_type="left semi").column(place)).to_batches()
 
 
 def _distinct(rows: pa.Table, key: list[str]) -> pa.Table:

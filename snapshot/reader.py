@@ -19,22 +19,16 @@ from cdc.config import SourceConfig
 from cdc.errors import SourceError, SourceUnavailableError, TableStoppedError
 from cdc.journal import logger
 from cdc.position import Position
-from cdc.schema import TableSchema
-from cdc.source.catalogue import as_catalogued, estimate_rows, read_schema
-from cdc.source.connection import connect, place, raw_cursor, translated
+from cdc.source import results
+from cdc.source.catalogue import difference, estimate_rows, read_schema
+from cdc.source.connection import connect, place, translated
 from cdc.source.server import Server
-from cdc.source.values import build_text
 from snapshot.chunks import Bound, Part, Walk
 
 LOG = logger("snapshot")
 
 WAIT_SLICE_S = 1.0
 """A wait for the server is cut into pieces of this length, to notice that it shall end."""
-BATCH_ROWS = 16_384
-BATCH_BYTES = 8 * 1024 * 1024
-"""About what is held in memory of a chunk at a time."""
-FIRST_ROWS = 16
-"""Of an unknown width."""
 SORT_BYTES = 8 * 1024 * 1024
 """`max_sort_length`: rows whose keys agree for longer than this would have no order (where the server must sort at all)."""
 
@@ -107,7 +101,7 @@ class Reader:
         if faults.mutant("no_wait"):
             return
         # The dump thread can send a transaction before a SELECT sees it.
-        while not server.wait_executed(self._at.gtids, WAIT_SLICE_S):
+        while not server.wait_visible(self._at, WAIT_SLICE_S):
             LOG.info("waits-for-server", table=str(self._walk.table), position=str(self._at))
             self._check_stop()
 
@@ -135,21 +129,16 @@ class Reader:
         return chunk
 
     def _batches(self, chunk: Chunk, part: Part, after: Bound | None, limit: int) -> Iterator[pa.RecordBatch]:
-        table, schema, width = self._walk.table, self._walk.schema, self._walk.width()
+        walk, table = self._walk, self._walk.table
         connection = self.connection()
         self.check_schema()
-        sql, arguments = self._walk.select(after, part.high, limit)
+        found = results.read(connection, lambda text: walk.select(after, part.high, limit, text=text), walk.plans())
         try:
-            with raw_cursor(connection) as cursor:
-                cursor.execute(sql, arguments)
-                wanted = FIRST_ROWS
-                while rows := cursor.fetchmany(wanted):
-                    self._check_stop()
-                    batch = build_text(schema, list(zip(*rows, strict=True))[:width])
-                    chunk.last = self._walk.bound(rows[-1])
-                    chunk.rows += len(rows)
-                    yield batch
-                    wanted = max(1, min(BATCH_ROWS, BATCH_BYTES * len(rows) // max(1, batch.nbytes)))
+            for batch in found:
+                self._check_stop()
+                chunk.last = walk.bound(batch)
+                chunk.rows += batch.num_rows
+                yield walk.rows(batch)
         except TableStoppedError as error:
             self.close()
             where = error.where if str(table) in error.where else ", ".join(filter(None, (str(table), error.where)))
@@ -171,31 +160,15 @@ class Reader:
         walk = self._walk
         hint = f"`lakesync resync {walk.table}` reads it anew; `lakesync remove {walk.table}` gives it up"
         try:
-            found = read_schema(self.connection(), walk.table).with_overrides(walk.schema.overrides)
+            found = read_schema(self.connection(), walk.table)
         except TableStoppedError as error:
             raise TableStoppedError(error.what, where=error.where, hint=hint) from None
-        # What the binary log says of a table may be more than what the catalogue knows.
-        if found != as_catalogued(walk.schema):
+        if unlike := difference(walk.schema, found):
             raise TableStoppedError(
-                f"the table was altered after it was added: {_difference(walk.schema, found)}",
-                where=str(walk.table),
-                hint=hint,
+                f"the table was altered after it was added: {unlike}", where=str(walk.table), hint=hint
             )
 
 
 def _close(connection: Connection[Any]) -> None:
     with contextlib.suppress(pymysql.err.Error):  # closed already
         connection.close()
-
-
-def _difference(was: TableSchema, now: TableSchema) -> str:
-    """The first thing that differs, by name."""
-    if was.key != now.key:
-        return "another primary key"
-    before, after = {c.name: c for c in was.columns}, {c.name: c for c in now.columns}
-    for name in before:
-        if name not in after:
-            return f"column {name} is gone"
-        if after[name] != before[name]:
-            return f"column {name} is of another type"
-    return next((f"column {name} is new" for name in after if name not in before), "another order of columns")

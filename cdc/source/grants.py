@@ -10,11 +10,14 @@ _NAME = r"(?:`(?:[^`]|``)*`|\*)"
 _GRANT = re.compile(
     rf"GRANT (?P<what>.+?) ON (?:TABLE |FUNCTION |PROCEDURE |LIBRARY )?(?P<on>{_NAME}\.{_NAME}) TO ", re.DOTALL
 )
-_ROLES = re.compile(r"GRANT (?P<roles>`[^ ]+`@`[^ ]*`(?:, ?`[^ ]+`@`[^ ]*`)*) TO ")
+_ROLE = r"`[^ ]+`(?:@`[^ ]*`)?"
+_ROLES = re.compile(rf"GRANT (?P<roles>{_ROLE}(?:, ?{_ROLE})*) TO ")
 _COLUMNS = re.compile(r"\([^)]*\)")
 
 REPLICATION = ("REPLICATION SLAVE", "REPLICATION CLIENT")
 """To be sent the binary log; to be told where it ends."""
+_SAME = {"BINLOG MONITOR": "REPLICATION CLIENT", "REPLICATION REPLICA": "REPLICATION SLAVE"}
+"""What MariaDB calls them."""
 _NEEDED = frozenset({"USAGE", "SELECT", "SHOW VIEW", *REPLICATION})
 
 
@@ -40,6 +43,7 @@ class Grants:
             if not (found := _GRANT.match(line)):
                 continue
             names = [p.strip().upper() for p in _COLUMNS.sub("", found["what"]).split(",")]
+            names = [_SAME.get(name, name) for name in names]
             if found["on"] == "*.*":
                 globally.update(names)
             else:

@@ -60,14 +60,17 @@ def require(config: PipelineConfig, connection: Connection[Any]) -> None:
 
 
 def _server(identity: ServerIdentity, config: PipelineConfig) -> list[Finding]:
-    found = [Finding("ok", "source", f"MySQL {identity.version} at {place(config.source)}, server {identity.uuid}")]
+    kind = "MariaDB" if identity.is_mariadb else "MySQL"
+    found = [Finding("ok", "source", f"{kind} {identity.version} at {place(config.source)}, server {identity.uuid}")]
     if identity.server_id == 0:
         found.append(
             Finding(
                 "error",
                 "server_id",
                 "server_id = 0: the server sends its binary log to nobody",
-                "SET PERSIST server_id = 1",
+                "SET GLOBAL server_id = 1, and in the server's configuration"
+                if identity.is_mariadb
+                else "SET PERSIST server_id = 1",
             )
         )
     return found
@@ -85,6 +88,11 @@ _WANTED: Mapping[str, tuple[str, str]] = {
 }
 """What each setting must be, and what is wrong otherwise."""
 
+_MARIADB_WANTED: Mapping[str, tuple[str, str]] = {
+    **{name: _WANTED[name] for name in ("log_bin", "binlog_format", "binlog_row_image", "binlog_row_metadata")},
+    "gtid_strict_mode": ("ON", "the numbers of transactions need not grow, and what was read could not be told"),
+}
+
 _STEPS = {
     "log_bin": "start the server with --log-bin",
     "gtid_mode": (
@@ -97,7 +105,7 @@ _STEPS = {
 
 def _settings(settings: Mapping[str, str]) -> list[Finding]:
     found = []
-    for name, (wanted, why) in _WANTED.items():
+    for name, (wanted, why) in (_MARIADB_WANTED if _is_mariadb(settings) else _WANTED).items():
         # A setting that a version does not have any more has only the value that is wanted.
         value = settings.get(name, wanted)
         if value.upper() != wanted:
@@ -106,7 +114,12 @@ def _settings(settings: Mapping[str, str]) -> list[Finding]:
         found.append(Finding("ok", "binary log", "rows in full, with GTIDs"))
     if settings.get("log_replica_updates", settings.get("log_slave_updates", "ON")) != "ON":
         what = "log_replica_updates = OFF: what this server replicates from another one is not in its binary log"
-        found.append(Finding("warning", "log_replica_updates", what, "start the server with --log-replica-updates"))
+        option = "--log-slave-updates" if _is_mariadb(settings) else "--log-replica-updates"
+        found.append(Finding("warning", "log_replica_updates", what, f"start the server with {option}"))
+    if settings.get("wsrep_on", "OFF") == "ON" and settings.get("wsrep_gtid_mode", "OFF") != "ON":
+        what = "a Galera cluster with wsrep_gtid_mode = OFF: each node names the same transaction differently"
+        fix = "set wsrep_gtid_mode = ON and the same wsrep_gtid_domain_id on all nodes, or stay with one node"
+        found.append(Finding("warning", "wsrep_gtid_mode", what, fix))
     if settings.get("innodb_native_foreign_keys") == "ON":
         what = "innodb_native_foreign_keys = ON: rows changed by foreign-key cascades are not in the binary log"
         found.append(Finding("warning", "foreign keys", what, "start the server with --innodb-native-foreign-keys=OFF"))
@@ -131,9 +144,13 @@ def _retention(settings: Mapping[str, str]) -> list[Finding]:
             "warning",
             "retention",
             f"the binary log is kept for {seconds} s; if capture is down for longer, all tables must be read anew",
-            "SET PERSIST binlog_expire_logs_seconds = 604800",
+            _set(settings, "binlog_expire_logs_seconds = 604800"),
         )
     ]
+
+
+def _is_mariadb(settings: Mapping[str, str]) -> bool:
+    return "mariadb" in settings.get("version", "").lower()
 
 
 def _managed(settings: Mapping[str, str]) -> str:
@@ -159,7 +176,15 @@ def _fix(settings: Mapping[str, str], name: str, wanted: str) -> str:
         case "Cloud SQL":
             return f"set the database flag {name} = {wanted or 'empty'}"
     value = wanted or "''"
-    return _STEPS.get(name, f"SET PERSIST {name} = {value}; and let clients reconnect, sessions keep the old value")
+    steps = f"{_set(settings, f'{name} = {value}')}; and let clients reconnect, sessions keep the old value"
+    return _STEPS.get(name, steps)
+
+
+def _set(settings: Mapping[str, str], setting: str) -> str:
+    """The statement that sets a variable for good; MariaDB has none that outlives a restart."""
+    if _is_mariadb(settings):
+        return f"SET GLOBAL {setting}, and the same in the server's configuration"
+    return f"SET PERSIST {setting}"
 
 
 def _log_end(server: Server) -> list[Finding]:
@@ -180,14 +205,14 @@ def _log_end(server: Server) -> list[Finding]:
 def _grants(connection: Connection[Any]) -> list[Finding]:
     with translated(connection), connection.cursor(Cursor) as cursor:
         cursor.execute("SELECT CURRENT_USER(), CURRENT_ROLE()")
-        ((account, active),) = cursor.fetchall()
+        ((account, active),) = cursor.fetchall()  # MariaDB's role is NULL where MySQL's is NONE
         cursor.execute("SHOW GRANTS")
         grants = Grants.parse(str(line) for (line,) in cursor.fetchall())
     name = _quote_account(str(account))
     found = []
     if missing := grants.missing:
         fix = grant(", ".join(missing), "*.*", name)
-        if grants.roles and active == "NONE":
+        if grants.roles and active in ("NONE", None):
             fix += f"; or, if its roles have them: SET DEFAULT ROLE ALL TO {name}"
         found.append(Finding("error", "grants", f"{account} lacks {' and '.join(missing)}", fix))
     else:
@@ -218,6 +243,16 @@ def _some(items: Sequence[str]) -> str:
 # the tables
 
 
+_KINDS = {
+    "VIEW": ("is a view", "name its tables"),
+    "SEQUENCE": ("is a sequence", "remove it: its next value is no row"),
+    "SYSTEM VERSIONED": (
+        "is system-versioned, which this version does not read: rows of the past are logged like others",
+        "ALTER TABLE … DROP SYSTEM VERSIONING, or leave it out",
+    ),
+}
+
+
 def _tables(
     connection: Connection[Any], settings: Mapping[str, str], entries: Sequence[TableConfig]
 ) -> Iterator[Finding]:
@@ -232,12 +267,16 @@ def _tables(
     if not entries:
         yield Finding("warning", "tables", "none are configured", "lakesync add schema.table")
     # Since 9.6 the server itself, and not its storage engine, follows foreign keys.
-    logged = release(settings["version"]) >= (9, 6) and settings.get("innodb_native_foreign_keys", "OFF") == "OFF"
+    logged = (
+        not _is_mariadb(settings)
+        and release(settings["version"]) >= (9, 6)
+        and settings.get("innodb_native_foreign_keys", "OFF") == "OFF"
+    )
     cascades = {} if logged else catalogue.foreign_key_cascades(connection, chosen)
     for table, entry in chosen.items():
         info = kinds[table]
         if info.kind != "BASE TABLE":
-            yield Finding("error", str(table), "is a view", "name its tables")
+            yield Finding("error", str(table), *_KINDS.get(info.kind, _KINDS["VIEW"]))
             continue
         if table.schema.lower() in catalogue.SYSTEM_SCHEMAS:
             yield Finding("error", str(table), "belongs to the server", "remove it")
@@ -248,7 +287,9 @@ def _tables(
             found.append(Finding("warning", str(table), what, f"ALTER TABLE {table.quoted} ENGINE = InnoDB"))
         if constraints := cascades.get(table):
             what = f"rows that foreign keys change by cascade are not in the binary log ({_some(constraints)})"
-            fix = "upgrade to MySQL 9.6 or later, or change the rows by statements; `lakesync reconcile --values` finds them"
+            fix = "change the rows by statements; `lakesync reconcile --values` finds them"
+            if not _is_mariadb(settings):
+                fix = f"upgrade to MySQL 9.6 or later, or {fix}"
             found.append(Finding("warning", str(table), what, fix))
         yield from found
 

@@ -1,0 +1,262 @@
+"""MariaDB as a source: its sessions, identity, positions, settings and grants."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymysql.constants import COMMAND
+
+from cdc.config import PipelineConfig, SourceConfig, TableConfig
+from cdc.errors import SourceError
+from cdc.position import BinlogEnd, Gtid, GtidSet
+from cdc.source import preflight
+from cdc.source.connection import connect, is_mariadb, release, version_of
+from cdc.source.preflight import Finding
+from cdc.source.server import Server
+from dev.mariadb import MariaDBServer
+
+
+def source(server: MariaDBServer, user: str = "root") -> SourceConfig:
+    return SourceConfig(url=server.url(user).replace("mysql://", "mariadb://"))
+
+
+@pytest.fixture
+def asked(mariadb: MariaDBServer) -> Iterator[Server]:
+    with closing(connect(source(mariadb), purpose="test")) as connection:
+        yield Server(connection)
+
+
+def write(server: MariaDBServer, schema: str, rows: int = 1) -> None:
+    server.execute(f"CREATE TABLE IF NOT EXISTS {schema}.t (id INT AUTO_INCREMENT PRIMARY KEY)")
+    for _ in range(rows):
+        server.execute(f"INSERT INTO {schema}.t VALUES ()")
+
+
+def test_the_session_does_not_depend_on_the_servers_settings(mariadb_factory: Callable[..., MariaDBServer]) -> None:
+    own = mariadb_factory(
+        options=[
+            "--sql-mode=ANSI_QUOTES,PAD_CHAR_TO_FULL_LENGTH",
+            "--default-time-zone=+05:00",
+            "--transaction-isolation=READ-COMMITTED",
+            "--max-statement-time=7",
+        ]
+    )
+    own.execute("SET GLOBAL sql_select_limit = 1")
+    with closing(connect(source(own), purpose="test")) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT @@sql_mode, @@time_zone, @@tx_isolation, @@tx_read_only, @@max_statement_time, @@sql_select_limit"
+        )
+        assert list(cursor.fetchall()) == [("", "+00:00", "REPEATABLE-READ", 1, 0.0, 2**64 - 1)]
+        assert is_mariadb(connection)
+        assert release(version_of(connection)) >= (10, 6)
+
+
+def test_who_it_is_and_how_far(asked: Server, mariadb: MariaDBServer, mariadb_schema: str) -> None:
+    identity = asked.identity()
+    assert identity.is_mariadb
+    assert identity.uuid == f"mariadb-1-{mariadb.execute('SELECT @@server_uid')[0][0]}"
+    before = asked.position()
+    write(mariadb, mariadb_schema)
+    after = asked.position()
+    assert after.end == asked.binlog_end() > before.end
+    assert after.contains(before)
+    assert not before.contains(after)
+    assert str(after.gtids) == mariadb.executed == str(asked.executed())
+    assert (after.server_uuid, after.last) == (identity.uuid, None)
+    assert str(asked.newest(after.gtids)) == mariadb.executed
+    assert asked.newest(GtidSet({})) is None
+    assert not asked.purged()
+    assert asked.binlog_filters() == ""
+
+
+def test_its_identity_outlives_a_crash_and_is_no_replicas(mariadb_factory: Callable[..., MariaDBServer]) -> None:
+    one = mariadb_factory()
+    two = mariadb_factory(replica_of=one)
+
+    def who(server: MariaDBServer) -> str:
+        with closing(connect(source(server), purpose="test")) as connection:
+            return Server(connection).identity().uuid
+
+    before = who(one)
+    assert who(two) != before
+    one.kill()
+    one.start()
+    assert who(one) == before
+
+
+def test_what_is_purged(mariadb_factory: Callable[..., MariaDBServer]) -> None:
+    own = mariadb_factory(options=["--slave-connections-needed-for-purge=0"])
+    own.execute("CREATE DATABASE shop")
+    write(own, "shop", 3)
+    with closing(connect(source(own), purpose="test")) as connection:
+        server = Server(connection)
+        gone = server.executed()
+        own.execute("FLUSH BINARY LOGS")
+        write(own, "shop")
+        deadline = time.monotonic() + 20
+        while server.purged() != gone and time.monotonic() < deadline:  # a file that a checkpoint needs stays a moment
+            own.execute("PURGE BINARY LOGS TO 'binlog.000002'")
+            time.sleep(0.1)
+        assert server.purged() == gone
+        assert server.executed().contains(gone)
+        assert len(server.executed().subtract(server.purged())) == 1
+
+
+def test_waiting_for_what_is_written_and_for_what_is_visible(
+    asked: Server, mariadb: MariaDBServer, mariadb_schema: str
+) -> None:
+    write(mariadb, mariadb_schema)
+    here = asked.position()
+    ahead = replace(here, gtids=here.gtids.add(Gtid("0-1", len(here.gtids) + 1)), end=BinlogEnd(here.end.file, 10**9))
+    assert asked.wait_executed(here.gtids, 0)
+    assert asked.wait_visible(here, 0)
+    assert asked.wait_visible(replace(here, server_uuid="another's place", end=ahead.end), 0)
+    started = time.monotonic()
+    assert not asked.wait_executed(ahead.gtids, 0.3)
+    assert not asked.wait_visible(ahead, 0.3)
+    assert 0.6 <= time.monotonic() - started < 5
+    timer = threading.Timer(0.3, write, (mariadb, mariadb_schema))
+    timer.start()
+    assert asked.wait_visible(replace(ahead, server_uuid="another's place"), 10)
+    assert asked.wait_executed(ahead.gtids, 10)
+    timer.join()
+    mariadb.execute("FLUSH BINARY LOGS")
+    assert asked.wait_visible(asked.position(), 5), "the place moves with the files"
+
+
+def test_what_is_in_the_log_is_not_always_visible(mariadb_factory: Callable[..., MariaDBServer]) -> None:
+    own = mariadb_factory(
+        options=["--rpl-semi-sync-master-timeout=4000", "--rpl-semi-sync-master-wait-point=AFTER_SYNC"]
+    )
+    own.execute("CREATE DATABASE shop")
+    write(own, "shop")
+    own.execute("SET GLOBAL rpl_semi_sync_master_enabled = ON")
+    with closing(connect(source(own), purpose="test")) as connection, _silent_replica(own):
+        server = Server(connection)
+        before = server.position()
+        writer = threading.Thread(target=write, args=(own, "shop"))
+        writer.start()
+        assert server.wait_executed(before.gtids.add(Gtid("0-1", len(before.gtids) + 1)), 10)
+        after = server.position()
+        assert own.execute("SELECT COUNT(*) FROM shop.t") == [(1,)]
+        assert server.wait_visible(before, 0)
+        assert not server.wait_visible(after, 0.2)
+        assert not server.wait_visible(replace(after, server_uuid="another's place"), 0.2)
+        assert own.execute("SELECT COUNT(*) FROM shop.t") == [(1,)], "or the server answered too early for this test"
+        assert server.wait_visible(after, 20)
+        assert own.execute("SELECT COUNT(*) FROM shop.t") == [(2,)]
+        writer.join()
+
+
+@contextlib.contextmanager
+def _silent_replica(server: MariaDBServer) -> Iterator[None]:
+    """A semi-synchronous replica that never says what it has: commits wait for it, written and not visible."""
+    connection: Any = server.root()
+    with closing(connection), connection.cursor() as cursor:
+        cursor.execute(
+            "SET @mariadb_slave_capability = 4, @rpl_semi_sync_slave = 1, @master_binlog_checksum = 'CRC32',"
+            " @slave_connect_state = %s",
+            (server.executed,),
+        )
+        connection._execute_command(COMMAND.COM_BINLOG_DUMP, struct.pack("<IHI", 4, 0, 77))
+        connection._read_packet()
+        yield
+        connection._force_close()
+
+
+# preflight
+
+
+def check(server: MariaDBServer, *tables: str) -> list[Finding]:
+    config = PipelineConfig(name="p", source=source(server), log="sqlite:///none", lake="none", state=Path("none"))
+    return preflight.check(config, [TableConfig(name=t) for t in tables])
+
+
+def the_only(found: list[Finding], subject: str) -> Finding:
+    (finding,) = (f for f in found if f.subject == subject)
+    return finding
+
+
+@pytest.fixture(scope="module")
+def tuned() -> Iterator[MariaDBServer]:
+    """A server whose settings tests may change, and put back."""
+    with MariaDBServer() as server:
+        server.execute("CREATE DATABASE shop")
+        server.execute("CREATE TABLE shop.orders (id INT PRIMARY KEY, name VARCHAR(20), code UUID)")
+        yield server
+
+
+def test_a_server_and_a_table_that_can_be_followed(tuned: MariaDBServer) -> None:
+    found = check(tuned, "shop.orders")
+    assert not [f for f in found if f.level == "error"]
+    assert the_only(found, "source").what.startswith("MariaDB ")
+    assert the_only(found, "binary log").level == "ok"
+    assert the_only(found, "shop.orders").what == "upsert, 3 columns, key (id), about 0 rows"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("binlog_format", "MIXED"),
+        ("binlog_row_image", "MINIMAL"),
+        ("binlog_row_metadata", "NO_LOG"),
+        ("gtid_strict_mode", "OFF"),
+    ],
+)
+def test_a_setting_that_loses_changes_is_an_error_and_its_fix_repairs_it(
+    tuned: MariaDBServer, setting: str, value: str
+) -> None:
+    ((good,),) = tuned.execute(f"SELECT @@global.{setting}")
+    tuned.execute(f"SET GLOBAL {setting} = %s", value)
+    try:
+        finding = the_only(check(tuned), setting)
+        assert finding.level == "error"
+        tuned.execute(finding.fix.split(",")[0])
+        assert tuned.execute(f"SELECT @@global.{setting}") == [(good,)]
+        assert the_only(check(tuned), "binary log").level == "ok"
+    finally:
+        tuned.execute(f"SET GLOBAL {setting} = %s", good)
+
+
+def test_grants_under_mariadbs_names(tuned: MariaDBServer) -> None:
+    tuned.add_user("reader", "x", "REPLICATION SLAVE ON *.*", "SELECT ON shop.*")
+    config = PipelineConfig(
+        name="p", source=source(tuned, "reader"), log="sqlite:///none", lake="none", state=Path("none")
+    )
+    tuned.execute("ALTER USER reader IDENTIFIED BY ''")
+    finding = the_only(preflight.check(config, []), "grants")
+    assert (finding.level, finding.what) == ("error", "reader@% lacks REPLICATION CLIENT")
+    tuned.execute(finding.fix)
+    assert the_only(preflight.check(config, []), "grants").level == "ok"
+    tuned.execute("DROP USER reader")
+
+
+def test_what_is_no_table_is_named(tuned: MariaDBServer) -> None:
+    tuned.execute("CREATE SEQUENCE shop.numbers")
+    tuned.execute("CREATE TABLE shop.past (id INT PRIMARY KEY) WITH SYSTEM VERSIONING")
+    tuned.execute("CREATE TABLE shop.child (id INT PRIMARY KEY, o INT REFERENCES shop.orders (id) ON DELETE CASCADE)")
+    found = check(tuned, "shop.numbers", "shop.past", "shop.child")
+    assert the_only(found, "shop.numbers").what == "is a sequence"
+    assert the_only(found, "shop.past").what.startswith("is system-versioned")
+    cascade = next(f for f in found if f.subject == "shop.child" and f.level == "warning")
+    assert "cascade" in cascade.what
+    assert "MySQL" not in cascade.fix
+
+
+def test_a_server_without_a_binary_log(mariadb_factory: Callable[..., MariaDBServer]) -> None:
+    own = mariadb_factory(options=["--skip-log-bin"])
+    assert the_only(check(own), "log_bin").fix == "start the server with --log-bin"
+    with (
+        closing(connect(source(own), purpose="test")) as connection,
+        pytest.raises(SourceError, match="no binary log"),
+    ):
+        Server(connection).binlog_end()
