@@ -119,7 +119,7 @@ class CommitRecord:
     `added` are tables captured from this epoch's end on (never with data in the same record, never in a part); a table that is added
     again starts anew, its totals at zero. `removed` maps tables no longer captured to the reason: `removed`, or a stop's error as by
     `LakesyncError.to_dict`. `checkpoint` is the number of the newest record, this one included, whose `states` restates every
-    captured table; elsewhere `states` is None. In `states` a table that this very record touched has `last` None, since a record
+    captured table; elsewhere, and in every part, `states` is None. In `states` a table that this very record touched has `last` None, since a record
     cannot hold its own hash: `states_after` resolves it.
     """
 

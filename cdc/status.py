@@ -204,7 +204,7 @@ def _lag_ms(
 
 
 def _first_after(log: Log, epoch: EpochId) -> CommitRecord | None:
-    return next((r for r in log.records(epoch.number) if r.transactions), None)
+    return next((r for r in log.records(epoch.number) if r.transactions or not r.whole), None)
 
 
 def _alive(pid: int) -> bool:

@@ -33,7 +33,10 @@ def records(log: Log, from_epoch: int | None) -> Iterator[CommitRecord]:
 
 
 def changes(log: Log, table: TableName, from_epoch: int | None) -> Iterator[pa.RecordBatch]:
-    """One table's changes, a batch a record of the log. Raises `ConfigError` for a table that no record names, `LogError`."""
+    """One table's changes, a batch a record of the log; `_cdc_unfit` is the last column where a row of the record needs it.
+
+    Raises `ConfigError` for a table that no record names, `LogError`.
+    """
     seen = False
     for record in records(log, from_epoch):
         seen = seen or table.id in record.tables or table.id in record.added or table.id in (record.states or ())

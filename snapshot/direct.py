@@ -19,13 +19,14 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from cdc import faults
+from cdc import faults, unfit
 from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord
 from cdc.errors import LakeConflictError, LakeUnknownError, SourceUnavailableError, TableStoppedError
 from cdc.journal import logger
 from cdc.lake import Applied, DataFile, LakeTable, Snapshot
 from cdc.lake.parquet import new_name
+from cdc.log import captured
 from cdc.log.base import Log
 from cdc.names import TableName
 from cdc.position import BinlogEnd
@@ -34,7 +35,6 @@ from cdc.source.connection import connect, place
 from cdc.source.server import Server
 from cdc.source.values import check
 from cdc.state import State
-from snapshot import epochs
 from snapshot.chunks import Bound, Part, Walk
 from snapshot.progress import Progress, Purpose
 from snapshot.reader import Ended, Reader
@@ -129,17 +129,17 @@ class Bootstrap:
 
     def _begin(self, stop: threading.Event, present: Snapshot | None) -> Progress | None:
         """Take e0, and record it before anything is read."""
-        known: epochs.Known | None = None
+        known: captured.Known | None = None
         seen = False
         while True:
             status = self.state.table(self.table)
             if status is None or status.phase != "added" or stop.is_set():
                 return None
-            known = epochs.newest(self.log, known)
+            known = captured.read(self.log, known)
             if (
                 known is not None
                 and status.added is not None
-                and epochs.added(self.log, known, self.table.id, status.added)
+                and captured.added(self.log, known, self.table.id, status.added)
             ):
                 if seen:
                     break
@@ -148,16 +148,18 @@ class Bootstrap:
                 seen = True
                 continue
             stop.wait(POLL_S)
-        captured = known.tables[self.table.id]
-        schema = TableSchema.from_dict(captured.schema)
+        found = known.tables[self.table.id]
+        schema = TableSchema.from_dict(found.schema)
         Walk(self.table, schema)
         self._check_readable(schema)
-        record = known.record
+        # Never a part of a transaction: its earlier parts would be in neither what is read, since a server shows none of it before its
+        # end and is waited for no longer than until it has the whole ones, nor in what the merger replays from e0.
+        record = known.newest if faults.mutant("e0_at_part") else known.record
         if faults.mutant("e0_before_added") and (oldest := self.log.oldest()) is not None:
             record = oldest
         base = -1 if present is None else present.version
         self._abandon()
-        progress = Progress.begin(self._folder, Purpose(record, schema, captured.totals, base))
+        progress = Progress.begin(self._folder, Purpose(record, schema, found.totals, base))
         entered = self.state.set_table(
             self.table,
             "snapshot",
@@ -196,7 +198,7 @@ class Bootstrap:
     def _check_e0(self, purpose: Purpose) -> None:
         """Raise `_Again` unless the log still goes on from e0, on the server that it was taken on."""
         before = purpose.record
-        if epochs.find(self.log, before.id) is None:
+        if captured.find(self.log, before.id) is None:
             raise _Again("the log does not have its epoch any more")
         for record in self.log.records(after=before.number):
             if record.before != before.hash:
@@ -464,10 +466,13 @@ class _Peekable:
         return self._next is not None
 
     def upto(self, size: int) -> Iterator[pa.RecordBatch]:
-        """Batches until they have at least `size` bytes."""
-        taken = 0
+        """Batches until they have at least `size` bytes. One with values that do not fit ends what began without: a file has the column
+        `_cdc_unfit` from its first batch on, or not at all."""
+        taken, plain = 0, self._next is not None and not unfit.is_last(self._next.schema)
         while taken < size and self.more():
             assert self._next is not None
+            if plain and unfit.is_last(self._next.schema):
+                return
             batch, self._next = self._next, None
             taken += batch.nbytes
             yield batch

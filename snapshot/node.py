@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from cdc.config import PipelineConfig
 from cdc.errors import ConfigError, LakesyncError, LogError, StateError
 from cdc.journal import logger
+from cdc.log import captured
 from cdc.log.base import Log
 from cdc.names import TableName
 from cdc.state import State, TableStatus
-from snapshot import epochs
 from snapshot.direct import Bootstrap
 
 LOG = logger("snapshot")
@@ -42,7 +42,7 @@ class _Node:
         self._slots = threading.BoundedSemaphore(config.snapshot.readers)
         self._running: dict[TableName, Future[bool]] = {}
         self._retries: dict[TableName, _Retry] = {}
-        self._known: epochs.Known | None = None
+        self._known: captured.Known | None = None
 
     def turn(self, pool: ThreadPoolExecutor) -> None:
         """Take in what ended, begin what waits. Raises what is no table's own error."""
@@ -55,7 +55,7 @@ class _Node:
         }
         if not waiting:
             return
-        self._known = epochs.newest(self.log, self._known)
+        self._known = captured.read(self.log, self._known)
         if self._known is None:
             return
         for table, status in waiting.items():
@@ -63,8 +63,8 @@ class _Node:
                 self._check_server(status, self._known)
                 continue
             retry = self._retries.get(table)
-            captured = self._known.tables.get(table.id)
-            if captured is None or captured.options.get("mode", "upsert") != "upsert":
+            found = self._known.tables.get(table.id)
+            if found is None or found.options.get("mode", "upsert") != "upsert":
                 continue
             # As many as can read: one that waits for its turn would only hold a connection and an epoch.
             if len(self._running) < self.config.snapshot.readers and (retry is None or time.monotonic() >= retry.at_s):
@@ -73,9 +73,9 @@ class _Node:
     def _bootstrap(self, table: TableName) -> bool:
         return Bootstrap(self.config, self.log, self.state, table, slots=self._slots).run(self.ending)
 
-    def _check_server(self, status: TableStatus, known: epochs.Known) -> None:
+    def _check_server(self, status: TableStatus, known: captured.Known) -> None:
         """Bootstrap again what capture left the server of before it was ready: a chunk may hold what the new server never had."""
-        if status.mark_server is None or known.record.end.server_uuid == status.mark_server:
+        if status.mark_server is None or known.newest.end.server_uuid == status.mark_server:
             return
         if self.state.set_table(
             status.table, "added", when=("catching-up",), e0=None, e0_position=None, mark=None, mark_server=None

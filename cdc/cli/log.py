@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from cdc import unfit
 from cdc.cli import options, output
 from cdc.epoch import CommitRecord
 from cdc.names import TableName
@@ -62,9 +63,11 @@ def _epoch(record: CommitRecord) -> dict[str, Any]:
 def _changes(pipeline: Pipeline, table: str, from_epoch: int | None) -> Iterator[dict[str, Any]]:
     for batch in pipeline.changes(table, from_epoch=from_epoch):
         names = batch.schema.names
-        own = names.index("_seq") + 1
+        own, end = names.index("_seq") + 1, len(names) - unfit.is_last(batch.schema)
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             # A source's column may have any name, also one of ours: so its values are in an object of their own.
-            yield dict(zip(names[:own], row[:own], strict=True)) | {
-                "row": dict(zip(names[own:], row[own:], strict=True))
-            }
+            line = dict(zip(names[:own], row[:own], strict=True))
+            line["row"] = dict(zip(names[own:end], row[own:end], strict=True))
+            if end < len(row) and row[end] is not None:
+                line["unfit"] = dict(row[end])
+            yield line

@@ -64,6 +64,8 @@ def check_next(
         wrong = f"it names the log {record.log}, this is {log}"
     elif {table: entry.extent for table, entry in record.tables.items()} != dict(extents):
         wrong = "it does not name the data just written"
+    elif not record.whole and (record.added or record.states is not None):
+        wrong = "it adds or restates tables within a transaction"
     elif len(record.payload) > RECORD_MAXIMUM:
         wrong = f"it has {len(record.payload)} bytes; {RECORD_MAXIMUM} are possible"
     elif newest is not None and not (faults.mutant("no_read_back") or faults.mutant("read_before_fence")):

@@ -1,4 +1,7 @@
-"""Rounds: every table to the newest epoch, then a manifest that names one consistent version of each.
+"""Rounds: every table to the newest whole epoch, then a manifest that names one consistent version of each.
+
+Of a large transaction the parts are in the log before its end is; they are taken in the round that reaches the end, in several commits
+where they are too much for one. What stops between those leaves versions that end within the transaction, which no manifest names.
 
 A round is one or more passes. A pass loads every table, finds where in the log it goes on, reads the records once for all of them
 and lets each take what it lacks (`cdc.merge.table`). After a conflict, an outcome that is not known, or a log that did not hold what
@@ -29,9 +32,9 @@ from cdc.errors import (
 from cdc.journal import logger
 from cdc.lake import Applied, LakeTable, Snapshot, manifest
 from cdc.lake.manifest import Manifest, TableVersion
+from cdc.log import captured
 from cdc.log.base import Log
 from cdc.merge import adding, resuming, trim
-from cdc.merge.captured import Captured
 from cdc.merge.decide import applied_at
 from cdc.merge.table import TableMerge
 from cdc.names import TableName
@@ -72,11 +75,13 @@ class TableResult:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A round: the epoch that the tables were moved to (None: the log is empty) and each one's outcome."""
+    """A round: the epoch that the tables were moved to (None: the log is empty) and each one's outcome. `newest` is the log's newest
+    epoch then: that one, or a part of a transaction beyond it."""
 
     epoch: EpochId | None
     tables: Mapping[TableName, TableResult] = field(default_factory=dict)
     passes: int = 0
+    newest: EpochId | None = None
 
 
 @dataclass
@@ -105,7 +110,7 @@ class Merger:
         self._state = state
         self._clock = clock
         self._root = config.lake_root
-        self._captured = Captured(log)
+        self._known: captured.Known | None = None
         self._snapshots: dict[TableName, tuple[LakeTable, Snapshot]] = {}
         self._finished: set[TableName] = set()
         """Tables that are not captured any more and have all that the log had of them."""
@@ -148,7 +153,7 @@ class Merger:
             if due or (done and self._log.wait(done[0].number if done[0] else -1, LOOK_S)):
                 round_s = self._clock.monotonic() + self._config.merge.every
                 result = self.round()
-                done = (result.epoch, phases)
+                done = (result.newest, phases)
                 info = self._info(result)
                 beat_s = -LOOK_BACK_S
 
@@ -169,25 +174,28 @@ class Merger:
                 break
             self._stop.wait(pause_s)
             pause_s *= 2
-        if work.target is None:
+        if work.target is None or self._known is None:
             return RoundResult(None, {}, passes)
         faults.point("merge.after-round")
-        self._write_manifest(work, work.target)
+        if work.target.whole:  # unless it was told to stop within a transaction
+            self._write_manifest(work, work.target)
         if work.again:
             raise next(iter(work.again.values()))
-        return RoundResult(work.target.id, self._results(work), passes)
+        return RoundResult(work.target.id, self._results(work), passes, self._known.newest.id)
 
     def _pass(self, work: _Round) -> None:
         work.found = manifest.read(self._root, self._config.name)
         work.statuses = self._state.tables()
         work.again.clear()
         work.moving.clear()
-        work.target = self._captured.refresh()
-        if work.target is None:
+        self._known = captured.read(self._log, self._known)
+        if self._known is None:
+            work.target = None
             return
-        for table, captured in self._candidates(work.statuses):
+        work.target = self._known.record
+        for table, found in self._candidates(work.statuses):
             try:
-                if merge := self._open(work, table, captured):
+                if merge := self._open(work, table, found):
                     work.moving[table] = merge
             except LakesyncError as error:
                 self._failed(work, table, error)
@@ -210,30 +218,35 @@ class Merger:
 
     def _candidates(self, statuses: Mapping[TableName, TableStatus]) -> Iterator[tuple[TableName, TableState | None]]:
         """The tables to merge, with what the log says of them; None if they are not captured any more."""
-        tables = {TableName.from_id(i): captured for i, captured in self._captured.tables.items()}
+        tables = {TableName.from_id(i): found for i, found in self._tables.items()}
         self._finished -= set(tables)
-        for table, captured in tables.items():
+        for table, found in tables.items():
             status = statuses.get(table)
-            if status and (status.phase in MERGED or (status.phase == "added" and adding.is_append(captured))):
-                yield table, captured
+            if status and (status.phase in MERGED or (status.phase == "added" and adding.is_append(found))):
+                yield table, found
         for table, status in statuses.items():
             by_capture = status.phase == "stopped" and (status.error or {}).get("node") == "capture"
             # In another phase it waits for capture, which adds it again: the log lost the record that added it.
             if (status.phase == "removed" or by_capture) and table not in tables and table not in self._finished:
                 yield table, None
 
-    def _open(self, work: _Round, table: TableName, captured: TableState | None) -> TableMerge | None:
+    @property
+    def _tables(self) -> Mapping[str, TableState]:
+        """The captured tables, as of the newest whole epoch."""
+        return self._known.tables if self._known else {}
+
+    def _open(self, work: _Round, table: TableName, found: TableState | None) -> TableMerge | None:
         """The table at its newest version; None for one that has nothing more to take."""
         status = work.statuses[table]
         lake, snapshot = self._load(table)
         applied = manifest.carried(table, snapshot, work.found) if snapshot else None
-        if captured is None:
+        if found is None:
             known = work.found.tables.get(table) if work.found else None
             if snapshot is None or applied is None or (known and known.state == "removed"):
                 self._finished.add(table)
                 return None
         elif status.phase == "added":
-            snapshot, applied = adding.begin(self._log, lake, table, captured, snapshot, applied)
+            snapshot, applied = adding.begin(self._log, lake, table, found, snapshot, applied)
             self._state.set_table(table, "ready", when=("added",), error=None)
             LOG.info("table-created", table=str(table), epoch=applied.epoch.number)
         if snapshot is None or applied is None:
@@ -242,7 +255,7 @@ class Merger:
                 where=f"{table}: {self._root / table.folder}",
                 hint=f"`lakesync resync {table}`",
             )
-        merge = TableMerge(self._log, lake, table, snapshot, applied, status, leaving=captured is None)
+        merge = TableMerge(self._log, lake, table, snapshot, applied, status, leaving=found is None)
         merge.blind_after = self._blind.get(table, -1)
         return merge
 
@@ -291,7 +304,7 @@ class Merger:
         error.where = error.where or str(table)
         work.stopped[table] = error
         LOG.error("table-stopped", table=str(table), error=error.code, what=error.what, hint=error.hint)
-        if table.id in self._captured.tables:
+        if table.id in self._tables:
             stop, status = error.to_dict() | {"node": NODE}, work.statuses.get(table)
             # Added again meanwhile, it has nothing to do with what was wrong.
             same = status if status and status.phase in MERGED else None
@@ -343,7 +356,7 @@ class Merger:
             status = work.statuses.get(table)
             if table in self._finished:
                 state = "removed"
-            elif table in work.again or (status and status.phase in MERGED and table.id not in self._captured.tables):
+            elif table in work.again or (status and status.phase in MERGED and table.id not in self._tables):
                 state = known.state
             elif table in work.stopped or (status and status.phase == "stopped"):
                 state = "stopped"
@@ -358,6 +371,11 @@ class Merger:
             assert snapshot.info_version is not None
             assert snapshot.applied is not None
             there = merge.applied.epoch == applied.epoch and merge.applied.position == applied.position
+            if not merge.applied.position.whole:
+                # It waits within a transaction, to be bootstrapped again: the version that was named before is the last whole one.
+                if found and table in found.tables:
+                    tables[table] = found.tables[table]
+                continue
             tables[table] = TableVersion(
                 snapshot.version,
                 snapshot.info_version,
@@ -400,7 +418,7 @@ class Merger:
 
     def trim(self) -> int | None:
         """Let go of what nothing needs any more and is older than `merge.keep`. The first epoch kept, if any went. Raises as the log."""
-        oldest, newest = self._log.oldest(), self._captured.record
+        oldest, newest = self._log.oldest(), self._known.newest if self._known else None
         found, statuses = manifest.read(self._root, self._config.name), self._state.tables()
         if oldest is None or newest is None or found is None or found.applied.log != newest.log:
             return None
@@ -414,12 +432,12 @@ class Merger:
             if known.state != "removed" and code != "LogGap" and not (status and status.phase in ("added", "snapshot")):
                 needed.append(trim.first_needed(self._log, oldest, (known.applied or found.applied).epoch))
         for table, status in statuses.items():
-            captured = self._captured.tables.get(table.id)
+            state = self._tables.get(table.id)
             if status.phase == "snapshot" and status.e0:
                 needed.append(status.e0.number)
-            elif captured and status.phase == "added" and adding.is_append(captured):
-                needed.append(captured.since)
-            elif captured and table not in found.tables and (status.phase in MERGED or _may_resume(status)):
+            elif state and status.phase == "added" and adding.is_append(state):
+                needed.append(state.since)
+            elif state and table not in found.tables and (status.phase in MERGED or _may_resume(status)):
                 needed.append(oldest.number)  # made since the manifest, or stopped before one named it
         written_before_us = self._clock.now_us() - int(self._config.merge.keep * 1_000_000)
         kept = trim.trim(self._log, oldest, needed, written_before_us)

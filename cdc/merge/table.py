@@ -18,7 +18,8 @@ from cdc.position import BinlogEnd, GtidSet, Position
 from cdc.state import TableStatus
 
 BATCH_BYTES = 128 * 1024 * 1024
-"""Changes of one Delta commit, as the log holds them; more become several commits, each at an epoch's end. One epoch may be larger."""
+"""Changes of one Delta commit, as the log holds them; more become several commits, each at an epoch's end, be that a part of a
+transaction. One epoch may be larger."""
 
 
 @dataclass
@@ -159,8 +160,9 @@ class TableMerge:
     # -- ready -------------------------------------------------------------------------------------------------------
 
     def _look(self, position: Position) -> None:
-        """Notice that the table has passed its mark, or that capture moved to another server before."""
-        if self.status is None or self.status.phase != "catching-up" or self.passed is not None:
+        """Notice that the table has passed its mark, or that capture moved to another server before. Only where a transaction ends:
+        within one the table is not what the source ever was."""
+        if self.status is None or self.status.phase != "catching-up" or self.passed is not None or not position.whole:
             return
         if self.status.mark is None:
             self.passed = False
