@@ -1,63 +1,68 @@
 //! Bytes, read from the front and never past the end.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, damaged};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Cursor<'a> {
-    data: &'a [u8],
-    at: usize,
+    rest: &'a [u8],
+    size: usize,
+}
+
+#[cold]
+fn short() -> Error {
+    Error::Damaged("shorter than what it announces".into())
 }
 
 impl<'a> Cursor<'a> {
     pub fn new(data: &'a [u8]) -> Self {
-        Cursor { data, at: 0 }
+        Cursor { rest: data, size: data.len() }
     }
 
     /// How many bytes were read.
     pub fn at(&self) -> usize {
-        self.at
+        self.size - self.rest.len()
     }
 
     pub fn left(&self) -> usize {
-        self.data.len() - self.at
+        self.rest.len()
     }
 
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.left() == 0
+        self.rest.is_empty()
     }
 
     /// All that is left, still unread.
+    #[inline]
     pub fn peek(&self) -> &'a [u8] {
-        &self.data[self.at..]
+        self.rest
     }
 
     /// The next `size` bytes.
     #[inline]
     pub fn take(&mut self, size: usize) -> Result<&'a [u8]> {
-        match self.data[self.at..].get(..size) {
-            Some(found) => {
-                self.at += size;
+        match self.rest.split_at_checked(size) {
+            Some((found, rest)) => {
+                self.rest = rest;
                 Ok(found)
             }
-            None => Err(Error::Damaged("shorter than what it announces".into())),
+            None => Err(short()),
         }
     }
 
     /// All that is left.
     pub fn rest(&mut self) -> &'a [u8] {
-        let found = &self.data[self.at..];
-        self.at = self.data.len();
-        found
+        std::mem::take(&mut self.rest)
     }
 
     #[inline]
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        match self.data[self.at..].first_chunk::<N>() {
-            Some(found) => {
-                self.at += N;
+        match self.rest.split_first_chunk::<N>() {
+            Some((found, rest)) => {
+                self.rest = rest;
                 Ok(*found)
             }
-            None => Err(Error::Damaged("shorter than what it announces".into())),
+            None => Err(short()),
         }
     }
 
@@ -69,6 +74,13 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub fn u16(&mut self) -> Result<u16> {
         Ok(u16::from_le_bytes(self.array()?))
+    }
+
+    /// Three bytes.
+    #[inline]
+    pub fn u24(&mut self) -> Result<u32> {
+        let [a, b, c] = self.array()?;
+        Ok(u32::from_le_bytes([a, b, c, 0]))
     }
 
     #[inline]
@@ -93,15 +105,27 @@ impl<'a> Cursor<'a> {
         Ok(self.take(size)?.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
     }
 
+    /// Bytes after their number, which is in `prefix` bytes (1 to 4), little-endian.
+    #[inline]
+    pub fn prefixed(&mut self, prefix: u8) -> Result<&'a [u8]> {
+        let size = match prefix {
+            1 => u32::from(self.u8()?),
+            2 => u32::from(self.u16()?),
+            3 => self.u24()?,
+            _ => self.u32()?,
+        };
+        self.take(size as usize)
+    }
+
     /// A length-coded integer. 251, which stands for NULL in text rows, is an error here.
     #[inline]
     pub fn lenenc(&mut self) -> Result<u64> {
         match self.u8()? {
             small @ 0..=250 => Ok(u64::from(small)),
-            252 => self.uint(2),
-            253 => self.uint(3),
-            254 => self.uint(8),
-            _ => Err(Error::Damaged("a length that is none".into())),
+            252 => Ok(u64::from(self.u16()?)),
+            253 => Ok(u64::from(self.u24()?)),
+            254 => self.u64(),
+            _ => damaged("a length that is none"),
         }
     }
 

@@ -4,6 +4,7 @@
 
 #![allow(dead_code)] // until the decoder is whole
 
+pub mod cells;
 pub mod charset;
 pub mod columns;
 pub mod cursor;
@@ -15,4 +16,7 @@ pub mod json;
 pub mod plan;
 #[cfg(feature = "python")]
 mod python;
+pub mod resultset;
 pub mod rowevent;
+pub mod rows;
+pub mod values;

@@ -10,11 +10,7 @@ const RELEASE_GIL_FROM_BYTES: usize = 64 * 1024;
 #[pyfunction]
 fn crc32(py: Python<'_>, data: &Bound<'_, PyBytes>) -> u32 {
     let bytes = data.as_bytes();
-    if bytes.len() < RELEASE_GIL_FROM_BYTES {
-        crc32fast::hash(bytes)
-    } else {
-        py.detach(|| crc32fast::hash(bytes))
-    }
+    if bytes.len() < RELEASE_GIL_FROM_BYTES { crc32fast::hash(bytes) } else { py.detach(|| crc32fast::hash(bytes)) }
 }
 
 /// The version of the crate that this module was built from.
@@ -27,4 +23,7 @@ fn version() -> &'static str {
 mod _native {
     #[pymodule_export]
     use super::{crc32, version};
+
+    #[pymodule_export]
+    use crate::export::{Batch, DecodeError, ResultSet, ServerError};
 }

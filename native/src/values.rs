@@ -1,0 +1,417 @@
+//! Values by themselves: calendar, packed decimals, and the texts that MySQL prints of them.
+
+use crate::error::{Result, damaged};
+
+pub const MICROS_PER_SECOND: i64 = 1_000_000;
+pub const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
+
+/// Days since 1970-01-01; None for a date that does not exist, or of a year outside 1 to 9999.
+#[inline]
+pub fn days(year: u32, month: u32, day: u32) -> Option<i32> {
+    if !(1..=9999).contains(&year) || !(1..=12).contains(&month) || day == 0 || day > 31 {
+        return None;
+    }
+    if day > 28 && day > days_in_month(year, month) {
+        return None;
+    }
+    // Years from March on, so that a leap day is a year's last (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let in_year = (153 * m + 2) / 5 + day - 1;
+    let all = 365 * y + y / 4 - y / 100 + y / 400 + in_year;
+    Some(i32::try_from(all).ok()? - 719_468)
+}
+
+fn days_in_month(year: u32, month: u32) -> u32 {
+    match month {
+        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Year, month and day of a day since 1970-01-01.
+pub fn date_of(days: i64) -> (u32, u32, u32) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let m = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * m + 2) / 5 + 1;
+    let month = if m < 10 { m + 3 } else { m - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    (u32::try_from(year).unwrap_or(0), u32::try_from(month).unwrap_or(0), u32::try_from(day).unwrap_or(0))
+}
+
+/// A date and a time of day as they stand, whether they exist or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moment {
+    pub year: u32,
+    pub month: u32,
+    pub day: u32,
+    pub hour: u32,
+    pub minute: u32,
+    pub second: u32,
+    pub micros: u32,
+}
+
+impl Moment {
+    /// Microseconds since 1970-01-01 00:00:00; None if there is no such moment.
+    #[inline]
+    pub fn epoch_micros(&self) -> Option<i64> {
+        let days = days(self.year, self.month, self.day)?;
+        if self.hour > 23 || self.minute > 59 || self.second > 59 || self.micros > 999_999 {
+            return None;
+        }
+        let seconds = i64::from(self.hour * 3600 + self.minute * 60 + self.second);
+        Some(i64::from(days) * MICROS_PER_DAY + seconds * MICROS_PER_SECOND + i64::from(self.micros))
+    }
+
+    /// The moment, in UTC, of so many seconds since 1970.
+    pub fn of_seconds(seconds: u32, micros: u32) -> Moment {
+        let (year, month, day) = date_of(i64::from(seconds / 86_400));
+        let rest = seconds % 86_400;
+        Moment { year, month, day, hour: rest / 3600, minute: rest / 60 % 60, second: rest % 60, micros }
+    }
+
+    /// `YYYY-MM-DD HH:MM:SS.ffffff`.
+    pub fn text(&self, out: &mut Vec<u8>) {
+        date_text(self.year, self.month, self.day, out);
+        out.push(b' ');
+        padded(self.hour, 2, out);
+        out.push(b':');
+        padded(self.minute, 2, out);
+        out.push(b':');
+        padded(self.second, 2, out);
+        out.push(b'.');
+        padded(self.micros, 6, out);
+    }
+}
+
+/// `YYYY-MM-DD`.
+pub fn date_text(year: u32, month: u32, day: u32, out: &mut Vec<u8>) {
+    padded(year, 4, out);
+    out.push(b'-');
+    padded(month, 2, out);
+    out.push(b'-');
+    padded(day, 2, out);
+}
+
+/// `[-]HH:MM:SS.ffffff`, with as many digits of the hours as they need.
+pub fn time_text(micros: i64, out: &mut Vec<u8>) {
+    if micros < 0 {
+        out.push(b'-');
+    }
+    let all = micros.unsigned_abs();
+    let seconds = all / 1_000_000;
+    let part = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    padded(part(seconds / 3600), 2, out);
+    out.push(b':');
+    padded(part(seconds / 60 % 60), 2, out);
+    out.push(b':');
+    padded(part(seconds % 60), 2, out);
+    out.push(b'.');
+    padded(part(all % 1_000_000), 6, out);
+}
+
+/// Decimal digits, at least `width` of them.
+pub fn padded(value: u32, width: usize, out: &mut Vec<u8>) {
+    let mut digits = [b'0'; 10];
+    let mut left = value;
+    let mut used = 0;
+    for digit in digits.iter_mut().rev() {
+        if left == 0 && used >= width {
+            break;
+        }
+        *digit = b'0' + (left % 10) as u8;
+        left /= 10;
+        used += 1;
+    }
+    out.extend(digits.iter().skip(10 - used));
+}
+
+/// Decimal digits.
+pub fn unsigned_text(value: u64, out: &mut Vec<u8>) {
+    decimal_text(i128::from(value), 0, out);
+}
+
+pub fn integer_text(value: i64, out: &mut Vec<u8>) {
+    decimal_text(i128::from(value), 0, out);
+}
+
+/// A decimal of `scale` (38 at most) digits after the point, all of them printed.
+pub fn decimal_text(value: i128, scale: usize, out: &mut Vec<u8>) {
+    let mut digits = [b'0'; 40];
+    let mut left = value.unsigned_abs();
+    let mut used = 0;
+    for digit in digits.iter_mut().rev() {
+        if left == 0 && used > scale {
+            break;
+        }
+        // Most are small, and dividing 128 bits is slow.
+        let last = match u64::try_from(left) {
+            Ok(small) => {
+                left = u128::from(small / 10);
+                small % 10
+            }
+            Err(_) => {
+                let last = left % 10;
+                left /= 10;
+                last as u64
+            }
+        };
+        *digit = b'0' + last as u8;
+        used += 1;
+    }
+    if value < 0 {
+        out.push(b'-');
+    }
+    let point = 40 - scale.min(used);
+    out.extend(digits.iter().take(point).skip(40 - used));
+    if scale > 0 {
+        out.push(b'.');
+        out.extend(digits.iter().skip(point));
+    }
+}
+
+/// MySQL prints a double without an exponent while its decimal point is not further than this from the first digit.
+const FIXED_DIGITS: i32 = 15;
+
+/// A double as MySQL prints it in JSON: the fewest digits that name it, `1.0`, `1e15`, `1e-16`.
+pub fn double_text(value: f64, out: &mut Vec<u8>) {
+    if !value.is_finite() {
+        // No column holds one.
+        out.extend_from_slice(if value.is_nan() { b"NaN" } else { b"Infinity" });
+        return;
+    }
+    let mut buffer = ryu::Buffer::new();
+    // As `-1.234e-5`, `1234.5` or `1e15`.
+    let found = buffer.format_finite(value);
+    let (minus, found) = found.strip_prefix('-').map_or((false, found), |rest| (true, rest));
+    let (mantissa, exponent) = found.split_once('e').unwrap_or((found, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let mut digits: Vec<u8> = whole.bytes().chain(fraction.bytes()).collect();
+    let leading = digits.iter().take_while(|d| **d == b'0').count();
+    // The point stands after so many digits of `digits`.
+    let mut point = whole.len() as i32 - leading as i32 + exponent.parse::<i32>().unwrap_or(0);
+    digits.drain(..leading);
+    while digits.last() == Some(&b'0') {
+        digits.pop();
+    }
+    if minus {
+        out.push(b'-');
+    }
+    if digits.is_empty() {
+        out.extend_from_slice(b"0.0");
+        return;
+    }
+    let length = digits.len() as i32;
+    if (-FIXED_DIGITS < point && point <= FIXED_DIGITS) || (point > 0 && length > point) {
+        if point <= 0 {
+            out.extend_from_slice(b"0.");
+            out.extend((point..0).map(|_| b'0'));
+            out.append(&mut digits);
+        } else if point >= length {
+            out.append(&mut digits);
+            out.extend((length..point).map(|_| b'0'));
+            out.extend_from_slice(b".0");
+        } else {
+            for digit in digits {
+                if point == 0 {
+                    out.push(b'.');
+                }
+                point -= 1;
+                out.push(digit);
+            }
+        }
+        return;
+    }
+    let mut digits = digits.into_iter();
+    out.extend(digits.next());
+    if length > 1 {
+        out.push(b'.');
+        out.extend(digits);
+    }
+    out.push(b'e');
+    integer_text(i64::from(point) - 1, out);
+}
+
+/// Upper-case hexadecimal digits.
+pub fn hex(bytes: &[u8], out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    out.reserve(bytes.len() * 2);
+    for byte in bytes {
+        out.push(DIGITS[usize::from(byte >> 4)]);
+        out.push(DIGITS[usize::from(byte & 15)]);
+    }
+}
+
+/// How the binary log has a DECIMAL(precision, scale): groups of nine digits in four bytes, big-endian, the short groups outermost;
+/// the first bit is inverted, and all bits of a negative number.
+#[derive(Debug, Clone, Copy)]
+pub struct Packed {
+    pub precision: u8,
+    pub scale: u8,
+    /// Bytes.
+    pub size: usize,
+}
+
+/// How many bytes so many decimal digits take.
+const DIGIT_BYTES: [u8; 10] = [0, 1, 1, 2, 2, 3, 3, 4, 4, 4];
+const POWERS: [u32; 10] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000];
+
+impl Packed {
+    /// None if there is no such type.
+    pub fn new(precision: u8, scale: u8) -> Option<Packed> {
+        if precision == 0 || precision > 65 || scale > 38 || scale > precision {
+            return None;
+        }
+        let bytes = |digits: u8| usize::from(digits / 9) * 4 + usize::from(DIGIT_BYTES[usize::from(digits % 9)]);
+        Some(Packed { precision, scale, size: bytes(precision - scale) + bytes(scale) })
+    }
+
+    /// Give each group's digits and their number to `each`, and say whether the number is negative.
+    #[inline(always)]
+    fn groups(self, raw: &[u8], mut each: impl FnMut(u32, usize)) -> Result<bool> {
+        let negative = raw.first().is_none_or(|first| first & 0x80 == 0);
+        let flip = if negative { u32::MAX } else { 0 };
+        let mut left = raw;
+        let mut sign = 0x80_u32;
+        let whole = usize::from(self.precision - self.scale);
+        let fraction = usize::from(self.scale);
+        let mut one = |digits: usize| -> Result<()> {
+            let (value, mask, rest) = match (DIGIT_BYTES[digits], left) {
+                (0, _) => return Ok(()),
+                (1, [a, rest @ ..]) => (u32::from(*a), 0xFF, rest),
+                (2, [a, b, rest @ ..]) => (u32::from(u16::from_be_bytes([*a, *b])), 0xFFFF, rest),
+                (3, [a, b, c, rest @ ..]) => (u32::from_be_bytes([0, *a, *b, *c]), 0xFF_FFFF, rest),
+                (4, [a, b, c, d, rest @ ..]) => (u32::from_be_bytes([*a, *b, *c, *d]), u32::MAX, rest),
+                _ => return damaged("shorter than what it announces"),
+            };
+            left = rest;
+            // The sign's bit is the highest of the first group that there is.
+            let value = (value ^ (sign << (8 * (u32::from(DIGIT_BYTES[digits]) - 1))) ^ flip) & mask;
+            sign = 0;
+            if value >= POWERS[digits] {
+                return damaged("a decimal number with digits above nine");
+            }
+            each(value, digits);
+            Ok(())
+        };
+        one(whole % 9)?;
+        for _ in 0..whole / 9 {
+            one(9)?;
+        }
+        for _ in 0..fraction / 9 {
+            one(9)?;
+        }
+        one(fraction % 9)?;
+        Ok(negative)
+    }
+
+    /// The unscaled value; the precision is at most 38.
+    #[inline]
+    pub fn value(self, raw: &[u8]) -> Result<i128> {
+        if self.precision <= 19 {
+            let mut value = 0_u64;
+            let negative = self.groups(raw, |part, digits| {
+                value = value.wrapping_mul(u64::from(POWERS[digits])).wrapping_add(u64::from(part));
+            })?;
+            return Ok(if negative { -i128::from(value) } else { i128::from(value) });
+        }
+        let mut value = 0_i128;
+        let negative = self.groups(raw, |part, digits| {
+            value = value.wrapping_mul(i128::from(POWERS[digits])).wrapping_add(i128::from(part));
+        })?;
+        Ok(if negative { value.wrapping_neg() } else { value })
+    }
+
+    /// All digits, of any precision: `-0.50`.
+    pub fn text(self, raw: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let mut digits = Vec::with_capacity(80);
+        let negative = self.groups(raw, |part, count| padded(part, count, &mut digits))?;
+        let (whole, fraction) = digits.split_at(digits.len().saturating_sub(usize::from(self.scale)));
+        let whole = whole.get(whole.iter().take_while(|d| **d == b'0').count()..).unwrap_or_default();
+        if negative && digits.iter().any(|d| *d != b'0') {
+            out.push(b'-');
+        }
+        out.extend_from_slice(if whole.is_empty() { b"0" } else { whole });
+        if !fraction.is_empty() {
+            out.push(b'.');
+            out.extend_from_slice(fraction);
+        }
+        Ok(())
+    }
+}
+
+/// A decimal number's text, as the unscaled value of a DECIMAL(precision, scale); None if it is none.
+pub fn parse_decimal(text: &[u8], precision: usize, scale: usize) -> Option<i128> {
+    let (negative, digits) = match text.split_first()? {
+        (b'-', rest) => (true, rest),
+        _ => (false, text),
+    };
+    let mut value = 0_i128;
+    let mut after: Option<usize> = None;
+    let mut seen = 0_usize;
+    for byte in digits {
+        match byte {
+            b'0'..=b'9' => {
+                value = value.checked_mul(10)?.checked_add(i128::from(byte - b'0'))?;
+                seen += 1;
+                if let Some(count) = after.as_mut() {
+                    *count += 1;
+                }
+            }
+            b'.' if after.is_none() && seen > 0 => after = Some(0),
+            _ => return None,
+        }
+    }
+    let missing = scale.checked_sub(after.unwrap_or(0))?;
+    if seen == 0 || after == Some(0) {
+        return None;
+    }
+    value = value.checked_mul(10_i128.checked_pow(u32::try_from(missing).ok()?)?)?;
+    if value >= 10_i128.checked_pow(u32::try_from(precision).ok()?)? {
+        return None;
+    }
+    Some(if negative { -value } else { value })
+}
+
+/// A decimal number's text, of any precision, as it is printed canonically: no leading zeros, all digits of the scale.
+pub fn canonical_decimal(text: &[u8], precision: usize, scale: usize) -> Option<Vec<u8>> {
+    let (minus, digits) = match text.split_first()? {
+        (b'-', rest) => (true, rest),
+        _ => (false, text),
+    };
+    let point = digits.iter().position(|b| *b == b'.');
+    let (whole, fraction) = match point {
+        Some(at) => (digits.get(..at)?, digits.get(at + 1..)?),
+        None => (digits, &b""[..]),
+    };
+    let all_digits = whole.iter().chain(fraction).all(u8::is_ascii_digit);
+    if whole.is_empty() || !all_digits || (point.is_some() && fraction.is_empty()) || fraction.len() > scale {
+        return None;
+    }
+    let whole = whole.get(whole.iter().take_while(|d| **d == b'0').count()..)?;
+    if whole.len() + scale > precision {
+        return None;
+    }
+    let mut out = Vec::with_capacity(precision + 3);
+    if minus && whole.iter().chain(fraction).any(|d| *d != b'0') {
+        out.push(b'-');
+    }
+    out.extend_from_slice(if whole.is_empty() { b"0" } else { whole });
+    if scale > 0 {
+        out.push(b'.');
+        out.extend_from_slice(fraction);
+        out.resize(out.len() + scale - fraction.len(), b'0');
+    }
+    Some(out)
+}
+
+/// An integer's text; None if it is none or does not fit.
+pub fn parse_integer(text: &[u8]) -> Option<i128> {
+    let found = std::str::from_utf8(text).ok()?;
+    if found.starts_with('+') { None } else { found.parse().ok() }
+}
