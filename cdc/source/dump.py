@@ -1,6 +1,7 @@
-"""The binary log as the server sends it to a replica: `COM_BINLOG_DUMP_GTID`, as bytes, undecoded.
+"""The binary log as the server sends it to a replica: `COM_BINLOG_DUMP_GTID`, as bytes, undecoded; `COM_BINLOG_DUMP` from MariaDB.
 
-Formats: MySQL's source, `sql/rpl_source.cc` (the command) and `sql/rpl_gtid_set.cc` (GTID sets in binary form).
+Formats: MySQL's source, `sql/rpl_source.cc` (the command) and `sql/rpl_gtid_set.cc` (GTID sets in binary form); MariaDB's,
+`sql/sql_repl.cc` (the session variables by which a replica says where it goes on).
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ from cdc.errors import (
     SourceUnavailableError,
 )
 from cdc.position import GtidSet
-from cdc.source.connection import abandon, account, connect, grant, place, translate, translated
+from cdc.source.connection import abandon, account, connect, grant, is_mariadb, place, translate, translated
 from cdc.source.grants import REPLICATION
 
 COM_BINLOG_DUMP_GTID = 0x1E
 PIECE = 1 << 20
 """Bytes given at once, at most."""
+_ANNOTATE_ROWS = 2
+"""MariaDB leaves the statements of row events out of the stream without this flag; then the events' places are no chain."""
+_GTID_CAPABLE = 4
+"""`@mariadb_slave_capability`: knows all that MariaDB 10 logs."""
+_SAME_ID = 4052
+"""MariaDB's own error for a stream that another one of the same id ended."""
 _START = 4
 """The first event's offset in a binary log file."""
 _OURS = 0x80000000
@@ -72,6 +79,9 @@ class BinlogStream:
     artificial rotate event and a format description; when there is nothing to send, a heartbeat every `heartbeat_s` seconds.
     `own_id` is the server id to present (default: a random one); a second stream with the same one ends the first.
 
+    MariaDB goes on in each domain behind the transaction that `gtids` names; where that one is missing, and the same server wrote later
+    ones, with the first of these. That lets `GtidSet.without` name one that need not exist, and so what comes must be compared.
+
     Raises `SourceUnavailableError` (lost, killed, silent for more than three heartbeats), and on connecting what `refusal` makes of
     the server's errors. After `close()` the iterator ends.
     """
@@ -84,7 +94,7 @@ class BinlogStream:
         self._connection: Connection[Any] = connect(source, purpose="binlog")
         try:
             with translated(source):
-                self._prepare()
+                self._prepare(gtids)
             try:
                 self._register()
                 self._request(gtids)
@@ -110,8 +120,16 @@ class BinlogStream:
         """The server's number of this connection, as in its process list."""
         return int(self._connection.thread_id())  # type: ignore[no-untyped-call]
 
-    def _prepare(self) -> None:
+    def _prepare(self, gtids: GtidSet) -> None:
         nanoseconds = int(self._heartbeat_s * 1e9)
+        if is_mariadb(self._connection):
+            with self._connection.cursor(Cursor) as cursor:
+                cursor.execute(
+                    "SET @mariadb_slave_capability = %s, @master_binlog_checksum = 'CRC32', @master_heartbeat_period = %s,"
+                    " @slave_connect_state = %s, @slave_gtid_strict_mode = 0, @slave_gtid_ignore_duplicates = 0",
+                    (_GTID_CAPABLE, nanoseconds, str(gtids)),
+                )
+            return
         own_uuid = uuid.uuid5(uuid.NAMESPACE_OID, f"lakesync {self._id}")
         with self._connection.cursor(Cursor) as cursor:
             # Servers before 8.0.26 know the older names alone.
@@ -129,6 +147,10 @@ class BinlogStream:
         self._wire._read_ok_packet()
 
     def _request(self, gtids: GtidSet) -> None:
+        if is_mariadb(self._connection):
+            payload = struct.pack("<IHI", _START, _ANNOTATE_ROWS, self._id)
+            self._wire._execute_command(COMMAND.COM_BINLOG_DUMP, payload)
+            return
         data = encode_gtids(gtids)
         payload = struct.pack("<HII", 0, self._id, 0) + struct.pack("<QI", _START, len(data)) + data
         self._wire._execute_command(COM_BINLOG_DUMP_GTID, payload)
@@ -195,7 +217,7 @@ class BinlogStream:
         if code == ER.ACCESS_DENIED_ERROR:  # we are logged in: it is about what the account may do
             what = "the account may not read the binary log"
             return SourceError(what, where=where, hint=grant(", ".join(REPLICATION), "*.*", account(self._source)))
-        if code != ER.MASTER_FATAL_ERROR_READING_BINLOG:
+        if code not in (ER.MASTER_FATAL_ERROR_READING_BINLOG, _SAME_ID):
             return translate(error, self._source)
         text = str(message).lower()
         if "purged" in text or "could not find first log file" in text:
@@ -204,13 +226,13 @@ class BinlogStream:
                 where=where,
                 hint="bootstrap anew: lakesync resync --all; and keep the log longer (binlog_expire_logs_seconds)",
             )
-        if "more gtids than" in text:
+        if "more gtids than" in text or "not in the master's binlog" in text or "missing the gtid" in text:
             return SourceIdentityError(
                 "the server does not have all transactions that were read from it",
                 where=where,
                 hint="it was reset, restored, or failed over with a loss: bootstrap anew with lakesync resync --all",
             )
-        if "same server_uuid" in text or "same server_id" in text:
+        if code == _SAME_ID or "same server_uuid" in text or "same server_id" in text:
             return SourceError(
                 "another stream took over under the same id", where=where, hint="run one capture of a pipeline only"
             )

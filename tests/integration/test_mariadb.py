@@ -1,4 +1,4 @@
-"""MariaDB as a source: its sessions, identity, positions, settings and grants."""
+"""MariaDB as a source: its sessions, identity, positions, settings, grants and binary log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,13 +17,15 @@ import pytest
 from pymysql.constants import COMMAND
 
 from cdc.config import PipelineConfig, SourceConfig, TableConfig
-from cdc.errors import SourceError
+from cdc.errors import SourceError, SourceIdentityError, SourcePurgedError
 from cdc.position import BinlogEnd, Gtid, GtidSet
 from cdc.source import preflight
 from cdc.source.connection import connect, is_mariadb, release, version_of
+from cdc.source.dump import BinlogStream
 from cdc.source.preflight import Finding
 from cdc.source.server import Server
 from dev.mariadb import MariaDBServer
+from tests.contract.binlog import events
 
 
 def source(server: MariaDBServer, user: str = "root") -> SourceConfig:
@@ -260,3 +263,121 @@ def test_a_server_without_a_binary_log(mariadb_factory: Callable[..., MariaDBSer
         pytest.raises(SourceError, match="no binary log"),
     ):
         Server(connection).binlog_end()
+
+
+# the binary log's stream
+
+GTID, HEARTBEAT, ANNOTATE = 162, 27, 160
+
+
+def read(server: MariaDBServer, gtids: GtidSet, **more: Any) -> list[bytes]:
+    """What the stream gives up to the log's end."""
+    with BinlogStream(source(server), gtids, heartbeat_s=0.3, **more) as stream:
+        found = []
+        for event in events(stream):
+            found.append(event)
+            if event[4] == HEARTBEAT:
+                return found
+    raise AssertionError("the stream ended")
+
+
+def gtids_of(found: list[bytes]) -> list[str]:
+    return [
+        "{1}-{2}-{0}".format(*struct.unpack_from("<QI", event, 19), struct.unpack_from("<I", event, 5)[0])
+        for event in found
+        if event[4] == GTID
+    ]
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[MariaDBServer]:
+    """Transactions 0-1-1, 0-1-2 (file 1), 0-1-20, 0-7-21, 0-1-22, 3-1-1, 3-1-2 (file 2), with holes, servers and domains."""
+    with MariaDBServer() as server:
+        server.execute("CREATE DATABASE shop")
+        server.execute("CREATE TABLE shop.t (id INT AUTO_INCREMENT PRIMARY KEY, v LONGBLOB)")
+        server.execute("FLUSH BINARY LOGS")
+        with server.root("shop") as writer, writer.cursor() as cursor:
+            for settings in (
+                "gtid_seq_no = 20",
+                "server_id = 7",
+                "server_id = 1",
+                "gtid_domain_id = 3",
+                "gtid_domain_id = 3",
+            ):
+                cursor.execute(f"SET {settings}")
+                cursor.execute("INSERT INTO t (v) VALUES ('x')")
+        assert GtidSet.parse(server.executed) == GtidSet.parse("0-1-22,3-1-2")
+        yield server
+
+
+def test_the_stream_begins_behind_what_was_read(several: MariaDBServer) -> None:
+    for position, rest in {
+        "": ["0-1-1", "0-1-2", "0-1-20", "0-7-21", "0-1-22", "3-1-1", "3-1-2"],
+        "0-1-1": ["0-1-2", "0-1-20", "0-7-21", "0-1-22", "3-1-1", "3-1-2"],
+        "0-1-20": ["0-7-21", "0-1-22", "3-1-1", "3-1-2"],
+        "0-7-21,3-1-1": ["0-1-22", "3-1-2"],
+        "0-1-22,3-1-2": [],
+    }.items():
+        found = read(several, GtidSet.parse(position))
+        assert gtids_of(found) == rest, position
+        for event in found[1:]:
+            assert zlib.crc32(event[:-4]) == int.from_bytes(event[-4:], "little")
+
+
+@pytest.mark.parametrize("last", ["0-1-2", "0-1-20", "0-7-21", "0-1-22", "3-1-1", "3-1-2"])
+def test_the_last_transaction_can_be_asked_for_again(several: MariaDBServer, last: str) -> None:
+    """Whatever was before it: a hole in the numbers, another server's."""
+    order = ["0-1-1", "0-1-2", "0-1-20", "0-7-21", "0-1-22", "3-1-1", "3-1-2"]
+    gtid = Gtid.parse(last)
+    position = GtidSet({}).followed_by(Gtid.parse(g) for g in order[: order.index(last) + 1])
+    assert gtids_of(read(several, position.without(gtid)))[0] == last
+
+
+def test_every_event_is_there_so_that_places_are_a_chain(several: MariaDBServer) -> None:
+    found = read(several, GtidSet.parse("0-1-22,3-1-1"))
+    assert ANNOTATE in [event[4] for event in found]
+
+
+@pytest.mark.parametrize("position", ["0-1-23,3-1-2", "0-7-22", "0-9-3", "0-1-100"])
+def test_transactions_that_the_server_does_not_have_are_a_matter_of_identity(
+    several: MariaDBServer, position: str
+) -> None:
+    with pytest.raises(SourceIdentityError) as error:
+        read(several, GtidSet.parse(position))
+    assert "resync" in error.value.hint
+
+
+def test_a_purged_log_is_named_so(mariadb_factory: Callable[..., MariaDBServer]) -> None:
+    own = mariadb_factory(options=["--slave-connections-needed-for-purge=0"])
+    own.execute("CREATE DATABASE shop")
+    write(own, "shop", 2)
+    own.execute("FLUSH BINARY LOGS")
+    deadline = time.monotonic() + 20
+    while len(own.execute("SHOW BINARY LOGS")) > 1 and time.monotonic() < deadline:
+        own.execute("PURGE BINARY LOGS TO 'binlog.000002'")
+        time.sleep(0.1)
+    for position in ("", "0-1-2"):
+        with pytest.raises(SourcePurgedError) as error:
+            read(own, GtidSet.parse(position))
+        assert "resync" in error.value.hint
+    assert gtids_of(read(own, GtidSet.parse(own.executed))) == []
+
+
+def test_a_missing_grant_and_a_second_stream(several: MariaDBServer) -> None:
+    several.execute("CREATE USER nobody")
+    with (
+        pytest.raises(SourceError, match="may not read the binary log") as error,
+        BinlogStream(source(several, "nobody"), GtidSet({}), heartbeat_s=1) as stream,
+    ):
+        next(events(stream))
+    assert "REPLICATION SLAVE" in error.value.hint
+    several.execute("DROP USER nobody")
+
+    with BinlogStream(source(several), GtidSet({}), heartbeat_s=5, own_id=0x80000001) as first:
+        one = events(first)
+        next(one)
+        assert gtids_of(read(several, GtidSet({}), own_id=0x80000001))
+        with pytest.raises(SourceError) as error:
+            for _ in one:
+                pass
+    assert "another stream took over" in error.value.what
