@@ -1,4 +1,4 @@
-# `make help` lists what there is. Needs python3 (3.11 or later, with venv) and cargo; tests against Kafka also need
+# `make help` lists what there is. Needs python3 (3.11 or later, with venv) and cargo (1.88); tests against Kafka also need
 # Java 17 and Maven, and all servers are downloaded into .dev/ (see dev/).
 
 SHELL  := /bin/bash
@@ -26,7 +26,7 @@ setup: $(STAMP) ## Make .venv with everything in it; does nothing when it is up 
 $(STAMP): pyproject.toml constraints.txt native/Cargo.toml native/Cargo.lock $(wildcard native/src/*.rs native/src/*/*.rs)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or later is needed; name one with PYTHON=python3.12"; exit 1; }
-	@command -v $(CARGO) >/dev/null || { echo "cargo is needed: install Rust (Debian: cargo; or rustup)"; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "cargo is needed: install Rust 1.88 or later (rustup, or Debian forky)"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	  || { echo "this Python cannot make environments: install its venv package (Debian: python3-venv)"; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)

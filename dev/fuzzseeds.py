@@ -1,4 +1,4 @@
-"""Seeds of the fuzz targets, from a real server: `python -m dev.fuzzseeds [FOLDER]` writes `native/fuzz/seeds` anew.
+"""Seeds of the fuzz targets, from a real server: `python -m dev.fuzzseeds [FOLDER]` writes those of `native/fuzz/seeds` anew.
 
 `stream`: what answers a dump command, packet headers included: the beginning of every stream and one transaction, without checksums.
 `events`: the same, as events that the target seals: a byte of type, two of flags, two of length (little-endian), the body.
@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -97,7 +96,6 @@ TRANSACTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 def main() -> int:
     """Write them."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
     with MySQLServer(options=("--binlog-checksum=NONE",)) as server:
         server.execute("CREATE DATABASE seeds CHARACTER SET utf8mb4")
         _write(folder / "json", _documents(server))
@@ -113,7 +111,7 @@ def main() -> int:
 
 
 def _write(folder: Path, seeds: Any) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, seed in seeds:
         (folder / name).write_bytes(seed)
 
