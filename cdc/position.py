@@ -129,7 +129,14 @@ class GtidSet:
     @property
     def _lines(self) -> dict[str, tuple[str, int, int]]:
         """Of MariaDB's: the sid of the last transaction, first and last number, by domain."""
-        return {_domain(sid): (sid, parts[0][0], parts[-1][1]) for sid, parts in self.sids.items()}
+        lines: dict[str, tuple[str, int, int]] = {}
+        for sid, parts in self.sids.items():
+            domain = _domain(sid)
+            sid, first, last = max(
+                (sid, parts[0][0], parts[-1][1]), lines.get(domain, ("", 0, 0)), key=lambda line: line[2]
+            )
+            lines[domain] = (sid, first, last)
+        return lines
 
     def __str__(self) -> str:
         """The server's text form, without spaces, sids in order: equal sets give equal texts."""

@@ -315,3 +315,8 @@ def test_a_gtid_of_mariadb_reads_back(domain: int, server: int, number: int) -> 
     assert Gtid.parse(text) == (f"{domain}-{server}", number)
     assert str(Gtid.parse(text)) == text
     assert str(GtidSet({}).add(Gtid.parse(text))) == text
+
+
+def test_runs_of_several_servers_in_a_domain_make_a_line() -> None:
+    runs = {"0-1": ((1, 4), (9, 9)), "0-7": ((5, 8),), "3-7": ((2, 3),)}
+    assert str(GtidSet({}).union(GtidSet(runs))) == "0-1-9,3-7-3"
