@@ -15,6 +15,8 @@ pub mod image;
 pub mod json;
 pub mod plan;
 #[cfg(feature = "python")]
+mod probe;
+#[cfg(feature = "python")]
 mod python;
 pub mod resultset;
 pub mod rowevent;

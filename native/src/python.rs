@@ -25,5 +25,8 @@ mod _native {
     use super::{crc32, version};
 
     #[pymodule_export]
+    use crate::probe::{charset_of_collation, decode_text, json_diffs, json_text};
+
+    #[pymodule_export]
     use crate::export::{Batch, DecodeError, ResultSet, ServerError};
 }
