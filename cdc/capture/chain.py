@@ -17,11 +17,11 @@ from cdc.capture.base import FRAMING, Drained, Stop, TableChanges
 from cdc.capture.complete import complete
 from cdc.clock import Clock
 from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState
-from cdc.errors import LakesyncError, LogDamagedError, TableStoppedError
+from cdc.errors import LakesyncError, LogDamagedError, SourceIdentityError, TableStoppedError
 from cdc.log.base import Log, LogWriter
 from cdc.log.codec import encode
 from cdc.names import TableName
-from cdc.position import BinlogEnd, Position
+from cdc.position import BinlogEnd, Gtid, GtidSet, Position
 from cdc.schema import TableSchema
 
 CLAMP_MS = 5000
@@ -192,6 +192,8 @@ class Chain:
         if drained.whole or drained.partial is not None:
             # Of a transaction in parts, the last one makes it whole. A part of the next one may follow it in the same drain.
             gtids = position.gtids.union(drained.executed) if drained.executed else position.gtids
+            if gtids.is_mariadb:
+                gtids = _grown(position, drained)
             partial = drained.partial if drained.whole else drained.partial or position.partial
             position = replace(position, gtids=gtids, last=drained.last or position.last, partial=partial)
         self.position = position
@@ -241,7 +243,8 @@ class Chain:
         totals.update(pending.framing)
         checkpoint = newest.checkpoint if newest else number
         states = None
-        if newest is None or added or removed or number - checkpoint >= self._checkpoint_epochs:
+        due = newest is None or added or removed or number - checkpoint >= self._checkpoint_epochs
+        if due and position.whole:  # a part restates nothing: it is no place to begin at
             checkpoint, states = number, self._restated(entries, added, removed)
         return CommitRecord(
             log=self._log,
@@ -323,6 +326,18 @@ def _encode(
 def _counts(batch: pa.RecordBatch) -> Counts:
     found = np.bincount(batch.column(0).to_numpy(), minlength=4)
     return Counts(int(found[Op.INSERT]), int(found[Op.UPDATE]), int(found[Op.DELETE]))
+
+
+def _grown(position: Position, drained: Drained) -> GtidSet:
+    """On MariaDB a position tells what is before it only while the numbers of a domain grow."""
+    try:
+        return position.gtids.followed_by(Gtid.parse(gtid) for gtid in drained.gtids[: drained.whole])
+    except ValueError as error:
+        raise SourceIdentityError(
+            f"the server's transactions are not in order: {error}",
+            where=str(drained.end),
+            hint="set gtid_strict_mode = ON on every server that writes, then bootstrap anew: `lakesync resync --all`",
+        ) from None
 
 
 def _same_log(one: BinlogEnd, other: BinlogEnd) -> bool:

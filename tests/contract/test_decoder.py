@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import pyarrow as pa
 import pytest
@@ -15,13 +14,11 @@ from cdc.capture.events import Type
 from cdc.capture.native import NativeDecoder
 from cdc.capture.reference import KNOWN_GAPS, ReferenceDecoder
 from cdc.epoch import Op
-from cdc.errors import BinlogError, LakesyncError, TableStoppedError, UnsupportedEventError
-from cdc.log.codec import METADATA, WIDTH
+from cdc.errors import BinlogError, TableStoppedError, UnsupportedEventError
+from cdc.log.codec import WIDTH
 from cdc.names import TableName, quote_identifier
-from cdc.position import BinlogEnd, Gtid, GtidSet
+from cdc.position import Gtid, GtidSet
 from cdc.schema import TableSchema
-from cdc.source import values
-from cdc.source.connection import connect, raw_cursor
 from dev.mysql import MySQLServer
 from tests.contract.binlog import (
     Decoded,
@@ -34,9 +31,9 @@ from tests.contract.binlog import (
     run,
     schema_of,
     sealed,
-    source,
     transaction,
 )
+from tests.contract.decoding import drained, ends, folded, rows, stopped, table_rows
 
 DECODERS: dict[Callable[..., Decoder], tuple[str, ...]] = {NativeDecoder: (), ReferenceDecoder: KNOWN_GAPS}
 """Each with what it is known not to do."""
@@ -54,11 +51,11 @@ TYPES = """
 """.format(members=",".join(f"'m{i}'" for i in range(300)))
 
 
-def beyond(gap: str) -> pytest.MarkDecorator:
-    """A test of what some decoder is known not to do: it runs for the others."""
+def lacking(gap: str) -> pytest.MarkDecorator:
+    """A test of how a decoder refuses what it is known not to do. What the others do is in `test_decoder_native.py`."""
     assert gap in KNOWN_GAPS
-    able = [d for d, gaps in DECODERS.items() if gap not in gaps]
-    return pytest.mark.parametrize("make", able, ids=lambda d: d.__name__, indirect=True)
+    found = [d for d, gaps in DECODERS.items() if gap in gaps]
+    return pytest.mark.parametrize("make", found, ids=lambda d: d.__name__, indirect=True)
 
 
 @pytest.fixture(params=DECODERS, ids=lambda d: d.__name__)
@@ -71,70 +68,6 @@ def make(request: pytest.FixtureRequest) -> Callable[[], Decoder]:
 @pytest.fixture
 def decoder(make: Callable[[], Decoder]) -> Decoder:
     return make()
-
-
-def drained(decoder: Decoder, recorded: Recording, tables: Mapping[TableName, TableSchema]) -> Decoded:
-    decoder.capture(tables)
-    return decode(decoder, recorded.events)
-
-
-def ends(decoder: Decoder, recorded: Recording, tables: Mapping[TableName, TableSchema]) -> list[BinlogEnd]:
-    """Where each transaction ends."""
-    decoder.capture(tables)
-    packets, found = Packets(), []
-    for event in recorded.events:
-        assert decoder.feed(packets.of(event))
-        one = decoder.drain()
-        found += [one.end] * one.whole
-    return found
-
-
-def rows(found: Decoded, table: str) -> list[dict[str, Any]]:
-    """The changes of a table, in order, the six first columns by their names without underline."""
-    out = []
-    for changes in found.changes:
-        if changes.table.name == table:
-            assert changes.batch.schema.equals(pa.schema([*METADATA, *changes.schema.arrow]))
-            changes.batch.validate(full=True)
-            for i in range(changes.batch.num_rows):
-                cells = [c[i].as_py() for c in changes.batch.columns]
-                out.append(
-                    dict(zip(("op", "txn", "event", "row", "ts_ms", "seq"), cells, strict=False))
-                    | {"cells": tuple(cells[WIDTH:])}
-                )
-    return out
-
-
-def table_rows(server: MySQLServer, schema: str, table: str, of: TableSchema) -> pa.RecordBatch:
-    """The table as a snapshot reads it."""
-    connection = connect(source(server), purpose="test", streaming=True)
-    try:
-        with raw_cursor(connection) as cursor:
-            key = ", ".join(quote_identifier(k) for k in of.key)
-            cursor.execute(f"SELECT {values.select_list(of)} FROM `{schema}`.`{table}` ORDER BY {key}")
-            return values.build_text(of, list(zip(*cursor, strict=True)))
-    finally:
-        connection.close()
-
-
-def folded(found: Decoded, table: str, of: TableSchema) -> list[tuple[Any, ...]]:
-    """The rows that the changes leave of an empty table."""
-    places = [of.names.index(k) for k in of.key]
-    left: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-    for row in rows(found, table):
-        key = tuple(row["cells"][p] for p in places)
-        if row["op"] in (Op.DELETE, Op.MOVE_OUT):
-            del left[key]
-        else:
-            assert (key in left) == (
-                row["op"] == Op.UPDATE and (row["row"], row["event"], row["txn"]) not in moved(found, table)
-            )
-            left[key] = row["cells"]
-    return [left[k] for k in sorted(left)]
-
-
-def moved(found: Decoded, table: str) -> set[tuple[int, int, int]]:
-    return {(r["row"], r["event"], r["txn"]) for r in rows(found, table) if r["op"] == Op.MOVE_OUT}
 
 
 @pytest.fixture
@@ -310,9 +243,7 @@ def test_unusual_tables_are_described_alike_by_snapshot_and_stream(
     assert folded(found, "x", of) == [tuple(r.values()) for r in table_rows(mysql, schema, "x", of).to_pylist()]
 
 
-def test_a_table_with_types_of_later_stages_is_described_alike(
-    decoder: Decoder, mysql: MySQLServer, schema: str
-) -> None:
+def test_a_table_of_every_other_type_is_described_alike(decoder: Decoder, mysql: MySQLServer, schema: str) -> None:
     run(
         mysql,
         schema,
@@ -323,9 +254,9 @@ def test_a_table_with_types_of_later_stages_is_described_alike(
     with recording(mysql) as recorded:
         run(mysql, schema, "INSERT INTO later (id, u) VALUES (1, 1)")
     found = drained(decoder, recorded, {TableName(schema, "later"): of})
-    # The table cannot be read, but for its types and not for a difference.
-    assert len(found.stops) == 1
-    assert "not read yet" in str(found.stops[0].error)
+    # Who cannot read the table stops it for its types, and not for a difference.
+    assert not any("as it was" in stop.error.what for stop in found.stops)
+    assert len(rows(found, "later")) + len(found.stops) == 1
 
 
 # transactions
@@ -547,14 +478,6 @@ def test_a_log_without_checksums_is_read(decoder: Decoder, mysql_factory: Callab
 # what stops a table
 
 
-def stopped(found: Decoded, table: str) -> tuple[int, LakesyncError]:
-    (stop,) = [s for s in found.stops if s.table and s.table.name == table]
-    assert stop.error.hint
-    assert str(stop.table) in stop.error.where
-    assert str(found.transactions[stop.txn].gtid) in stop.error.where
-    return stop.txn, stop.error
-
-
 STATEMENTS = {
     "add a column": "ALTER TABLE t ADD COLUMN x INT",
     "truncate": "TRUNCATE t",
@@ -628,6 +551,7 @@ def test_other_statements_are_counted_and_passed(
     assert [r["cells"] for r in rows(found, "t")] == [(1, "trigger")]
 
 
+@lacking("incomplete row images")
 @pytest.mark.parametrize("image", ["MINIMAL", "NOBLOB"])
 def test_an_incomplete_image_stops_its_table(image: str, decoder: Decoder, mysql: MySQLServer, schema: str) -> None:
     run(mysql, schema, "CREATE TABLE b (id INT PRIMARY KEY, v INT, x BLOB)")
@@ -647,6 +571,7 @@ def test_an_incomplete_image_stops_its_table(image: str, decoder: Decoder, mysql
     assert [r["cells"][0] for r in rows(found, "b")] == [1, 2][:txn]
 
 
+@lacking("JSON differences")
 def test_a_json_difference_stops_its_table(decoder: Decoder, mysql: MySQLServer, schema: str) -> None:
     run(
         mysql,
@@ -703,6 +628,7 @@ UNFIT = {
 }
 
 
+@lacking("values kept as text")
 @pytest.mark.parametrize(("column", "value"), UNFIT.values(), ids=UNFIT.keys())
 def test_a_value_that_does_not_fit_stops_its_table_at_that_transaction(
     column: str, value: str, decoder: Decoder, mysql: MySQLServer, schema: str
@@ -741,22 +667,21 @@ def test_a_value_that_only_the_whole_batch_shows_stops_its_table_at_that_transac
 # what stops everything
 
 
-REFUSED = {
-    "an XA transaction": ["XA START 'x'", "INSERT INTO t VALUES (2, 'x')", "XA END 'x'", "XA COMMIT 'x' ONE PHASE"],
-    "a compressed transaction": [
+FUNCTION = ["SET binlog_format = 'STATEMENT'", "SELECT f()", "SET binlog_format = 'ROW'"]
+GAPS = {
+    "XA transactions": ["XA START 'x'", "INSERT INTO t VALUES (2, 'x')", "XA END 'x'", "XA COMMIT 'x' ONE PHASE"],
+    "compressed transactions": [
         "SET binlog_transaction_compression = ON",
         "INSERT INTO t VALUES (2, 'x')",
         "SET binlog_transaction_compression = OFF",
     ],
-    "a stored function in statement format": [
-        "SET binlog_format = 'STATEMENT'",
-        "SELECT f()",
-        "SET binlog_format = 'ROW'",
-    ],
 }
+REFUSED = [(make, FUNCTION) for make in DECODERS] + [
+    (make, statements) for make, gaps in DECODERS.items() for gap, statements in GAPS.items() if gap in gaps
+]
 
 
-@pytest.mark.parametrize("statements", REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("make", "statements"), REFUSED, indirect=["make"])
 def test_what_is_not_understood_ends_the_stream_and_can_be_passed_over(
     statements: list[str], make: Callable[[], Decoder], mysql: MySQLServer, schema: str, t: dict[TableName, TableSchema]
 ) -> None:
@@ -789,6 +714,7 @@ def test_what_is_not_understood_ends_the_stream_and_can_be_passed_over(
     assert [t.gtid.number - before.number for t in found.transactions] == [0, 1, 2]
 
 
+@lacking("tagged GTIDs")
 def test_a_tagged_gtid_ends_the_stream(decoder: Decoder, mysql_factory: Callable[..., MySQLServer]) -> None:
     server = mysql_factory()
     with recording(server) as recorded:
