@@ -1,7 +1,7 @@
 """What a statement that the binary log holds as text does, and to which tables. Pure.
 
 The answer errs to one side: a statement may be taken to change a table that it only reads, never the reverse. The words at a
-statement's head are read here, with MySQL's comments and quotes; sqlglot says which tables an UPDATE or DELETE of several tables
+statement's head are read here, with MySQL's and MariaDB's comments and quotes; sqlglot says which tables an UPDATE or DELETE of several tables
 changes; of what neither understands, every word counts as a table's name. The text is never shown: it may hold values.
 """
 
@@ -89,7 +89,7 @@ def _lexer(backslash: bool) -> re.Pattern[str]:
     plain, escaped = (r"\\", r"|\\.") if backslash else ("", "")
     return re.compile(
         rf"""
-        (?P<blank>\s+ | \#[^\n]* | --(?=[\s\x00-\x1f]|\Z)[^\n]* | /\*(?!!).*?\*/ | /\*!\d* | \*/)
+        (?P<blank>\s+ | \#[^\n]* | --(?=[\s\x00-\x1f]|\Z)[^\n]* | /\*(?!M?!).*?\*/ | /\*M?!\d* | \*/)
       | (?P<name>`(?:[^`]|``)*+`)
       | (?P<word>[\w$@]+)
       | (?P<single>'(?:[^'{plain}]{escaped}|'')*+')
@@ -158,6 +158,15 @@ class _Reader:
         self.take()
         return TableName(first, self.ident())
 
+    def changed(self) -> TableName:
+        """A table, with what MariaDB takes around its name: IF EXISTS before it, WAIT n behind."""
+        self.skip("IF", "EXISTS")
+        found = self.table()
+        if self.skip("WAIT"):
+            self.take()
+        self.skip("NOWAIT")
+        return found
+
     def tables(self) -> Iterator[TableName]:
         yield self.table()
         while self.next.raw == ",":
@@ -191,6 +200,8 @@ _OBJECTS = (
     "RESOURCE",
     "REFERENCE",
     "LIBRARY",
+    "SEQUENCE",
+    "PACKAGE",
     "INSTANCE",
     "PREPARE",
 )
@@ -290,6 +301,11 @@ def _statement(reader: _Reader, text: str, database: str, ansi_quotes: bool, no_
         plain = " ".join(t.raw for t in _tokens(text, ansi_quotes, no_backslash_escapes))
         written = _written(plain, database)
         return Statement(Kind.WRITE if written else Kind.HIDDEN, verb, written)
+    if verb == "SET" and reader.skip("STATEMENT") and reader.until("FOR"):
+        # MariaDB's: settings for the one statement behind them. What would be parsed as a whole is not cut out of the text.
+        if reader.next.upper in ("UPDATE", "DELETE", "WITH", "SET"):
+            raise _UnclearError
+        return _statement(reader, text, database, ansi_quotes, no_backslash_escapes)
     if verb in _HIDING:
         return Statement(Kind.HIDDEN, verb)
     if verb in _HARMLESS:
@@ -325,7 +341,7 @@ def _definition(verb: str, reader: _Reader) -> Statement:
     if verb == "RENAME":
         found = set()
         while True:
-            found.add(reader.table())
+            found.add(reader.changed())
             if not reader.skip("TO"):
                 raise _UnclearError
             found.add(reader.table())
@@ -335,9 +351,16 @@ def _definition(verb: str, reader: _Reader) -> Statement:
     if verb in ("DROP", "REPAIR"):
         reader.skip("IF", "EXISTS")
         return Statement(Kind.DEFINITION, name, frozenset(reader.tables()))
-    found = {reader.table()}
-    while change := reader.until("RENAME", "EXCHANGE"):
-        if change == "EXCHANGE":
+    found = {reader.changed()}
+    while change := reader.until("RENAME", "EXCHANGE", "CONVERT"):
+        if change == "CONVERT":
+            # MariaDB's CONVERT TABLE t TO PARTITION p and CONVERT PARTITION p TO TABLE t; not CONVERT TO CHARACTER SET.
+            if reader.skip("PARTITION"):
+                reader.ident()
+                reader.skip("TO")
+            if reader.skip("TABLE"):
+                found.add(reader.table())
+        elif change == "EXCHANGE":
             if not reader.until("TABLE"):
                 raise _UnclearError
             found.add(reader.table())
