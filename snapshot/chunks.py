@@ -1,7 +1,7 @@
 """How a table is walked by its primary key: parts, bounds, and the SELECT of one chunk. Pure.
 
 A chunk is what follows the last row read, in the key's own order: `WHERE key > last ORDER BY key LIMIT n`. So the server alone
-decides order and equality, and any collation will do; all that is needed of a key is that its text names it exactly.
+decides order and equality, and any collation will do; all that is needed of a key is that what is bound names it exactly.
 """
 
 from __future__ import annotations
@@ -10,18 +10,25 @@ import base64
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
+import pyarrow as pa
+
+from cdc import unfit
 from cdc.errors import TableStoppedError
 from cdc.names import TableName, quote_identifier
-from cdc.schema import Column, TableSchema
-from cdc.source.values import select_list
+from cdc.schema import UTF8, Column, TableSchema
+from cdc.source import canonical
+from cdc.source.results import select_list
 
 Cell = int | str | bytes
 Bound = tuple[Cell, ...]
-"""The key of a row, one value a column: integers and the index of an ENUM as int, binary strings as bytes, the rest as its text."""
+"""The key of a row, one value a column: integers, YEAR, BIT and the numbers of ENUM and SET as int; binary strings, and texts whose
+character set has several codes for one character, as bytes; the rest as its canonical text."""
 
 INTEGERS = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
+_UNICODE = UTF8 | {"ucs2", "utf16", "utf16le", "utf32"}
 PARTS_PER_READER = 8
 """So that readers end at about the same time although ranges of equal width hold unequal numbers of rows."""
 MEMBERS_LISTED = 256
@@ -67,6 +74,7 @@ class Walk:
         self.key: tuple[Column, ...] = tuple(columns[name] for name in schema.key)
         self._places = tuple(schema.names.index(name) for name in schema.key)
         self._width = len(schema.columns)
+        self._besides = tuple(c for c in self.key if _besides(c))
 
     @property
     def splits(self) -> bool:
@@ -82,65 +90,90 @@ class Walk:
         return [Part(n, a, b) for n, (a, b) in enumerate(itertools.pairwise(edges))]
 
     def select(
-        self, after: Bound | None, high: Bound | None, limit: int, also: Sequence[str] = ()
+        self, after: Bound | None, high: Bound | None, limit: int, also: Sequence[str] = (), *, text: bool = False
     ) -> tuple[str, tuple[object, ...]]:
-        """The statement for at most `limit` rows after `after` and up to `high`, and its arguments.
+        """The statement for at most `limit` rows after `after` and up to `high`, and its arguments; `text` as of `select_list`.
 
-        It gives the columns of `select_list`, then what `bound` needs besides, then the expressions `also`.
+        It gives the columns of `select_list`, then what `bound` needs besides, then the expressions `also`, which give bytes.
         """
         where: list[str] = []
         arguments: list[object] = []
         if after is not None:
             terms = []
             for n, column in enumerate(self.key):
-                same = [f"{_name(c)} = {_slot(c)}" for c in self.key[:n]]
-                beyond, given = self._beyond(column, after[n])
-                terms.append(f"({' AND '.join([*same, beyond])})")
-                arguments += [*after[:n], *given]
+                same = [_compared(c, "=", cell) for c, cell in zip(self.key[:n], after, strict=False)]
+                conditions = [*same, self._beyond(column, after[n])]
+                terms.append(f"({' AND '.join(condition for condition, _ in conditions)})")
+                arguments += [value for _, values in conditions for value in values]
             where.append(f"({' OR '.join(terms)})")
         if high is not None:
-            where.append(f"{_name(self.key[0])} <= {_slot(self.key[0])}")
-            arguments.append(high[0])
-        columns = [_escaped(select_list(self.schema))]
-        columns += [f"CAST({_name(c)} AS UNSIGNED)" for c in self.key if c.type == "enum"]
-        columns += map(_escaped, also)
+            condition, values = _compared(self.key[0], "<=", high[0])
+            where.append(condition)
+            arguments += values
         order = ", ".join(map(_name, self.key))
-        sql = f"SELECT {', '.join(columns)} FROM {_escaped(self.table.quoted)} FORCE INDEX (PRIMARY)"
+        sql = f"SELECT {self._columns(also, text)} FROM {_escaped(self.table.quoted)} FORCE INDEX (PRIMARY)"
         sql += f" WHERE {' AND '.join(where)}" if where else ""
         return f"{sql} ORDER BY {order} LIMIT %s", (*arguments, limit)
+
+    def plans(self, also: int = 0) -> list[dict[str, Any]]:
+        """The columns of `select`, for `results.read`, with so many expressions."""
+        number = {"type": "bigint", "unsigned": True}
+        besides = [number if _besides(c) == "UNSIGNED" else {"type": "varbinary"} for c in self._besides]
+        besides += [{"type": "varbinary"}] * also
+        return self.schema.plans() + [
+            {"name": f"+{n}", "output": "native", "key": False, **kind} for n, kind in enumerate(besides)
+        ]
+
+    def points(self, keys: pa.Table, also: Sequence[str] = (), *, text: bool = False) -> tuple[str, tuple[object, ...]]:
+        """The statement for the rows with these keys (the key's columns in the lake's types), and for those that the server takes for
+        equal to them by collation. Its columns are those of `select`."""
+        texts: list[Any] = [canonical.texts(c, keys.column(c.name).combine_chunks()).to_pylist() for c in self.key]
+        cells = [[_cell(c, text) for text in column] for c, column in zip(self.key, texts, strict=True)]
+        slots = f"({', '.join(map(_slot, self.key))})"
+        names = ", ".join(map(_name, self.key))
+        sql = f"SELECT {self._columns(also, text)} FROM {_escaped(self.table.quoted)}"
+        sql += f" WHERE ({names}) IN ({', '.join([slots] * keys.num_rows)})"
+        return sql, tuple(cell for row in zip(*cells, strict=True) for cell in row)
+
+    def _columns(self, also: Sequence[str], text: bool) -> str:
+        columns = [_escaped(select_list(self.schema, text))]
+        columns += [f"CAST({_name(c)} AS {_besides(c)})" for c in self._besides]
+        return ", ".join([*columns, *map(_escaped, also)])
 
     def _beyond(self, column: Column, cell: Cell) -> tuple[str, tuple[object, ...]]:
         if column.type == "enum" and isinstance(cell, int) and len(column.members) <= MEMBERS_LISTED:
             rest = tuple(range(cell + 1, len(column.members) + 1))
             return (f"{_name(column)} IN ({', '.join(['%s'] * len(rest))})", rest) if rest else ("FALSE", ())
-        return f"{_name(column)} > {_slot(column)}", (cell,)
+        return _compared(column, ">", cell)
 
     def extremes(self) -> str:
         """The statement for the smallest and the largest key of a table that `splits`."""
         key = quote_identifier(self.key[0].name)
         return f"SELECT MIN({key}), MAX({key}) FROM {self.table.quoted}"
 
-    def bound(self, row: Sequence[bytes | None]) -> Bound:
-        """The key of a row that `select` gave."""
+    def bound(self, batch: pa.RecordBatch) -> Bound:
+        """The key of the last row of a batch that `select` gave."""
+        last = batch.slice(batch.num_rows - 1)
+        besides: dict[str, Any] = {c.name: last.column(self._width + n)[0].as_py() for n, c in enumerate(self._besides)}
         cells: list[Cell] = []
-        extra = self._width
         for column, place in zip(self.key, self._places, strict=True):
-            cell = row[place]
-            if column.type == "enum":
-                cell, extra = row[extra], extra + 1
-            if cell is None:
+            text: Any
+            (text,) = canonical.texts(column, last.column(place)).to_pylist()
+            if text is None:
                 raise TableStoppedError("a key column is NULL", where=f"{self.table}, column {column.name}")
-            if column.type in INTEGERS or column.type == "enum":
-                cells.append(int(cell))
-            elif column.type in ("binary", "varbinary"):
-                cells.append(cell)
-            else:
-                cells.append(cell.decode())
+            cell: Any = besides.get(column.name, text)
+            cells.append(int(cell) if isinstance(cell, Decimal) else _cell(column, cell))
         return tuple(cells)
 
-    def width(self) -> int:
-        """How many cells of a row are the table's; those behind them are for `bound`."""
-        return self._width
+    def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The table's columns of a batch that `select` gave, and `_cdc_unfit` if it has that."""
+        places = [*range(self._width), *([batch.num_columns - 1] if unfit.is_last(batch.schema) else [])]
+        return batch.select(places)
+
+    def also(self, batch: pa.RecordBatch) -> list[pa.Array[Any]]:
+        """What the expressions gave."""
+        first = self._width + len(self._besides)
+        return batch.columns[first : batch.num_columns - unfit.is_last(batch.schema)]
 
 
 def _escaped(sql: str) -> str:
@@ -151,16 +184,49 @@ def _name(column: Column) -> str:
     return _escaped(quote_identifier(column.name))
 
 
+def _besides(column: Column) -> str:
+    """What a column is cast to where its value alone does not tell the place in the key's order; else empty."""
+    if column.type in ("enum", "set"):
+        return "UNSIGNED"
+    if column.type == "text" and column.charset not in _UNICODE:
+        return "BINARY"
+    return ""
+
+
+def _cell(column: Column, cell: str | bytes) -> Cell:
+    """What is bound for a canonical text."""
+    if isinstance(cell, bytes):
+        return cell
+    if column.type in INTEGERS or column.type == "year":
+        return int(cell)
+    if column.type == "bit":
+        return int(cell, 16)
+    return bytes.fromhex(cell) if column.type in ("binary", "varbinary") else cell
+
+
 def _slot(column: Column) -> str:
     """Where a value is bound: cast, where MySQL would otherwise compare as floating point or as text."""
     match column.type:
         case "decimal":
             return f"CAST(%s AS DECIMAL({column.precision}, {column.scale}))"
-        case "double":
+        case "double" | "float":
             return "CAST(%s AS DOUBLE)"
         case "date":
             return "CAST(%s AS DATE)"
         case "datetime" | "timestamp":
             return f"CAST(%s AS DATETIME({column.scale}))"
+        case "time":
+            return f"CAST(%s AS TIME({column.scale}))"
         case _:
             return "%s"
+
+
+def _compared(column: Column, operator: str, cell: Cell) -> tuple[str, tuple[object, ...]]:
+    """A condition, and its arguments."""
+    name = _name(column)
+    if column.type == "text" and isinstance(cell, bytes):
+        # A literal with this introducer has the bytes as they are, and gives way to the column's collation.
+        return f"{name} {operator} _{column.charset} x'{cell.hex()}'", ()
+    if column.type == "set":
+        name = f"CAST({name} AS UNSIGNED)"
+    return f"{name} {operator} {_slot(column)}", (cell,)

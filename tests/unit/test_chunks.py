@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 import sqlite3
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
+import pymysql
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc import unfit
 from cdc.epoch import CommitRecord, Counts
 from cdc.errors import TableStoppedError
 from cdc.lake import DataFile
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
 from cdc.schema import Column, TableSchema
+from cdc.source import canonical
 from snapshot.chunks import Bound, Part, Walk, bound_from_json, bound_to_json
 from snapshot.progress import FILE, Progress, Purpose
 
@@ -128,12 +134,84 @@ def test_values_are_compared_as_their_type(column: Column, slot: str) -> None:
     assert f"`k` > {slot}" in sql
 
 
+def last(plan: Walk, **columns: Any) -> Bound:
+    """The bound of a batch whose last row has these values; the row before has none."""
+    arrays: list[pa.Array[Any]] = [
+        pa.array([None, value], plan.schema.arrow.field(name).type) for name, value in columns.items() if name[0] != "_"
+    ]
+    besides: list[pa.Array[Any]] = [pa.array([None, value]) for name, value in columns.items() if name[0] == "_"]
+    names = [plan["name"] for plan in plan.plans()]
+    return plan.bound(pa.RecordBatch.from_arrays([*arrays, *besides], names=names))
+
+
 def test_a_bound_is_the_rows_key_in_the_keys_order() -> None:
     binary = Column("b", "binary", length=2)
-    found = walk(NAME, COLOUR, binary, ID, key=("id", "colour", "b", "name")).bound(
-        [b"\xc3\xa9", b"green", b"\x00\xff", b"18446744073709551615", b"2"]
-    )
-    assert found == (18446744073709551615, 2, b"\x00\xff", "é")
+    plan = walk(NAME, COLOUR, binary, ID, key=("id", "colour", "b", "name"))
+    found = last(plan, name="é", colour="green", b=b"\x00\xff", id=Decimal(2**64 - 1), _0=Decimal(2))
+    assert found == (2**64 - 1, 2, b"\x00\xff", "é")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "cell", "condition"),
+    [
+        (Column("k", "decimal", precision=20, scale=3), Decimal("-1.500"), "-1.500", "`k` > CAST('-1.500' AS DECIMAL(20, 3))"),
+        (Column("k", "decimal", precision=65), "9" * 65, "9" * 65, f"`k` > CAST('{'9' * 65}' AS DECIMAL(65, 0))"),
+        (Column("k", "double"), 1e22, "1e22", "`k` > CAST('1e22' AS DOUBLE)"),
+        (Column("k", "float"), 0.5, "0.5", "`k` > CAST('0.5' AS DOUBLE)"),
+        (Column("k", "date"), datetime.date(2024, 2, 29), "2024-02-29", "`k` > CAST('2024-02-29' AS DATE)"),
+        (Column("k", "datetime", scale=3), datetime.datetime.fromisoformat("2024-02-29T01:02:03.5"), "2024-02-29 01:02:03.500000",
+         "`k` > CAST('2024-02-29 01:02:03.500000' AS DATETIME(3))"),
+        (Column("k", "time", scale=1), -1_500_000, "-00:00:01.500000", "`k` > CAST('-00:00:01.500000' AS TIME(1))"),
+        (Column("k", "year"), 0, 0, "`k` > 0"),
+        (Column("k", "bit", length=1), True, 1, "`k` > 1"),
+        (Column("k", "bit", length=12), b"\x0f\xff", 4095, "`k` > 4095"),
+        (Column("k", "uuid"), "a-b", "a-b", "`k` > 'a-b'"),
+        (Column("k", "varbinary"), b"\x01", b"\x01", "`k` > _binary X'01'"),
+    ],
+    ids=lambda x: x.type if isinstance(x, Column) else "",
+)  # fmt: skip
+def test_a_bound_names_its_key_exactly(column: Column, value: object, cell: object, condition: str) -> None:
+    plan = walk(column, ID, key=("k",))
+    bound = last(plan, k=value, id=None)
+    assert bound == (cell,)
+    sql, arguments = plan.select(bound, None, 10)
+    given = tuple(pymysql.converters.escape_item(argument, "utf8mb4") for argument in arguments)
+    assert f"WHERE (({condition}))" in sql % given
+    if column.type not in ("decimal", "double", "float"):
+        text = Walk(TABLE, TableSchema(plan.schema.columns, ("k",), {"k": "string"}))
+        (printed,) = canonical.texts(column, pa.array([value], column.arrow_type)).to_pylist()
+        assert last(text, k=printed, id=None) == bound, "an override changes nothing"
+
+
+def test_sets_and_texts_with_several_codes_for_a_character_are_compared_as_they_are_stored() -> None:
+    letters = Column("s", "set", charset="latin1", members=("a", "b"))
+    japanese = Column("t", "text", charset="cp932")
+    plan = walk(letters, japanese, key=("t", "s"))
+    sql, arguments = plan.select(None, None, 10)
+    assert sql.startswith("SELECT `s`, `t`, CAST(`t` AS BINARY), CAST(`s` AS UNSIGNED) FROM")
+    bound = last(plan, s="a,b", t="￢", _0=b"\xfa\x54", _1=Decimal(3))
+    assert bound == (b"\xfa\x54", 3)
+    sql, arguments = plan.select(bound, None, 10)
+    assert "(`t` > _cp932 x'fa54') OR (`t` = _cp932 x'fa54' AND CAST(`s` AS UNSIGNED) > %s)" in sql
+    assert arguments == (3, 10)
+
+
+def test_what_besides_the_tables_columns_was_selected_is_told_apart() -> None:
+    plan = walk(COLOUR, key=("colour",))
+    assert [p["name"] for p in plan.plans(also=2)] == ["colour", "+0", "+1", "+2"]
+    columns = [pa.array(["red"]), pa.array([1]), pa.array([b"x"]), pa.array([b"y"])]
+    batch = pa.RecordBatch.from_arrays(columns, names=["colour", "+0", "+1", "+2"])
+    assert plan.rows(batch).schema.names == ["colour"]
+    assert [a.to_pylist() for a in plan.also(batch)] == [[b"x"], [b"y"]]
+    batch = batch.append_column(unfit.FIELD, pa.array([{"colour": "x"}], unfit.TYPE))
+    assert plan.rows(batch).schema.names == ["colour", unfit.NAME]
+    assert [a.to_pylist() for a in plan.also(batch)] == [[b"x"], [b"y"]]
+
+
+def test_floats_are_exact_as_text_too() -> None:
+    plan = walk(ID, Column("f", "float"), key=("id",))
+    assert plan.select(None, None, 1)[0].startswith("SELECT `id`, `f` FROM")
+    assert plan.select(None, None, 1, text=True)[0].startswith("SELECT `id`, CAST(`f` AS DOUBLE) FROM")
 
 
 # -- progress -----------------------------------------------------------------------------------------------------------
