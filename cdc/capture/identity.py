@@ -87,15 +87,14 @@ def rejoin(queue: StreamQueue, decoder: Decoder, partial: Fingerprint, end: Binl
     decoder.resume(partial)
     taken = decoder.feed(b"")
     while True:
-        while True:
-            drained = decoder.drain()
+        while not taken:
+            decoder.drain()
             if decoder.open_gtid == str(partial.gtid):
                 return True
-            if decoder.idle and drained.end.file and not before(drained.end, end):
-                return False
-            if taken:
-                break
             taken = decoder.feed(b"")
+        drained = decoder.drain()
+        if decoder.idle and drained.end.file and not before(drained.end, end):
+            return False
         for piece in queue.get(_POLL_S, most=1):
             taken = decoder.feed(piece)
 
