@@ -29,7 +29,7 @@ from cdc.errors import (
 )
 from cdc.lake import Applied, LakeTable
 from cdc.names import TableName
-from cdc.position import BinlogEnd, Gtid
+from cdc.position import BinlogEnd, Gtid, GtidSet
 from cdc.schema import TableSchema
 from dev.mysql import MySQLServer
 from tests.contract.binlog import run
@@ -692,20 +692,12 @@ def test_a_captured_table_that_was_dropped_does_not_keep_the_others_from_startin
 # what it cannot read
 
 
-STOPS = {
-    "XA": ["XA START 'x'", "INSERT INTO t VALUES (2, 'x')", "XA END 'x'", "XA COMMIT 'x' ONE PHASE"],
-    "compressed": [
-        "SET binlog_transaction_compression = ON",
-        "INSERT INTO t VALUES (2, 'x')",
-        "SET binlog_transaction_compression = OFF",
-    ],
-}
-
-
-@pytest.mark.parametrize("statements", STOPS.values(), ids=STOPS.keys())
 def test_a_transaction_that_is_not_understood_stops_everything_until_it_is_skipped(
-    statements: list[str], rig: Rig, mysql: MySQLServer, t: TableName
+    rig: Rig, mysql: MySQLServer, t: TableName
 ) -> None:
+    function = "INSERT INTO t VALUES (2, 'f'); RETURN 1;"
+    run(mysql, t.schema, f"CREATE FUNCTION f() RETURNS INT DETERMINISTIC MODIFIES SQL DATA BEGIN {function} END")
+    statements = ["SET binlog_format = 'STATEMENT'", "SELECT f()", "SET binlog_format = 'ROW'"]
     with rig.run(UnsupportedEventError) as thread:
         added(rig, t)
         run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')", *statements, "INSERT INTO t VALUES (3, 'c')")
@@ -778,3 +770,162 @@ def test_a_large_transaction_is_one_epoch(rig: Rig, mysql: MySQLServer, t: Table
     (record,) = [r for r in rig.records() if r.tables]
     assert record.tables[t.id].rows == Counts(50_000)
     exactly_once(rig, t)
+
+
+# large, prepared and compressed transactions
+
+
+MANY = """INSERT INTO t WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+    SELECT i, CONCAT('text ', i) FROM n"""
+IN_PARTS = ["SET cte_max_recursion_depth = 100000", "BEGIN", MANY, "UPDATE t SET id = -id", "COMMIT"]
+
+
+def in_parts(folder: Path, server: MySQLServer, table: TableName) -> Rig:
+    rig = Rig(folder, server, str(table), part_size="128KiB")
+    with rig.run():
+        added(rig, table)
+    return rig
+
+
+def test_a_transaction_larger_than_a_part_is_several_epochs(tmp_path: Path, mysql: MySQLServer, t: TableName) -> None:
+    rig = in_parts(tmp_path, mysql, t)
+    with rig.run():
+        run(mysql, t.schema, "INSERT INTO t VALUES (0, 'before')", *IN_PARTS, "DELETE FROM t WHERE id = 0")
+        rig.caught_up()
+    exactly_once(rig, t)
+    records = rig.records()
+    parts = [r for r in records if not r.whole]
+    assert len(parts) > 5
+    assert len({r.end.partial.gtid for r in parts if r.end.partial}) == 1
+    # What is in part is in no position, and has one time.
+    assert (
+        len({str(r.end.gtids) for r in parts}) == len({r.end.end for r in parts}) == len({r.ts_ms for r in parts}) == 1
+    )
+    assert not any(r.added or r.states for r in parts)
+    assert sum(r.transactions for r in records) == records[-1].framing_totals["transactions"]
+    reached = [r.end.partial.row_events for r in parts if r.end.partial]
+    assert reached == sorted(set(reached))
+
+
+@pytest.mark.parametrize("point", ["log.before-commit", "log.after-commit", "capture.before-epoch"])
+def test_killed_between_the_parts_of_a_transaction_it_goes_on_inside(
+    point: str, tmp_path: Path, mysql: MySQLServer, t: TableName
+) -> None:
+    rig = in_parts(tmp_path, mysql, t)
+    run(mysql, t.schema, "INSERT INTO t VALUES (0, 'before')", *IN_PARTS, "INSERT INTO t VALUES (1, 'after')")
+    inside = 0
+    for number in (2, 4, 3):
+        process = rig.process(f"kill:{point}:{number}")
+        assert process.wait(30) == -9
+        assert process.stderr
+        process.stderr.close()
+        newest = rig.log.newest()
+        inside += newest is not None and not newest.whole
+    assert inside
+    with rig.run():
+        rig.caught_up()
+    exactly_once(rig, t)
+    records = rig.records()
+    # Counted once, however often it was begun: as many bytes as the transactions have.
+    first = next(r.start for r in records if r.number == 2)
+    assert records[-1].framing_totals["transactions"] == len(records[-1].end.gtids.subtract(first.gtids))
+
+
+def test_a_transaction_of_which_a_part_was_read_can_be_skipped(
+    tmp_path: Path, mysql: MySQLServer, t: TableName
+) -> None:
+    rig = in_parts(tmp_path, mysql, t)
+    run(mysql, t.schema, *IN_PARTS, "INSERT INTO t VALUES (1, 'after')")
+    process = rig.process("kill:log.after-commit:3")
+    assert process.wait(30) == -9
+    assert process.stderr
+    process.stderr.close()
+    newest = rig.log.newest()
+    assert newest is not None
+    assert newest.end.partial is not None
+    rig.state.ask("skip", str(newest.end.partial.gtid))
+    with rig.run():
+        last = rig.caught_up()
+    assert last.whole
+    assert [r.skipped for r in rig.records() if r.skipped] == [(str(newest.end.partial.gtid),)]
+    assert rig.rows(t)[-1][4] == (1, "after")
+    assert not rig.state.open_requests()
+
+
+def test_xa_transactions_are_captured_when_they_are_committed(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+        run(mysql, t.schema, "XA START 'x'", "INSERT INTO t VALUES (1, 'xa')", "XA END 'x'", "XA PREPARE 'x'")
+        prepared = mysql.gtid_executed
+        run(mysql, t.schema, "INSERT INTO t VALUES (2, 'b')")
+        rig.until(lambda: len(rig.rows(t)) == 1)
+        newest = rig.log.newest()
+        assert newest is not None
+        assert len(GtidSet.parse(prepared).subtract(newest.end.gtids)) == 1
+        run(mysql, t.schema, "XA COMMIT 'x'", "INSERT INTO t VALUES (3, 'c')")
+        rig.caught_up()
+    exactly_once(rig, t)
+    assert [cells for *_, cells in rig.rows(t)] == [(2, "b"), (1, "xa"), (3, "c")]
+
+
+@pytest.mark.parametrize("outcome", ["COMMIT", "ROLLBACK"])
+def test_killed_while_an_xa_transaction_is_prepared_it_reads_it_again(
+    outcome: str, rig: Rig, mysql: MySQLServer, t: TableName
+) -> None:
+    with rig.run():
+        added(rig, t)
+    run(mysql, t.schema, "XA START 'x'", "INSERT INTO t VALUES (1, 'xa')", "XA END 'x'", "XA PREPARE 'x'")
+    for number in (2, 3):
+        run(mysql, t.schema, f"INSERT INTO t VALUES ({number}, 'while it is prepared')")
+        process = rig.process("kill:log.after-commit:1")
+        assert process.wait(30) == -9
+        assert process.stderr
+        process.stderr.close()
+    assert {cells[0] for *_, cells in rig.rows(t)} == {2, 3}
+    run(mysql, t.schema, f"XA {outcome} 'x'")
+    with rig.run():
+        rig.caught_up()
+    exactly_once(rig, t)
+    assert len(rig.rows(t)) == (3 if outcome == "COMMIT" else 2)
+
+
+def test_compressed_transactions_are_captured(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+        run(
+            mysql,
+            t.schema,
+            "SET cte_max_recursion_depth = 100000, binlog_transaction_compression = ON",
+            "BEGIN",
+            MANY,
+            "UPDATE t SET id = -id WHERE id < 100",
+            "COMMIT",
+        )
+        rig.caught_up()
+    exactly_once(rig, t)
+
+
+def test_a_statement_inside_a_transaction_in_parts_stops_its_table(
+    tmp_path: Path, mysql: MySQLServer, t: TableName
+) -> None:
+    u = TableName(t.schema, "u")
+    rig = Rig(tmp_path, mysql, str(t), str(u), part_size="128KiB")
+    with rig.run():
+        added(rig, u)
+    run(mysql, t.schema, "INSERT INTO u VALUES (1, 'x', 1)")
+    with rig.run():
+        run(
+            mysql,
+            t.schema,
+            *IN_PARTS[:3],
+            "SET binlog_row_image = 'MINIMAL'",
+            "UPDATE u SET c = 2",
+            MANY.replace("SELECT i,", "SELECT i + 100000,"),
+            "COMMIT",
+        )
+        stopped(rig, u)
+        rig.caught_up()
+    exactly_once(rig, t)
+    assert len(rig.rows(u)) == 1
+    removed = next(r for r in rig.records() if u.id in r.removed)
+    assert "binlog_row_image" in removed.removed[u.id]["hint"]
