@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from pymysql.cursors import Cursor
 
-from dev.mysql import MySQLServer
+from dev.mariadb import MariaDBServer
+from dev.sqlserver import SqlServer
 
 DATABASE = "shop"
 TABLES = ("customers", "products", "orders", "order_items", "payments")
@@ -147,7 +148,7 @@ def _columns(table: str, count: dict[str, int], seed: int) -> list[str]:
     }[table]
 
 
-def create(server: MySQLServer, rows: int = 1_000_000, seed: int = 1, database: str = DATABASE) -> dict[str, int]:
+def create(server: SqlServer, rows: int = 1_000_000, seed: int = 1, database: str = DATABASE) -> dict[str, int]:
     """Create the shop's schema, replacing one of that name, with about `rows` rows in all; rows by table."""
     count = {table: max(1, int(rows * share)) for table, share in SHARES.items()}
     with server.root() as connection, connection.cursor() as cursor:
@@ -159,7 +160,8 @@ def create(server: MySQLServer, rows: int = 1_000_000, seed: int = 1, database: 
 
     def load(tables: tuple[str, ...]) -> None:
         with server.root(database) as connection, connection.cursor() as cursor:
-            cursor.execute("SET SESSION cte_max_recursion_depth = %s, time_zone = '+00:00'", (LOAD_ROWS,))
+            depth = "max_recursive_iterations" if isinstance(server, MariaDBServer) else "cte_max_recursion_depth"
+            cursor.execute(f"SET SESSION {depth} = %s, time_zone = '+00:00'", (LOAD_ROWS,))
             for table in tables:
                 select = ", ".join(_columns(table, count, seed))
                 for first in range(1, count[table] + 1, LOAD_ROWS):
@@ -361,7 +363,7 @@ _MIX = (("order", 30), ("progress", 30), ("customer", 10), ("cancel", 10), ("mov
 
 
 def workload(
-    server: MySQLServer,
+    server: SqlServer,
     *,
     seconds: float | None = None,
     transactions: int | None = None,
@@ -404,7 +406,7 @@ def workload(
 
 
 @contextmanager
-def working(server: MySQLServer, *, rate: float = 100.0, seed: int = 1, database: str = DATABASE) -> Iterator[Work]:
+def working(server: SqlServer, *, rate: float = 100.0, seed: int = 1, database: str = DATABASE) -> Iterator[Work]:
     """The workload beside the block, and no longer. Raises what ended it before."""
     stop, work = threading.Event(), Work()
     with ThreadPoolExecutor(1, thread_name_prefix="shop") as pool:

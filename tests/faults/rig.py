@@ -22,7 +22,7 @@ import orjson
 import polars as pl
 
 from cdc.names import TableName
-from dev.mysql import MySQLServer
+from dev.sqlserver import SqlServer
 
 PASSWORD = "rig"
 COMMAND = Path(sys.executable).with_name("lakesync")
@@ -50,7 +50,7 @@ class Rig:
     def __init__(
         self,
         folder: Path,
-        server: MySQLServer,
+        server: SqlServer,
         tables: Sequence[str],
         *,
         log: str | None = None,
