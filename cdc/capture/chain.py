@@ -79,6 +79,7 @@ class Chain:
         if newest is not None:
             self.begin(newest.end, Origin(newest.number, newest.ts_ms, newest.raw_us, newest.seq))
         self._pending = _Pending()
+        self._hashes: dict[str, str] = {}
 
     def begin(self, position: Position, origin: Origin) -> None:
         """Go on from here. Nothing may be pending."""
@@ -167,14 +168,30 @@ class Chain:
         table, schema = changes.table.id, changes.schema.hash
         if changes.table in self._pending.stopped or table not in self.states:
             return  # what stopped here, the decoder may go on with until it is told
-        records, kept, error = _encode(batch, gtids, schema)
-        if error is not None:
-            error.where = f"{changes.table} at {error.where}"
+        if schema != self._hash(table):
+            # Prepared before the table was added anew with other columns, and committed now.
+            error = TableStoppedError(
+                "an XA transaction has rows of it as it was before it was read anew",
+                where=f"{changes.table} at {gtids[batch.column(_TXN)[0].as_py()]}",
+                hint=f"`lakesync resync {changes.table}`",
+            )
             self._pending.stopped[changes.table] = error
+            return
+        records, kept, failed = _encode(batch, gtids, schema)
+        if failed is not None:
+            failed.where = f"{changes.table} at {failed.where}"
+            self._pending.stopped[changes.table] = failed
         if records:
             self._pending.data.setdefault(table, []).extend(records)
             self._pending.rows[table] = self._pending.rows.get(table, Counts()).plus(_counts(kept))
             self._pending.schemas[table] = schema
+
+    def _hash(self, table: str) -> str:
+        """Of the schema that a table was added with."""
+        found = self._hashes.get(table)
+        if found is None:
+            found = self._hashes[table] = TableSchema.from_dict(self.states[table].schema).hash
+        return found
 
     def _stop(self, stop: Stop) -> None:
         if stop.table.id in self.states:
@@ -220,6 +237,8 @@ class Chain:
         }
         record = self.writer.append(pending.data, lambda extents: self._seal(extents, new, gone))
         self.states = record.states_after(self.states)
+        if new or gone:
+            self._hashes.clear()
         self.newest, self._number, self._start = record, record.number, record.end
         self.transactions += pending.transactions
         self.bytes += pending.framing["bytes"]
