@@ -224,6 +224,9 @@ impl Column {
         if let Some(last) = self.valid.get_mut(rows / 8) {
             *last |= 0xFF << (rows % 8);
         }
+        while self.valid.last() == Some(&0xFF) {
+            self.valid.pop();
+        }
         while self.unfit.last().is_some_and(|(row, _)| *row >= rows) {
             self.unfit.pop();
         }

@@ -587,3 +587,6 @@ fn parse_time(text: &[u8]) -> Option<i64> {
     let all = seconds * MICROS_PER_SECOND + i64::from(parse_fraction(left)?);
     Some(if negative { -all } else { all })
 }
+
+#[cfg(test)]
+mod tests;

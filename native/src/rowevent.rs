@@ -309,3 +309,6 @@ fn append(wire: &Wire, first: &[Slot<'_>], second: &[Slot<'_>], rows: &mut Rows)
     rows.table.rows += 1;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

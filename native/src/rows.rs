@@ -96,7 +96,9 @@ impl Rows {
         while self.diffs.last().is_some_and(|(row, _, _)| *row >= rows) {
             self.diffs.pop();
         }
-        self.presence.truncate(rows.saturating_mul(self.presence_width()));
+        // Up to the last incomplete row.
+        let marked = self.incomplete.last().map_or(0, |row| row + 1);
+        self.presence.truncate(marked.saturating_mul(self.presence_width()));
     }
 
     /// Say what the next row, not yet in the table, is.

@@ -264,8 +264,7 @@ const POWERS: [u32; 10] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_
 impl Packed {
     /// None if there is no such type.
     pub fn new(precision: u8, scale: u8) -> Option<Packed> {
-        // Columns have 65 digits at most; in JSON the server rounds the precision up to whole groups.
-        if precision == 0 || precision > 81 || scale > 38 || scale > precision {
+        if precision == 0 || precision > 65 || scale > 38 || scale > precision {
             return None;
         }
         let bytes = |digits: u8| usize::from(digits / 9) * 4 + usize::from(DIGIT_BYTES[usize::from(digits % 9)]);
@@ -415,4 +414,163 @@ pub fn canonical_decimal(text: &[u8], precision: usize, scale: usize) -> Option<
 pub fn parse_integer(text: &[u8]) -> Option<i128> {
     let found = std::str::from_utf8(text).ok()?;
     if found.starts_with('+') { None } else { found.parse().ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn every_day_of_ten_thousand_years_is_the_next_ones_neighbour() {
+        let mut expected = days(1, 1, 1).unwrap();
+        assert_eq!(expected, -719_162);
+        for year in 1..=9999 {
+            for month in 1..=12 {
+                for day in 1..=31 {
+                    let exists = day <= days_in_month(year, month);
+                    assert_eq!(days(year, month, day), exists.then_some(expected), "{year}-{month}-{day}");
+                    if exists {
+                        assert_eq!(date_of(i64::from(expected)), (year, month, day));
+                        expected += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(days(1970, 1, 1), Some(0));
+        assert_eq!(days(1900, 2, 29), None);
+        assert_eq!(days(2000, 2, 29), Some(11_016));
+        assert_eq!((days(0, 1, 1), days(10_000, 1, 1), days(2000, 0, 1), days(2000, 13, 1)), (None, None, None, None));
+    }
+
+    #[test]
+    fn doubles_are_printed_as_in_json() {
+        for (value, expected) in [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1.0, "1.0"),
+            (-1.5, "-1.5"),
+            (0.1, "0.1"),
+            (123_456.789, "123456.789"),
+            (1e14, "100000000000000.0"),
+            (1e15, "1e15"),
+            (123_456_789_012_345.6, "123456789012345.6"),
+            (1_234_567_890_123_456.0, "1.234567890123456e15"),
+            (1_234_567_890_123_456.5, "1234567890123456.5"),
+            (1e-14, "0.00000000000001"),
+            (1e-15, "0.000000000000001"),
+            (1e-16, "1e-16"),
+            (1.25e-16, "1.25e-16"),
+            (f64::MAX, "1.7976931348623157e308"),
+            (5e-324, "5e-324"),
+        ] {
+            assert_eq!(text(|out| double_text(value, out)), expected);
+        }
+    }
+
+    #[test]
+    fn decimals_keep_all_their_digits() {
+        for (value, scale, expected) in [
+            (0, 0, "0"),
+            (0, 2, "0.00"),
+            (-50, 2, "-0.50"),
+            (5, 3, "0.005"),
+            (-1, 0, "-1"),
+            (12_345, 2, "123.45"),
+            (12_345, 5, "0.12345"),
+            (i128::from(u64::MAX), 0, "18446744073709551615"),
+            (-99_999_999_999_999_999_999_999_999_999_999_999_999, 38, "-0.99999999999999999999999999999999999999"),
+            (99_999_999_999_999_999_999_999_999_999_999_999_999, 0, "99999999999999999999999999999999999999"),
+        ] {
+            let found = text(|out| decimal_text(value, scale, out));
+            assert_eq!(found, expected);
+            assert_eq!(parse_decimal(expected.as_bytes(), 38, scale), Some(value));
+            assert_eq!(canonical_decimal(expected.as_bytes(), 38 + scale, scale).unwrap(), expected.as_bytes());
+        }
+    }
+
+    #[test]
+    fn texts_that_are_no_decimals_are_none() {
+        for wrong in ["", "-", ".", "1.", ".5", "1.234", "1e5", "+1", "1.2.3", "12345678.00", " 1", "1 "] {
+            assert_eq!(parse_decimal(wrong.as_bytes(), 9, 2), None, "{wrong}");
+            assert_eq!(canonical_decimal(wrong.as_bytes(), 9, 2), None, "{wrong}");
+        }
+        assert_eq!(parse_decimal(b"0007", 9, 2), Some(700));
+        assert_eq!(canonical_decimal(b"-0007.1", 9, 2).unwrap(), b"-7.10");
+    }
+
+    /// Digits as the server packs them (`decimal2bin`).
+    fn pack(whole: &str, fraction: &str, negative: bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut group = |digits: &str| {
+            let size = usize::from(DIGIT_BYTES[digits.len()]);
+            let value: u32 = digits.parse().unwrap_or(0);
+            bytes.extend_from_slice(&value.to_be_bytes()[4 - size..]);
+        };
+        group(&whole[..whole.len() % 9]);
+        let mut rest = &whole[whole.len() % 9..];
+        while !rest.is_empty() {
+            group(&rest[..9]);
+            rest = &rest[9..];
+        }
+        let mut rest = fraction;
+        while rest.len() >= 9 {
+            group(&rest[..9]);
+            rest = &rest[9..];
+        }
+        group(rest);
+        if negative {
+            bytes.iter_mut().for_each(|b| *b ^= 0xFF);
+        }
+        bytes[0] ^= 0x80;
+        bytes
+    }
+
+    #[test]
+    fn packed_decimals_of_every_shape() {
+        let digits = "98765432101234567890123456789012345678901234567890123456789012345";
+        for precision in 1..=65_usize {
+            for scale in 0..=precision.min(30) {
+                let all = &digits[..precision];
+                let (whole, fraction) = all.split_at(precision - scale);
+                let packed = Packed::new(precision as u8, scale as u8).unwrap();
+                for negative in [false, true] {
+                    let raw = pack(whole, fraction, negative);
+                    assert_eq!(raw.len(), packed.size);
+                    let minus = if negative { "-" } else { "" };
+                    let whole = if whole.is_empty() { "0" } else { whole };
+                    let point = if scale > 0 { "." } else { "" };
+                    let expected = format!("{minus}{whole}{point}{fraction}");
+                    assert_eq!(text(|out| packed.text(&raw, out).unwrap()), expected);
+                    if precision <= 38 {
+                        assert_eq!(text(|out| decimal_text(packed.value(&raw).unwrap(), scale, out)), expected);
+                    }
+                    for cut in 0..raw.len() {
+                        assert!(packed.text(&raw[..cut], &mut Vec::new()).is_err());
+                    }
+                }
+            }
+        }
+        // Digits above nine.
+        assert!(Packed::new(1, 0).unwrap().value(&[0x80 + 10]).is_err());
+        assert!(Packed::new(0, 0).is_none() && Packed::new(66, 0).is_none() && Packed::new(5, 6).is_none());
+    }
+
+    #[test]
+    fn times_and_moments() {
+        let time = |micros| text(|out| time_text(micros, out));
+        assert_eq!(time(0), "00:00:00.000000");
+        assert_eq!(time(-3_020_399_999_999), "-838:59:59.999999");
+        assert_eq!(time(-1), "-00:00:00.000001");
+        let moment = Moment::of_seconds(4_294_967_295, 5);
+        assert_eq!(text(|out| moment.text(out)), "2106-02-07 06:28:15.000005");
+        assert_eq!(moment.epoch_micros(), Some(4_294_967_295_000_005));
+        assert_eq!(Moment { hour: 24, ..moment }.epoch_micros(), None);
+        assert_eq!(text(|out| Moment::default().text(out)), "0000-00-00 00:00:00.000000");
+    }
 }
