@@ -84,7 +84,6 @@ _WANTED: Mapping[str, tuple[str, str]] = {
     "binlog_row_value_options": ("", "JSON values are logged as differences"),
     "gtid_mode": ("ON", "transactions have no global names"),
     "enforce_gtid_consistency": ("ON", "transactions without global names are possible"),
-    "binlog_transaction_compression": ("OFF", "compressed transactions are not read by this version"),
 }
 """What each setting must be, and what is wrong otherwise."""
 

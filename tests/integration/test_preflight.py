@@ -72,7 +72,6 @@ def preflight_passes(server: MySQLServer) -> None:
         ("binlog_row_image", "MINIMAL"),
         ("binlog_row_metadata", "MINIMAL"),
         ("binlog_row_value_options", "PARTIAL_JSON"),
-        ("binlog_transaction_compression", "ON"),
         ("gtid_mode", "ON_PERMISSIVE"),
     ],
 )
