@@ -171,7 +171,7 @@ fn columns_that_are_not_as_planned_stop_the_table() {
     ] {
         let mut sequence = 1;
         let mut bytes = packet(&mut sequence, &[5]);
-        let mut definitions = vec![
+        let mut definitions = [
             definition(types::LONG, 63, UNSIGNED),
             definition(types::VAR_STRING, 255, 0),
             definition(types::DATETIME, 63, 0),
