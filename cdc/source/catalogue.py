@@ -280,11 +280,10 @@ def match(connection: Connection[Any], entries: Sequence[TableConfig]) -> dict[T
     that do not exist (or may not be seen), and of views."""
     present = tables(connection)
     chosen, idle = select(entries, present)
-    views = [str(t) for t in chosen if not _is_table(present, t)]
-    if views:
-        raise ConfigError(
-            f"not a table but a view: {', '.join(views)}", where=place(connection), hint="name its tables"
-        )
+    others = [f"{t.name} ({t.kind.lower()})" for t in present if t.name in chosen and t.kind != "BASE TABLE"]
+    if others:
+        hint = "name a view's tables; leave out sequences and system-versioned tables"
+        raise ConfigError(f"not a table that can be followed: {', '.join(others)}", where=place(connection), hint=hint)
     missing = [e.table for e in idle if not e.is_pattern]
     if missing:
         names = ", ".join(map(str, missing))
@@ -292,10 +291,6 @@ def match(connection: Connection[Any], entries: Sequence[TableConfig]) -> dict[T
             f"no such table, or it may not be read: {names}", where=place(connection), hint=nearest(missing[0], present)
         )
     return chosen
-
-
-def _is_table(present: Iterable[TableInfo], table: TableName) -> bool:
-    return any(t.name == table and t.kind == "BASE TABLE" for t in present)
 
 
 def nearest(table: TableName, present: Iterable[TableInfo]) -> str:
