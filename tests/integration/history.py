@@ -83,16 +83,25 @@ class Source:
         self.transactions = [list(t) for t in transactions]
 
     @classmethod
-    def made_up(cls, random_: random.Random, length: int, *, busy: bool = False) -> Source:
+    def made_up(
+        cls,
+        random_: random.Random,
+        length: int,
+        *,
+        busy: bool = False,
+        events: Sequence[int] = (0, 1, 1, 2, 4),
+        exactly: bool = False,
+    ) -> Source:
         """So many transactions, with inserts, updates, deletes, and key changes over few keys; some without any row.
 
-        `busy`: every transaction has an event, so that none can be lost or repeated unseen.
+        `busy`: every transaction has an event, so that none can be lost or repeated unseen. `events`: how many more,
+        one of these, or `exactly` these in a row.
         """
         source = cls()
         live: dict[TableName, dict[Key, Row]] = {t: {} for t in SCHEMAS}
         for number in range(1, length + 1):
             changes = []
-            for event in range(random_.choice((0, 1, 1, 2, 4)) + busy):
+            for event in range((events[number - 1] if exactly else random_.choice(events)) + busy):
                 table = EVENTS if busy and event == 0 else random_.choice(list(SCHEMAS))
                 rows = live[table]
                 old = rows.get(random_.choice(sorted(rows))) if rows and random_.random() < 0.7 else None
@@ -119,12 +128,13 @@ class Source:
             return (random_.randrange(4), random_.choice("abc"), 0)
         return (random_.randrange(12), text)
 
-    def rows(self, table: TableName, count: int) -> list[Row]:
-        """The table after so many transactions, sorted; of an `append` table what was inserted."""
+    def rows(self, table: TableName, count: int, events: int = 0) -> list[Row]:
+        """The table after so many transactions, and so many row events of the next one, sorted; of an `append` table what was
+        inserted."""
         live: dict[Key, Row] = {}
-        for number, transaction in enumerate(self.transactions[:count], 1):
+        for number, transaction in enumerate(self.transactions[: count + bool(events)], 1):
             for change in transaction:
-                if change.table != table:
+                if change.table != table or (number > count and change.event >= events):
                     continue
                 if change.old is not None:
                     del live[key(table, change.old)]
@@ -132,11 +142,12 @@ class Source:
                     live[(number, change.event) if table == EVENTS else key(table, change.new)] = change.new
         return sorted(live.values(), key=repr)
 
-    def position(self, count: int, server: str = SERVER) -> Position:
-        """After so many transactions."""
+    def position(self, count: int, server: str = SERVER, events: int = 0) -> Position:
+        """After so many transactions, and so many row events of the next one."""
         last = Fingerprint(Gtid(SERVER, count), self.time_us(count), 1) if count else None
         gtids = GtidSet({SERVER: ((1, count),)}) if count else GtidSet({})
-        return Position(gtids, server, self.end(count), last)
+        partial = Fingerprint(Gtid(SERVER, count + 1), self.time_us(count + 1), events) if events else None
+        return Position(gtids, server, self.end(count), last, partial)
 
     @staticmethod
     def end(count: int) -> BinlogEnd:
@@ -148,9 +159,10 @@ class Source:
         """Commit time of a transaction; some share a millisecond."""
         return 1_700_000_000_000_000 + count * 400
 
-    def seq(self, count: int) -> int:
-        """The number of row changes in so many transactions."""
-        return sum(map(len, self.transactions[:count]))
+    def seq(self, count: int, events: int = 0) -> int:
+        """The number of row changes in so many transactions, and so many row events of the next one."""
+        part = sum(change.event < events for change in self.transactions[count]) if events else 0
+        return sum(map(len, self.transactions[:count])) + part
 
 
 class Cut(NamedTuple):
@@ -209,6 +221,10 @@ class Capture:
         """The next epoch, of so many transactions. `start`: wrongly, as one that never looks back would, from there on."""
         return self._append(transactions, start=start)
 
+    def part(self, events: int) -> CommitRecord:
+        """The next epoch: of the next transaction what it lacks of its first so many row events."""
+        return self._append(0, events=events)
+
     def epochs(self, random_: random.Random, most: int = 3, until: int | None = None) -> None:
         """All that is left, up to transaction `until`, cut anyhow."""
         until = len(self.source.transactions) if until is None else until
@@ -226,14 +242,19 @@ class Capture:
         fresh: tuple[int, int] | None = None,
         start: int | None = None,
         without: TableName | None = None,
+        events: int = 0,
+        restated: bool = False,
     ) -> CommitRecord:
         newest = self.writer.newest
+        begun = newest.end.partial.row_events if newest and newest.end.partial and start is None else 0
         if start is None:
             start = fresh[1] if fresh else self.at
         number = fresh[0] if fresh else self._number()
         end = start + count
         cuts = {
-            t.id: cut for t in SCHEMAS if t.id in self.states and t != without and (cut := self._cut(t, start, end))
+            t.id: cut
+            for t in SCHEMAS
+            if t.id in self.states and t != without and (cut := self._cut(t, (start, begun), (end, events)))
         }
 
         def seal(extents: Mapping[str, Extent]) -> CommitRecord:
@@ -243,17 +264,17 @@ class Capture:
                 schema = TableSchema.from_dict(state.schema)
                 rows = cuts[table].rows
                 tables[table] = TableEntry(rows, state.totals.plus(rows), extent, state.last, schema.hash)
-            checkpoint = newest is None or number - newest.checkpoint >= self.checkpoints
+            checkpoint = newest is None or restated or (number - newest.checkpoint >= self.checkpoints and not events)
             counts = {"transactions": count}
             record = CommitRecord(
                 log=self.log.uuid,
                 number=number,
                 before=newest.hash if newest else None,
-                start=self.source.position(start, self.server),
-                end=self.source.position(end, self.server),
-                ts_ms=self.source.time_us(end) // 1000,
-                raw_us=self.source.time_us(end),
-                seq=self.source.seq(end),
+                start=self.source.position(start, self.server, begun),
+                end=self.source.position(end, self.server, events),
+                ts_ms=self.source.time_us(end + bool(events)) // 1000,
+                raw_us=self.source.time_us(end + bool(events)),
+                seq=self.source.seq(end, events),
                 transactions=count,
                 framing=counts,
                 framing_totals=counts,
@@ -276,26 +297,29 @@ class Capture:
         self.states = record.states_after(self.states)
         return record
 
-    def _cut(self, table: TableName, start: int, end: int) -> Cut | None:
+    def _cut(self, table: TableName, start: tuple[int, int], end: tuple[int, int]) -> Cut | None:
         schema = SCHEMAS[table]
         rows: list[tuple[Any, ...]] = []
         counts = [0, 0, 0]
-        seq = self.source.seq(start)
-        for number in range(start + 1, end + 1):
+        seq = self.source.seq(*start)
+        numbers = range(start[0] + 1, end[0] + 1 + bool(end[1]))
+        for number in numbers:
             for change in self.source.transactions[number - 1]:
+                if not start <= (number - 1, change.event) < end:
+                    continue
                 seq += 1
                 if change.table != table:
                     continue
                 counts[0 if change.old is None else 2 if change.new is None else 1] += 1
                 ts_ms = self.source.time_us(number) // 1000
-                at = (number - start - 1, change.event, change.row, ts_ms, seq)
+                at = (number - numbers[0], change.event, change.row, ts_ms, seq)
                 rows += [(op, *at, *values) for op, values in change.halves]
         if not rows:
             return None
         fields = [*METADATA, *schema.arrow]
         arrays = [pa.array([r[i] for r in rows], f.type) for i, f in enumerate(fields)]
         batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
-        gtids = [f"{SERVER}:{number}" for number in range(start + 1, end + 1)]
+        gtids = [f"{SERVER}:{number}" for number in numbers]
         return Cut(encode(batch, gtids, schema.hash), Counts(*counts))
 
 
@@ -361,13 +385,14 @@ class Pipeline:
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
-    def check(self, table: TableName, count: int) -> Snapshot:
-        """That the table is the source after `count` transactions, exactly. Its newest version."""
+    def check(self, table: TableName, count: int, events: int = 0) -> Snapshot:
+        """That the table is the source after `count` transactions, and so many row events of the next one, exactly. Its newest version."""
         lake, snapshot = self.lake(table), self.snapshot(table)
         found = pa.Table.from_batches(list(lake.scan(snapshot)), lake_schema(lake, snapshot)).to_pylist()
         names = SCHEMAS[table].names
         rows = sorted((tuple(row[n] for n in names) for row in found), key=repr)
-        assert rows == self.source.rows(table, count), f"{table} is not the source after {count} transactions"
+        expected = self.source.rows(table, count, events)
+        assert rows == expected, f"{table} is not the source after {count} transactions and {events} row events"
         if table == EVENTS:
             gids = [row["_cdc_gid"] for row in found]
             assert len(set(gids)) == len(gids), "a change was appended twice"

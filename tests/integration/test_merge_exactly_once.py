@@ -23,6 +23,7 @@ from cdc.errors import LakeConflictError, LogDamagedError
 from cdc.lake import LakeTable, manifest
 from cdc.log import Log
 from cdc.merge import merger as merger_module
+from cdc.merge import table as table_module
 from tests.integration.history import (
     EVENTS,
     ITEMS,
@@ -340,9 +341,11 @@ def test_two_mergers_at_once_apply_everything_once(pipeline: Pipeline, log: Log)
 # -- crashes ----------------------------------------------------------------------------------------------------------
 
 
-def merging_process(pipeline: Pipeline, rounds: int, armed: str = "") -> subprocess.Popen[str]:
+def merging_process(
+    pipeline: Pipeline, rounds: int, armed: str = "", batch_bytes: int = table_module.BATCH_BYTES
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.merging", str(pipeline.folder), str(rounds)],
+        [sys.executable, "-m", "tests.integration.merging", str(pipeline.folder), str(rounds), str(batch_bytes)],
         cwd=ROOT,
         env={**os.environ, "LAKESYNC_FAULTS": armed},
         stdout=subprocess.PIPE,
@@ -492,9 +495,9 @@ class Killed(BaseException):
 class World:
     """A pipeline to which anything happens, in one process: a crash loses the merger's memory."""
 
-    def __init__(self, folder: Path, random_: random.Random) -> None:
+    def __init__(self, folder: Path, random_: random.Random, source: Source) -> None:
         self.random = random_
-        self.pipeline = Pipeline(folder, Source.made_up(random_, random_.randrange(10, 40)))
+        self.pipeline = Pipeline(folder, source)
         self.log = self.pipeline.log()
         self.capture = Capture(self.log, self.pipeline.source, checkpoints=random_.choice((1, 3, 100)))
         self.pipeline.start(self.capture, mark=random_.randrange(5))
@@ -513,11 +516,17 @@ class World:
         """One thing that happens."""
         left = len(self.pipeline.source.transactions) - self.capture.at
         what = self.random.choice(
-            ["epoch", "epoch", "epoch", "round", "round", "crash", "crash", "copy", "restore", "trim", "idle"]
+            ["epoch", "epoch", "part", "part", "round", "round", "crash", "crash", "copy", "restore", "trim", "idle"]
         )
+        within = self.capture.newest.end.partial
         if what == "epoch" and left:
             self.capture.epoch(self.random.randrange(1, min(5, left) + 1))
-        elif what == "idle":
+        elif what == "part" and left:
+            begun = within.row_events if within else 0
+            rest = len(self.pipeline.source.transactions[self.capture.at]) - begun
+            if rest > 0:
+                self.capture.part(begun + self.random.randrange(1, rest + 1))
+        elif what == "idle" and not within:
             self.capture.epoch(0)
         elif what in ("round", "crash"):
             self.round(self.random.randrange(2), self.random.randrange(1, 12) if what == "crash" else None)
@@ -554,18 +563,32 @@ class World:
             snapshot = self.pipeline.snapshot(table)
             applied = manifest.carried(table, snapshot, found)
             assert applied is not None
-            count = len(applied.position.gtids)
+            count, events = applied.position.reach
             assert count >= len(newest.end.gtids)
-            self.pipeline.check(table, count)
+            self.pipeline.check(table, count, events)
 
 
-@settings(max_examples=30, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+def many(random_: random.Random) -> Source:
+    return Source.made_up(random_, random_.randrange(10, 40))
+
+
+def large(random_: random.Random) -> Source:
+    """Few transactions, each of many row events, which are cut into parts."""
+    return Source.made_up(random_, random_.randrange(3, 10), busy=True, events=(0, 8, 20))
+
+
+@pytest.mark.parametrize("source", [many, large])
+@pytest.mark.timeout(300)
+@settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 2**32))
-def test_whatever_happens_the_lake_is_the_source(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_whatever_happens_the_lake_is_the_source(
+    source: Callable[[random.Random], Source], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     random_ = random.Random(seed)
-    world = World(tmp_path_factory.mktemp("world"), random_)
+    world = World(tmp_path_factory.mktemp("world"), random_, source(random_))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faults, "point", world.point)
+        patch.setattr(table_module, "BATCH_BYTES", random_.choice((1, 1, 10**9)))
         for _ in range(random_.randrange(5, 40)):
             world.step()
         world.capture.epochs(random_)
