@@ -194,6 +194,8 @@ def _results(server: MySQLServer) -> Iterator[tuple[str, bytes]]:
     connection: Connection[Cursor] = server.root("seeds")
     wire: Any = connection
     with connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SET character_set_results = NULL, time_zone = '+00:00'")
         for name, where in (("rows", "TRUE"), ("none", "FALSE")):
             query = f"SELECT * FROM every WHERE {where}"
             wire._execute_command(COM_STMT_PREPARE, query)
