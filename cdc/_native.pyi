@@ -1,5 +1,8 @@
 """The native module, built from `native/`."""
 
+from collections.abc import Collection, Sequence
+from typing import Any
+
 def crc32(data: bytes) -> int:
     """CRC-32 (IEEE 802.3) of `data`, as MySQL appends it to binlog events. Releases the GIL from 64 KiB on."""
 
@@ -17,3 +20,136 @@ def json_text(data: bytes) -> str:
 
 def json_diffs(data: bytes) -> list[tuple[int, str, str | None]]:
     """The differences of a partial update: 0 to replace, 1 to insert, 2 to remove; path; the new value's text. ValueError if damaged."""
+
+class DecodeError(Exception):
+    """Bytes that cannot be decoded: `args` are the kind (`damaged`, `unsupported`, `table` or `identity`) and what, without row values."""
+
+class ServerError(Exception):
+    """The server answered with an error: `args` are its code, SQLSTATE and message. Code 0: it ended the stream."""
+
+class Batch:
+    """An Arrow array; of structs for a batch of rows: `pyarrow.record_batch(it)`, `pyarrow.array(it)`."""
+
+    def __len__(self) -> int: ...
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+
+class ResultSet:
+    """Reads one result set into columns: what a query (`binary=False`) or COM_STMT_EXECUTE answers."""
+
+    def __init__(self, columns: Sequence[dict[str, Any]], binary: bool = True) -> None: ...
+    def feed(self, data: bytes | bytearray | memoryview) -> bool:
+        """The next bytes from the socket, cut anywhere. True once the result set has ended. Raises `DecodeError`, `ServerError`."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that can be taken."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that these take in memory, and what waits for the rest of its packet."""
+
+    def take(self) -> Batch:
+        """The pending rows: the columns, then `_cdc_unfit` if a row has one; none are left."""
+
+class BinlogDecoder:
+    """Decodes what answers COM_BINLOG_DUMP: packets, each a status byte and an event. After an error every further call raises it."""
+
+    def __init__(
+        self, *, mariadb: bool = False, drain_bytes: int, part_bytes: int, max_event: int = ..., mutant: str = ""
+    ) -> None: ...
+    def feed(self, data: bytes | bytearray | memoryview) -> tuple[Any, ...] | None:
+        """Take `data`, cut anywhere; None when more is needed, else what the decoder waits for: answer, then `feed(b"")` goes on.
+
+        `("drain",)`: call `drain`. `("table", schema, name, columns, key, named)`: the first TABLE_MAP with this definition of a
+        captured table, columns as `Column.to_dict()`; call `table`. `("statement", database, sql, charset, ansi_quotes,
+        no_backslash_escapes)`: call `statement`; `charset` is the server's name, empty if it is not known.
+        """
+
+    def table(self, plan: Sequence[dict[str, Any] | None] | None) -> None:
+        """A plan (`TableSchema.plans()`) for each column of the definition, None for one that is not wanted; or None: skip its rows."""
+
+    def statement(self, input: str, savepoint: str = "") -> None:
+        """`statement`, `create-select`, `savepoint`, `rollback-to`, `begin`, `commit` or `rollback`."""
+
+    def capture(self, tables: Sequence[tuple[str, str]]) -> None:
+        """Decode exactly these tables (schema, name). Raises `ValueError` unless idle."""
+
+    def stop_table(self, schema: str, name: str) -> None:
+        """Give no more rows of a table, from the open transaction on; those of it that were not given are forgotten."""
+
+    def pass_over(self, gtids: Collection[str]) -> None:
+        """Of transactions that begin from here on, pass over exactly these."""
+
+    def resume(self, gtid: str, commit_us: int, row_events: int) -> None:
+        """The first transaction that is not passed over must be this one; its first `row_events` row events were given before."""
+
+    def drain(self) -> Drained:
+        """Give and forget all whole transactions, and the open one's rows if a part of them is ready."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no transaction is open."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of events that a drain would give; of compressed transactions, decompressed."""
+
+    @property
+    def open_gtid(self) -> str | None:
+        """The transaction at hand; after an error the one that it was in."""
+
+    @property
+    def where(self) -> str:
+        """`file:offset` of the event at hand."""
+
+class Drained:
+    """What `BinlogDecoder.drain` gives. Lists are made anew each time that they are asked for."""
+
+    @property
+    def gtids(self) -> list[str]:
+        """One a transaction, as `_txn` indexes them: whole ones, then the open one if rows of it are given."""
+
+    def gtid_array(self) -> Batch:
+        """The same as an Arrow array of strings."""
+
+    @property
+    def commit_us(self) -> list[int]:
+        """Original commit times, µs since 1970."""
+
+    def commit_us_bytes(self) -> bytes:
+        """The same as the bytes of an array of int64."""
+
+    @property
+    def row_events(self) -> list[int]:
+        """Of every table; of an open transaction those so far."""
+
+    @property
+    def whole(self) -> int:
+        """How many of `gtids` are whole."""
+
+    @property
+    def executed(self) -> list[tuple[str, int, int]]:
+        """Runs of whole transactions, in order: source, first, last."""
+
+    @property
+    def changes(self) -> list[tuple[str, str, int, Batch, Batch | None, Batch | None]]:
+        """Schema, name, number of the `table` call that the rows were read under (from 0), rows, presence, diffs."""
+
+    @property
+    def stops(self) -> list[tuple[int, str, str, str]]:
+        """Transaction, schema, name, why: no rows of the table from there on."""
+
+    @property
+    def framing(self) -> dict[str, int]:
+        """As in `cdc.capture.base.FRAMING`."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """GTIDs that were passed over."""
+
+    @property
+    def file(self) -> str:
+        """With `offset`: the place after everything that belongs to no open transaction."""
+
+    @property
+    def offset(self) -> int: ...

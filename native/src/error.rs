@@ -11,6 +11,8 @@ pub enum Error {
     Unsupported(String),
     /// One table cannot be read as it is described; the others can.
     Table(String),
+    /// The transaction is not the one that was expected.
+    Identity(String),
     /// The server answered with an error.
     Server { code: u16, state: String, message: String },
 }
@@ -20,7 +22,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Damaged(what) | Error::Unsupported(what) | Error::Table(what) => f.write_str(what),
+            Error::Damaged(what) | Error::Unsupported(what) | Error::Table(what) | Error::Identity(what) => {
+                f.write_str(what)
+            }
             Error::Server { code, state, message } => write!(f, "error {code} ({state}): {message}"),
         }
     }

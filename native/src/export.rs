@@ -17,7 +17,7 @@ create_exception!(
     _native,
     DecodeError,
     PyException,
-    "Bytes that cannot be decoded: `args` are the kind (`damaged`, `unsupported` or `table`) and what, in words without row values."
+    "Bytes that cannot be decoded: `args` are the kind (`damaged`, `unsupported`, `table` or `identity`) and what, in words without row values."
 );
 create_exception!(
     _native,
@@ -32,6 +32,7 @@ impl From<Error> for PyErr {
             Error::Damaged(what) => DecodeError::new_err(("damaged", what)),
             Error::Unsupported(what) => DecodeError::new_err(("unsupported", what)),
             Error::Table(what) => DecodeError::new_err(("table", what)),
+            Error::Identity(what) => DecodeError::new_err(("identity", what)),
             Error::Server { code, state, message } => ServerError::new_err((code, state, message)),
         }
     }

@@ -4,15 +4,23 @@
 
 #![allow(dead_code)] // until the decoder is whole
 
+pub mod batches;
+#[cfg(feature = "python")]
+mod binlog;
 pub mod cells;
 pub mod charset;
 pub mod columns;
 pub mod cursor;
+pub mod decoder;
 pub mod error;
+pub mod events;
 #[cfg(feature = "python")]
 mod export;
 pub mod image;
 pub mod json;
+pub mod mariadb;
+pub mod packets;
+pub mod payload;
 pub mod plan;
 #[cfg(feature = "python")]
 mod probe;
@@ -21,4 +29,6 @@ mod python;
 pub mod resultset;
 pub mod rowevent;
 pub mod rows;
+pub mod tablemap;
+pub mod transaction;
 pub mod values;

@@ -28,5 +28,8 @@ mod _native {
     use crate::probe::{charset_of_collation, decode_text, json_diffs, json_text};
 
     #[pymodule_export]
+    use crate::binlog::{BinlogDecoder, Drained};
+
+    #[pymodule_export]
     use crate::export::{Batch, DecodeError, ResultSet, ServerError};
 }
