@@ -22,14 +22,14 @@ from cdc.log.codec import WIDTH, decode
 from cdc.names import TableName
 from cdc.position import GtidSet
 from cdc.state import State
-from dev.mysql import MySQLServer
+from dev.sqlserver import SqlServer
 
 
 class Rig:
     """One pipeline: its file, its log and its state. `run()` starts a capture and ends it with the block."""
 
     def __init__(
-        self, folder: Path, server: MySQLServer, *tables: str, log: str = "", pipeline: str = "p", **capture: str
+        self, folder: Path, server: SqlServer, *tables: str, log: str = "", pipeline: str = "p", **capture: str
     ) -> None:
         self.folder = folder
         self.server = server
@@ -102,7 +102,7 @@ class Rig:
 
     def caught_up(self) -> CommitRecord:
         """Wait until the log has what the server has executed."""
-        executed = self.server.gtid_executed
+        executed = self.server.executed
 
         def there() -> CommitRecord | None:
             newest = self.log.newest()
