@@ -47,11 +47,12 @@ class Epochs:
         """The records of epoch `number`: so many rows of each table (by id)."""
         return {t: encode(self.batch(number, n, width), [f"{SERVER}:{number}"], SCHEMA_HASH) for t, n in rows.items()}
 
-    def position(self, number: int) -> Position:
-        """After transaction `number`."""
+    def position(self, number: int, events: int = 0) -> Position:
+        """After transaction `number`, and so many row events of the next one."""
         last = Fingerprint(Gtid(SERVER, number), number * 1_000, 1) if number else None
         gtids = GtidSet({SERVER: ((1, number),)}) if number else GtidSet({})
-        return Position(gtids, SERVER, BinlogEnd("binlog.000001", 4 + number * 100), last)
+        partial = Fingerprint(Gtid(SERVER, number + 1), number * 1_000 + 1_000, events) if events else None
+        return Position(gtids, SERVER, BinlogEnd("binlog.000001", 4 + number * 100), last, partial)
 
     def record(
         self,

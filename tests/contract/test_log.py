@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,12 +10,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cdc import faults
-from cdc.epoch import CommitRecord, Extent, digest
+from cdc.epoch import CommitRecord, Counts, Extent, TableState, digest
 from cdc.errors import LogDamagedError, LogError, LogFencedError, LogGapError, LogIndefiniteError
 from cdc.log import RECORD_LIMIT, RECORD_MAXIMUM, Log, LogWriter
 from cdc.log.codec import decode
@@ -127,6 +129,31 @@ def test_a_record_that_does_not_follow_is_refused(
         epochs.append(log, writer, **wrong)
     assert log.newest() == first
     assert epochs.append(log, writer).number == 2
+
+
+def test_parts_of_a_transaction_are_records_like_others(place: Place, log: Log, epochs: Epochs) -> None:
+    """Each ends where the next one starts, and a second writer goes on within the transaction."""
+    parts = [epochs.position(0), *(epochs.position(0, events) for events in (5, 9)), epochs.position(1)]
+    written = []
+    for start, end in itertools.pairwise(parts):
+        with closing(log.writer()) as writer:
+            written.append(epochs.append(log, writer, {ORDERS: 2}, start=start, end=end))
+    found = list(place.open().records())
+    assert found == written
+    assert [record.whole for record in found] == [False, False, True]
+    assert [one.end.is_at(two.start) for one, two in itertools.pairwise(found)] == [True, True]
+    assert place.open().newest() == written[-1]
+
+
+@pytest.mark.parametrize("wrong", ["added", "states"])
+def test_a_part_that_adds_or_restates_tables_is_refused(
+    log: Log, writer: LogWriter, epochs: Epochs, wrong: str
+) -> None:
+    state = TableState({}, {}, Counts(), None, 1)
+    with pytest.raises(LogError, match="within a transaction"):
+        epochs.append(log, writer, {}, end=epochs.position(0, 5), **{wrong: {"shop.new": state}})
+    assert log.newest() is None
+    assert epochs.append(log, writer, {}, **{wrong: {"shop.new": state}}).whole
 
 
 def test_a_writer_sees_the_newest(log: Log, epochs: Epochs) -> None:
