@@ -10,7 +10,6 @@ import base64
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -117,27 +116,27 @@ class Walk:
 
     def plans(self, also: int = 0) -> list[dict[str, Any]]:
         """The columns of `select`, for `results.read`, with so many expressions."""
-        number = {"type": "bigint", "unsigned": True}
-        besides = [number if _besides(c) == "UNSIGNED" else {"type": "varbinary"} for c in self._besides]
-        besides += [{"type": "varbinary"}] * also
         return self.schema.plans() + [
-            {"name": f"+{n}", "output": "native", "key": False, **kind} for n, kind in enumerate(besides)
+            {"name": f"+{n}", "type": "varbinary", "output": "native", "key": False}
+            for n in range(len(self._besides) + also)
         ]
 
     def points(self, keys: pa.Table, also: Sequence[str] = (), *, text: bool = False) -> tuple[str, tuple[object, ...]]:
         """The statement for the rows with these keys (the key's columns in the lake's types), and for those that the server takes for
         equal to them by collation. Its columns are those of `select`."""
         texts: list[Any] = [canonical.texts(c, keys.column(c.name).combine_chunks()).to_pylist() for c in self.key]
-        cells = [[_cell(c, text) for text in column] for c, column in zip(self.key, texts, strict=True)]
-        slots = f"({', '.join(map(_slot, self.key))})"
-        names = ", ".join(map(_name, self.key))
+        where, arguments = [], []
+        # Not `(…) IN (…)`: there MariaDB compares texts of other character sets without converting them.
+        for row in zip(*texts, strict=True):
+            conditions = [_equal(c, _cell(c, value)) for c, value in zip(self.key, row, strict=True)]
+            where.append(f"({' AND '.join(condition for condition, _ in conditions)})")
+            arguments += [value for _, values in conditions for value in values]
         sql = f"SELECT {self._columns(also, text)} FROM {_escaped(self.table.quoted)}"
-        sql += f" WHERE ({names}) IN ({', '.join([slots] * keys.num_rows)})"
-        return sql, tuple(cell for row in zip(*cells, strict=True) for cell in row)
+        return f"{sql} WHERE {' OR '.join(where)}", tuple(arguments)
 
     def _columns(self, also: Sequence[str], text: bool) -> str:
         columns = [_escaped(select_list(self.schema, text))]
-        columns += [f"CAST({_name(c)} AS {_besides(c)})" for c in self._besides]
+        columns += [_besides(c) for c in self._besides]
         return ", ".join([*columns, *map(_escaped, also)])
 
     def _beyond(self, column: Column, cell: Cell) -> tuple[str, tuple[object, ...]]:
@@ -162,7 +161,7 @@ class Walk:
             if text is None:
                 raise TableStoppedError("a key column is NULL", where=f"{self.table}, column {column.name}")
             cell: Any = besides.get(column.name, text)
-            cells.append(int(cell) if isinstance(cell, Decimal) else _cell(column, cell))
+            cells.append(int(cell) if column.type in ("enum", "set") else _cell(column, cell))
         return tuple(cells)
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -185,11 +184,12 @@ def _name(column: Column) -> str:
 
 
 def _besides(column: Column) -> str:
-    """What a column is cast to where its value alone does not tell the place in the key's order; else empty."""
+    """What is selected besides a column whose value alone does not tell the place in the key's order; else empty."""
     if column.type in ("enum", "set"):
-        return "UNSIGNED"
+        # As text: how wide a number the server makes of it is its own affair.
+        return f"CAST(CAST({_name(column)} AS UNSIGNED) AS CHAR)"
     if column.type == "text" and column.charset not in _UNICODE:
-        return "BINARY"
+        return f"CAST({_name(column)} AS BINARY)"
     return ""
 
 
@@ -219,6 +219,11 @@ def _slot(column: Column) -> str:
             return f"CAST(%s AS TIME({column.scale}))"
         case _:
             return "%s"
+
+
+def _equal(column: Column, cell: Cell) -> tuple[str, tuple[object, ...]]:
+    """As `_compared`, of a value without what is selected besides."""
+    return f"{_name(column)} = {_slot(column)}", (cell,)
 
 
 def _compared(column: Column, operator: str, cell: Cell) -> tuple[str, tuple[object, ...]]:

@@ -141,6 +141,7 @@ class Reader:
                 yield walk.rows(batch)
         except TableStoppedError as error:
             self.close()
+            self.check_schema()  # another type says more than a value that is not of the one before
             where = error.where if str(table) in error.where else ", ".join(filter(None, (str(table), error.where)))
             raise TableStoppedError(error.what, where=where, hint=error.hint) from None
         except SourceError as error:

@@ -7,7 +7,7 @@ what the override `string` makes of a column.
 | --- | --- |
 | integers | decimal digits, no leading zeros |
 | decimal | all digits of the scale: `-0.50` |
-| double | as MySQL's JSON has it: the fewest digits that give the same double, `1.0`, `1e15`, `1e-16`; `-0.0` is not `0.0` |
+| double | as MySQL's JSON has it: the fewest digits that give the same double, `1.0`, `1e15`, `1e-16`; `-0.0` is not `0.0` (on MariaDB zero has no sign) |
 | float | that of the same number as double |
 | bit | BIT(1): `0`, `1`; else hexadecimal digits, upper case, of its bytes |
 | texts, ENUM, SET | themselves, in UTF-8 |
@@ -81,10 +81,9 @@ def _text(name: str) -> str:
 
 
 def _mariadb_double(number: str) -> str:
-    # MariaDB prints the same digits, but neither a zero's sign nor `.0`.
+    # MariaDB prints the same digits without `.0`. It shows no zero's sign to any reader, so there it is `0.0`, whatever is stored.
     text = f"CAST({number} AS CHAR)"
-    zero = f"IF(ATAN2({number}, -1) < 0, '-0.0', '0.0')"
-    return f"CASE WHEN {number} = 0 THEN {zero} WHEN {text} REGEXP '[.e]' THEN {text} ELSE CONCAT({text}, '.0') END"
+    return f"IF({text} REGEXP '[.e]', {text}, CONCAT({text}, '.0'))"
 
 
 def texts(column: Column, array: pa.Array[Any], unfit: pa.Array[Any] | None = None) -> pa.Array[Any]:

@@ -59,9 +59,6 @@ def read(
     connection's other cursors are no longer converted to utf8mb4: keep a connection for it. Raises `SourceUnavailableError`,
     `SourceError`; `TableStoppedError` for a value that stops the table.
     """
-    if not hasattr(_native, "ResultSet"):  # until it is there
-        yield from _slowly(connection, statement, plans)
-        return
     wire = cast("Any", connection)
     with translated(connection):
         prepared = _begin(connection, statement)
@@ -124,21 +121,10 @@ def _feed(connection: Connection[Any], found: _native.ResultSet, data: memoryvie
     except _native.DecodeError as error:
         kind, what = error.args
         if kind == "table":
-            raise TableStoppedError(what) from None
+            raise TableStoppedError(
+                what,
+                hint="change the rows, or what types: says of the column (`string` holds most), then resync the table",
+            ) from None
         if kind == "damaged":
             raise SourceUnavailableError(f"the connection broke: {what}", where=place(connection)) from None
         raise SourceError(what, where=place(connection)) from None
-
-
-def _slowly(connection: Connection[Any], statement: Statement, plans: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
-    from cdc.schema import Column
-    from cdc.source.connection import raw_cursor
-    from cdc.source.values import build_text
-
-    columns = tuple(Column.from_dict({k: v for k, v in p.items() if k not in ("output", "key")}) for p in plans)
-    overrides = {p["name"]: p["output"] for p in plans if p["output"] != "native"}
-    schema = TableSchema(columns, (), overrides)
-    with raw_cursor(connection) as cursor:
-        cursor.execute(*statement(True))
-        while rows := cursor.fetchmany(16384):
-            yield build_text(schema, list(zip(*rows, strict=True)))
