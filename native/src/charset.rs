@@ -137,16 +137,30 @@ fn single_byte(table: &[u16; 128], bytes: &[u8], out: &mut Vec<u8>) -> bool {
 }
 
 fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16, out: &mut Vec<u8>) -> bool {
-    let units = bytes.chunks_exact(2);
-    let mut buffer = [0; 4];
-    units.remainder().is_empty()
-        && char::decode_utf16(units.map(|pair| unit([pair[0], pair[1]]))).all(|found| match found {
-            Ok(character) => {
-                out.extend_from_slice(character.encode_utf8(&mut buffer).as_bytes());
+    let pairs = bytes.chunks_exact(2);
+    if !pairs.remainder().is_empty() {
+        return false;
+    }
+    out.reserve(bytes.len());
+    let mut units = pairs.map(|pair| unit([pair[0], pair[1]]));
+    while let Some(first) = units.next() {
+        let whole = match first {
+            0 => {
+                out.push(0);
                 true
             }
-            Err(_) => false,
-        })
+            0xD800..=0xDBFF => {
+                let low = units.next().map_or(u32::MAX, u32::from).wrapping_sub(0xDC00);
+                low < 0x400 && put_wide(out, 0x10000 + (u32::from(first - 0xD800) << 10) + low)
+            }
+            0xDC00..=0xDFFF => false,
+            _ => put(out, Some(first)),
+        };
+        if !whole {
+            return false;
+        }
+    }
+    true
 }
 
 fn utf32(bytes: &[u8], out: &mut Vec<u8>) -> bool {
