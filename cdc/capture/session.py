@@ -7,12 +7,11 @@ from typing import Any
 
 from pymysql.connections import Connection
 
-from cdc import _native, faults
+from cdc import faults
 from cdc.capture.base import Decoder
 from cdc.capture.chain import Chain
 from cdc.capture.native import NativeDecoder
 from cdc.capture.reading import StreamQueue
-from cdc.capture.reference import ReferenceDecoder
 from cdc.capture.tables import Joining, PipelineFile, describe
 from cdc.clock import Clock
 from cdc.config import PipelineConfig, TableConfig
@@ -110,16 +109,13 @@ class Session:
         self._stream = self.queue = StreamQueue(stream)
         # Mistakes that tests plant end a transaction early, and are to be seen at once.
         size = 1 if self.is_eager else config.capture.epoch_size
-        if hasattr(_native, "BinlogDecoder"):
-            self.decoder = NativeDecoder(
-                mariadb=self._mariadb,
-                drain_bytes=size,
-                part_bytes=config.capture.part_size,
-                ignore_case=self._ignore_case,
-                refusal=stream.refusal,
-            )
-        else:
-            self.decoder = ReferenceDecoder(drain_bytes=size, ignore_case=self._ignore_case, refusal=stream.refusal)
+        self.decoder = NativeDecoder(
+            mariadb=self._mariadb,
+            drain_bytes=size,
+            part_bytes=config.capture.part_size,
+            ignore_case=self._ignore_case,
+            refusal=stream.refusal,
+        )
         self.decoder.capture(self.chain.schemas)
         self.decoder.pass_over([again] if again else [])
 
