@@ -33,7 +33,6 @@ from cdc.position import BinlogEnd
 from cdc.schema import TableSchema
 from cdc.source.connection import connect, place
 from cdc.source.server import Server
-from cdc.source.values import check
 from cdc.state import State
 from snapshot.chunks import Bound, Part, Walk
 from snapshot.progress import Progress, Purpose
@@ -191,7 +190,7 @@ class Bootstrap:
     def _check_readable(self, schema: TableSchema) -> None:
         """Raise `TableStoppedError` for what cannot be read, before anything is."""
         try:
-            check(schema)
+            schema.check()
         except TableStoppedError as error:
             raise TableStoppedError(error.what, where=str(self.table), hint=error.hint) from None
 

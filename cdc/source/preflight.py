@@ -13,8 +13,7 @@ from pymysql.cursors import Cursor
 from cdc.config import PipelineConfig, TableConfig
 from cdc.errors import LakesyncError, SourceError
 from cdc.names import TableName
-from cdc.schema import TableSchema
-from cdc.source import catalogue, values
+from cdc.source import catalogue
 from cdc.source.connection import connect, grant, place, release, translated
 from cdc.source.grants import REPLICATION, Grants
 from cdc.source.server import Server, ServerIdentity
@@ -318,23 +317,26 @@ def _table(connection: Connection[Any], table: TableName, entry: TableConfig) ->
     if not catalogue.may_select(connection, table):
         yield Finding("error", subject, "may not be read", _grant_select(connection, table))
         return
-    schema = catalogue.read_schema(connection, table).with_overrides(entry.types)
+    schema = catalogue.read_schema(connection, table)
     findings = []
-    for look in (values.check, lambda _: table.folder):
+    for look in (lambda: catalogue.as_configured(schema, entry).check(), lambda: table.folder):
         try:
-            look(schema)
+            look()
         except LakesyncError as error:
             findings.append(Finding("error", subject, error.what, error.hint))
     if entry.mode == "upsert" and not schema.key:
         fix = f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…), or `mode: append`"
         findings.append(Finding("error", subject, "has no primary key", fix))
-    if own := [name for name in schema.names if name.lower().startswith(OWN_PREFIX)]:
+    kept = [name for name in schema.names if name not in entry.exclude]
+    if own := [name for name in kept if name.lower().startswith(OWN_PREFIX)]:
         what = f"column {own[0]}: names that begin with {OWN_PREFIX} are lakesync's own"
         findings.append(Finding("error", subject, what, "rename the column"))
-    yield from findings or [Finding("ok", subject, _describe(connection, table, schema, entry))]
+    yield from findings or [Finding("ok", subject, _describe(connection, table, len(kept), schema.key, entry))]
 
 
-def _describe(connection: Connection[Any], table: TableName, schema: TableSchema, entry: TableConfig) -> str:
+def _describe(
+    connection: Connection[Any], table: TableName, columns: int, names: tuple[str, ...], entry: TableConfig
+) -> str:
     rows = catalogue.estimate_rows(connection, table)
-    key = f", key ({', '.join(schema.key)})" if schema.key else ", no key"
-    return f"{entry.mode}, {len(schema.columns)} columns{key}, about {rows:,} rows"
+    key = f", key ({', '.join(names)})" if names else ", no key"
+    return f"{entry.mode}, {columns} columns{key}, about {rows:,} rows"

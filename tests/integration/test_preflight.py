@@ -218,6 +218,10 @@ def test_tables_that_cannot_be_followed_say_why_and_what_helps(mysql: MySQLServe
         mysql.execute(f"CREATE TABLE {schema}.`{name}` ({columns})")
         return f"{schema}.{name}", TableConfig(name=f"{schema}.{name}", mode=mode, types=types)
 
+    def less(name: str, columns: str, *exclude: str) -> tuple[str, TableConfig]:
+        subject, _ = made(name, columns)
+        return subject, TableConfig(name=subject, exclude=exclude)
+
     key = "id INT PRIMARY KEY"
     cases = [
         (*made("keyless", "a INT"), "no primary key", "mode: append"),
@@ -225,6 +229,8 @@ def test_tables_that_cannot_be_followed_say_why_and_what_helps(mysql: MySQLServe
         (*made("own", f"{key}, _CDC_seq INT"), "lakesync's own", "rename"),
         (*made("types", f"{key}, a INT", b="string"), "does not exist", "correct"),
         (*made("flag", f"{key}, a INT", a="boolean"), "boolean", "TINYINT"),
+        (*less("keys", key, "id"), "primary key", "exclude:"),
+        (*less("strange", key, "ident"), "does not exist", "correct"),
         (*made("é" * 50, key), "as a folder", ""),
     ]
     mysql.execute(f"CREATE VIEW {schema}.v AS SELECT 1 AS a")
@@ -245,13 +251,16 @@ def test_tables_that_can_be_followed(mysql: MySQLServer, schema: str) -> None:
     mysql.execute(f"CREATE TABLE {schema}.keyless (a INT)")
     mysql.execute(f"CREATE TABLE {schema}.big (id INT PRIMARY KEY, d DECIMAL(65,30), f TINYINT)")
     mysql.execute(f"CREATE TABLE {schema}.old (id INT PRIMARY KEY) ENGINE = MyISAM")
+    mysql.execute(f"CREATE TABLE {schema}.less (id INT PRIMARY KEY, _cdc_x INT, e ENUM('a') CHARACTER SET binary)")
     found = check(
         mysql,
         TableConfig(name=f"{schema}.keyless", mode="append"),
         TableConfig(name=f"{schema}.big", types={"d": "string", "f": "boolean"}),
         f"{schema}.old",
+        TableConfig(name=f"{schema}.less", exclude=("_cdc_x", "e")),
         f"{schema}.no_such_*",
     )
+    assert the_only(found, f"{schema}.less").what.startswith("upsert, 1 columns, key (id)")
     assert [f.level for f in about(found, f"{schema}.keyless")] == ["ok"]
     assert [f.level for f in about(found, f"{schema}.big")] == ["ok"]
     assert [f.level for f in about(found, f"{schema}.old")] == ["ok", "warning"]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pytest
@@ -323,7 +323,8 @@ def test_rows_of_any_size_come_in_bounded_batches(connection: Connection[Any], s
     for rows in (0, 1, 251, 200_000):
         batches = list(results.read(connection, as_binary(sql, max(rows, 1), rows), plans, rows=1000))
         assert all(0 < batch.num_rows < 60_000 for batch in batches)
-        numbers = [int(i) for batch in batches for i in batch.column(0).to_pylist()]
+        values: list[Any] = [i for batch in batches for i in batch.column(0).to_pylist()]
+        numbers = [int(i) for i in values]
         assert numbers == list(range(1, rows + 1))
         assert all(
             len(x) == int(i) % 300 for b in batches for i, x in zip(*(c.to_pylist() for c in b.columns), strict=True)
@@ -362,8 +363,9 @@ def test_statements_follow_one_another_and_none_is_left_prepared(
 
 def test_a_reader_that_leaves_closes_the_connection(server: SqlServer) -> None:
     connection = opened(server)
-    with closing(results.read(connection, as_binary("SELECT '1' UNION ALL SELECT '2'"), BYTES, rows=1)) as found:
-        next(found)
+    found: Any = results.read(connection, as_binary("SELECT '1' UNION ALL SELECT '2'"), BYTES, rows=1)
+    next(found)
+    found.close()
     assert not connection.open
     with pytest.raises(SourceUnavailableError), translated(connection), connection.cursor() as other:
         other.execute("SELECT 1")
@@ -410,7 +412,7 @@ def test_a_value_that_its_table_cannot_have_stops_the_table_without_showing_it(
 
 def test_a_killed_connection_is_unavailable(server: SqlServer) -> None:
     connection = opened(server)
-    killer = threading.Timer(0.3, server.execute, ["KILL %s", connection.thread_id()])
+    killer = threading.Timer(0.3, server.execute, ["KILL %s", cast("Any", connection).thread_id()])
     killer.start()
     with pytest.raises(SourceUnavailableError):
         list(results.read(connection, as_binary("SELECT SLEEP(5)"), BYTES))

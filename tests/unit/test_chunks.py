@@ -136,10 +136,10 @@ def test_values_are_compared_as_their_type(column: Column, slot: str) -> None:
 
 def last(plan: Walk, **columns: Any) -> Bound:
     """The bound of a batch whose last row has these values; the row before has none."""
-    arrays: list[pa.Array[Any]] = [
+    arrays: list[Any] = [
         pa.array([None, value], plan.schema.arrow.field(name).type) for name, value in columns.items() if name[0] != "_"
     ]
-    besides: list[pa.Array[Any]] = [pa.array([None, value]) for name, value in columns.items() if name[0] == "_"]
+    besides: list[Any] = [pa.array([None, value]) for name, value in columns.items() if name[0] == "_"]
     names = [plan["name"] for plan in plan.plans()]
     return plan.bound(pa.RecordBatch.from_arrays([*arrays, *besides], names=names))
 
@@ -199,7 +199,7 @@ def test_sets_and_texts_with_several_codes_for_a_character_are_compared_as_they_
 def test_what_besides_the_tables_columns_was_selected_is_told_apart() -> None:
     plan = walk(COLOUR, key=("colour",))
     assert [p["name"] for p in plan.plans(also=2)] == ["colour", "+0", "+1", "+2"]
-    columns = [pa.array(["red"]), pa.array([1]), pa.array([b"x"]), pa.array([b"y"])]
+    columns: list[Any] = [pa.array(["red"]), pa.array([b"1"]), pa.array([b"x"]), pa.array([b"y"])]
     batch = pa.RecordBatch.from_arrays(columns, names=["colour", "+0", "+1", "+2"])
     assert plan.rows(batch).schema.names == ["colour"]
     assert [a.to_pylist() for a in plan.also(batch)] == [[b"x"], [b"y"]]
