@@ -23,14 +23,14 @@ from cdc.source.catalogue import read_schema
 from cdc.source.connection import connect
 from cdc.source.dump import BinlogStream
 from cdc.source.server import Server
-from dev.mysql import MySQLServer
+from dev.sqlserver import SqlServer
 
 
-def source(server: MySQLServer) -> SourceConfig:
+def source(server: SqlServer) -> SourceConfig:
     return SourceConfig(url=server.url())
 
 
-def run(server: MySQLServer, schema: str, *statements: str) -> None:
+def run(server: SqlServer, schema: str, *statements: str) -> None:
     """In one session, with autocommit and an sql_mode that takes anything."""
     with server.root(schema) as connection, connection.cursor() as cursor:
         cursor.execute("SET sql_mode = 'ALLOW_INVALID_DATES'")
@@ -38,7 +38,7 @@ def run(server: MySQLServer, schema: str, *statements: str) -> None:
             cursor.execute(statement)
 
 
-def schema_of(server: MySQLServer, schema: str, table: str) -> TableSchema:
+def schema_of(server: SqlServer, schema: str, table: str) -> TableSchema:
     connection = connect(source(server), purpose="test")
     try:
         return read_schema(connection, TableName(schema, table))
@@ -59,7 +59,7 @@ class Recording:
 
 
 @contextmanager
-def recording(server: MySQLServer) -> Iterator[Recording]:
+def recording(server: SqlServer) -> Iterator[Recording]:
     """Records what is written inside the block, from the file's beginning (as a real stream does), up to the log's end."""
     found = Recording()
     connection = connect(source(server), purpose="test")
