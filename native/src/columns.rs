@@ -11,6 +11,7 @@ use arrow_schema::{ArrowError, DataType, Field, Fields, TimeUnit};
 
 use crate::error::{Error, Result};
 use crate::plan::{ColumnPlan, Kind, Output};
+use crate::pool;
 
 /// The form of a column's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,18 +107,20 @@ pub struct Column {
     pub(crate) form: Form,
     width: usize,
     pub(crate) data: Vec<u8>,
-    /// Where values end, in bytes (`Floats`: in numbers), after a first 0; only where the width varies.
-    offsets: Vec<i32>,
+    /// Where values end, in bytes (`Floats`: in numbers), after a first 0, as int32; only where the width varies.
+    offsets: Vec<u8>,
     /// Bits, 0 for NULL; rows beyond its end have values.
     valid: Vec<u8>,
     /// What did not fit, by row.
     unfit: Vec<(usize, String)>,
+    /// Bytes that the last batch had of `data` and `offsets`.
+    expected: (usize, usize),
 }
 
 impl Column {
     fn new(plan: &ColumnPlan) -> Column {
         let form = Form::of(plan);
-        let mut column = Column {
+        Column {
             name: plan.name.as_str().into(),
             key: plan.key,
             form,
@@ -126,21 +129,24 @@ impl Column {
             offsets: Vec::new(),
             valid: Vec::new(),
             unfit: Vec::new(),
-        };
-        column.clear();
-        column
+            expected: (0, 0),
+        }
     }
 
-    fn clear(&mut self) {
-        self.data = Vec::new();
-        self.offsets = if self.width == 0 { vec![0] } else { Vec::new() };
-        self.valid = Vec::new();
-        self.unfit = Vec::new();
+    /// Without rows, and with room for as many as the last time.
+    fn start(&mut self) {
+        if self.data.capacity() == 0 {
+            self.data = pool::take(self.expected.0);
+        }
+        if self.width == 0 && self.offsets.is_empty() {
+            self.offsets = pool::take(self.expected.1);
+            self.offsets.extend_from_slice(&[0; 4]);
+        }
     }
 
     fn bytes(&self) -> usize {
         let unfit: usize = self.unfit.iter().map(|(_, text)| 48 + text.len()).sum();
-        self.data.len() + self.offsets.len() * 4 + self.valid.len() + unfit
+        self.data.len() + self.offsets.len() + self.valid.len() + unfit
     }
 
     /// An error that stops the table.
@@ -161,7 +167,7 @@ impl Column {
     pub(crate) fn end(&mut self) -> Result<()> {
         match i32::try_from(self.data.len()) {
             Ok(end) => {
-                self.offsets.push(end);
+                self.offsets.extend_from_slice(&end.to_ne_bytes());
                 Ok(())
             }
             Err(_) => Err(self.too_large()),
@@ -172,7 +178,7 @@ impl Column {
     pub(crate) fn end_floats(&mut self) -> Result<()> {
         match i32::try_from(self.data.len() / 4) {
             Ok(end) => {
-                self.offsets.push(end);
+                self.offsets.extend_from_slice(&end.to_ne_bytes());
                 Ok(())
             }
             Err(_) => Err(self.too_large()),
@@ -182,6 +188,10 @@ impl Column {
     #[cold]
     fn too_large(&self) -> Error {
         self.stop("more than 2 GiB in one batch; lower capture.epoch_size or snapshot.chunk_rows")
+    }
+
+    fn last_end(&self) -> i32 {
+        self.offsets.last_chunk().map_or(0, |end| i32::from_ne_bytes(*end))
     }
 
     #[inline]
@@ -194,8 +204,8 @@ impl Column {
             *bits &= !(1 << (row % 8));
         }
         if self.width == 0 {
-            let end = self.offsets.last().copied().unwrap_or(0);
-            self.offsets.push(end);
+            let end = self.last_end();
+            self.offsets.extend_from_slice(&end.to_ne_bytes());
         } else {
             self.data.resize(self.data.len() + self.width, 0);
         }
@@ -214,8 +224,8 @@ impl Column {
 
     fn truncate(&mut self, rows: usize) {
         if self.width == 0 {
-            self.offsets.truncate(rows + 1);
-            let end = usize::try_from(self.offsets.last().copied().unwrap_or(0)).unwrap_or(0);
+            self.offsets.truncate((rows + 1) * 4);
+            let end = usize::try_from(self.last_end()).unwrap_or(0);
             self.data.truncate(if self.form == Form::Floats { end * 4 } else { end });
         } else {
             self.data.truncate(rows * self.width);
@@ -239,19 +249,20 @@ impl Column {
             valid.resize(rows.div_ceil(8), 0xFF);
             Buffer::from_vec(valid)
         });
+        self.start(); // for the first offset of no rows
         let data = std::mem::take(&mut self.data);
         let offsets = std::mem::take(&mut self.offsets);
-        self.clear();
+        self.expected = (data.len(), offsets.len());
         let made = match self.form {
             Form::Bool => array(kind, rows, nulls, vec![pack_bits(&data)], Vec::new()),
             Form::Text | Form::Binary => {
-                array(kind, rows, nulls, vec![Buffer::from_vec(offsets), Buffer::from_vec(data)], Vec::new())
+                array(kind, rows, nulls, vec![pool::buffer(offsets), pool::buffer(data)], Vec::new())
             }
             Form::Floats => {
-                let numbers = array(DataType::Float32, data.len() / 4, None, vec![Buffer::from_vec(data)], Vec::new())?;
-                array(kind, rows, nulls, vec![Buffer::from_vec(offsets)], vec![numbers])
+                let numbers = array(DataType::Float32, data.len() / 4, None, vec![pool::buffer(data)], Vec::new())?;
+                array(kind, rows, nulls, vec![pool::buffer(offsets)], vec![numbers])
             }
-            _ => array(kind, rows, nulls, vec![Buffer::from_vec(data)], Vec::new()),
+            _ => array(kind, rows, nulls, vec![pool::buffer(data)], Vec::new()),
         };
         made.map_err(|error| match error {
             Error::Damaged(what) => self.stop(&what),
@@ -318,6 +329,15 @@ impl Table {
     /// How many values are kept as text.
     pub fn unfit(&self) -> usize {
         self.columns.iter().map(|c| c.unfit.len()).sum()
+    }
+
+    /// A row comes. Its number; a table without rows has no memory yet.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self) -> usize {
+        if self.rows == 0 {
+            self.columns.iter_mut().for_each(Column::start);
+        }
+        self.rows
     }
 
     /// Forget all rows but the first `rows`, and what there is of an unfinished one.

@@ -39,7 +39,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `size` bytes.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, size: usize) -> Result<&'a [u8]> {
         match self.rest.split_at_checked(size) {
             Some((found, rest)) => {
@@ -55,7 +55,7 @@ impl<'a> Cursor<'a> {
         std::mem::take(&mut self.rest)
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         match self.rest.split_first_chunk::<N>() {
             Some((found, rest)) => {
@@ -66,29 +66,29 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn u8(&mut self) -> Result<u8> {
         Ok(self.array::<1>()?[0])
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn u16(&mut self) -> Result<u16> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
     /// Three bytes.
-    #[inline]
+    #[inline(always)]
     pub fn u24(&mut self) -> Result<u32> {
         let [a, b, c] = self.array()?;
         Ok(u32::from_le_bytes([a, b, c, 0]))
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn u32(&mut self) -> Result<u32> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn u64(&mut self) -> Result<u64> {
         Ok(u64::from_le_bytes(self.array()?))
     }
@@ -106,7 +106,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Bytes after their number, which is in `prefix` bytes (1 to 4), little-endian.
-    #[inline]
+    #[inline(always)]
     pub fn prefixed(&mut self, prefix: u8) -> Result<&'a [u8]> {
         let size = match prefix {
             1 => u32::from(self.u8()?),

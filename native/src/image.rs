@@ -109,6 +109,9 @@ pub(crate) enum Read {
     },
     Float,
     Double,
+    /// Without a sign of zeros.
+    PositiveFloat,
+    PositiveDouble,
     Decimal(Packed),
     Bit {
         bits: u8,
@@ -230,6 +233,20 @@ impl Wire {
         })
     }
 
+    /// With zeros for negative zeros: MariaDB has these in its binary log, and shows them to no reader.
+    pub fn without_negative_zeros(mut self) -> Wire {
+        for cell in &mut self.cells {
+            if let Some((_, read)) = &mut cell.kept {
+                match read {
+                    Read::Float => *read = Read::PositiveFloat,
+                    Read::Double => *read = Read::PositiveDouble,
+                    _ => {}
+                }
+            }
+        }
+        self
+    }
+
     /// Pass over an image of all columns.
     #[inline]
     pub(crate) fn skip(&self, data: &mut Cursor<'_>) -> Result<()> {
@@ -255,7 +272,7 @@ impl Wire {
     #[inline]
     pub(crate) fn row(&self, data: &mut Cursor<'_>, table: &mut Table) -> Result<()> {
         let nulls = data.take(self.cells.len().div_ceil(8))?;
-        let row = table.rows;
+        let row = table.begin();
         let mut at = *data;
         if nulls.iter().all(|bits| *bits == 0) {
             for cell in &self.cells {
@@ -469,6 +486,9 @@ impl Read {
             }
             Read::Float => column.float(f32::from_bits(data.u32()?))?,
             Read::Double => column.double(f64::from_bits(data.u64()?))?,
+            // Only of zeros does adding zero change anything.
+            Read::PositiveFloat => column.float(f32::from_bits(data.u32()?) + 0.0)?,
+            Read::PositiveDouble => column.double(f64::from_bits(data.u64()?) + 0.0)?,
             Read::Decimal(packed) => column.packed(data.take(packed.size)?, *packed)?,
             Read::Bit { bits } => column.bit(data.take(usize::from(*bits).div_ceil(8))?, *bits)?,
             Read::Year => {

@@ -22,6 +22,7 @@ pub mod mariadb;
 pub mod packets;
 pub mod payload;
 pub mod plan;
+pub mod pool;
 #[cfg(feature = "python")]
 mod probe;
 #[cfg(feature = "python")]

@@ -214,7 +214,7 @@ impl ResultSet {
     fn binary_row(&mut self, payload: &[u8]) -> Result<()> {
         let mut data = Cursor::new(payload);
         data.u8()?;
-        let row = self.table.rows;
+        let row = self.table.begin();
         let nulls = data.take((self.reads.len() + 9) / 8)?;
         if nulls.iter().all(|bits| *bits == 0) {
             for (read, column) in self.reads.iter().zip(self.table.columns.iter_mut()) {
@@ -235,7 +235,7 @@ impl ResultSet {
 
     fn text_row(&mut self, payload: &[u8]) -> Result<()> {
         let mut data = Cursor::new(payload);
-        let row = self.table.rows;
+        let row = self.table.begin();
         for (read, column) in self.reads.iter().zip(self.table.columns.iter_mut()) {
             if data.peek().first() == Some(&0xFB) {
                 data.u8()?;

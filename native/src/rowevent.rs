@@ -261,7 +261,7 @@ fn moves(wire: &Wire, old: &[Slot<'_>], new: &[Slot<'_>]) -> bool {
 
 /// One row: each column's value from `first`, else from `second`.
 fn append(wire: &Wire, first: &[Slot<'_>], second: &[Slot<'_>], rows: &mut Rows) -> Result<()> {
-    let row = rows.table.rows;
+    let row = rows.table.begin();
     let mut present = vec![0_u8; rows.presence_width()];
     let mut diffs = Vec::new();
     let mut complete = true;

@@ -10,6 +10,7 @@ use crate::columns::{Table, Texts, array, offset, structure};
 use crate::error::Result;
 use crate::json::Diff;
 use crate::plan::ColumnPlan;
+use crate::pool;
 
 /// `_op`, as `cdc.epoch.Op`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,12 +162,12 @@ impl Rows {
         let ends = runs.iter().skip(1).map(|run| run.first).chain([rows]);
         let runs: Vec<(Run, usize)> = runs.iter().zip(ends).map(|(run, end)| (*run, end - run.first)).collect();
         let mut columns = vec![
-            numbers(DataType::Int8, rows, &runs, |run, _| run.op as i8)?,
-            numbers(DataType::Int32, rows, &runs, |run, _| run.txn)?,
-            numbers(DataType::Int32, rows, &runs, |run, _| run.event)?,
-            numbers(DataType::Int32, rows, &runs, |run, i| run.row.wrapping_add(i as i32))?,
-            array(DataType::Int64, rows, None, vec![Buffer::from_vec(vec![0_i64; rows])], Vec::new())?,
-            numbers(DataType::Int64, rows, &runs, |run, i| run.seq.wrapping_add(i as i64))?,
+            numbers(DataType::Int8, rows, &runs, |run, _| [run.op as u8])?,
+            numbers(DataType::Int32, rows, &runs, |run, _| run.txn.to_ne_bytes())?,
+            numbers(DataType::Int32, rows, &runs, |run, _| run.event.to_ne_bytes())?,
+            numbers(DataType::Int32, rows, &runs, |run, i| run.row.wrapping_add(i as i32).to_ne_bytes())?,
+            numbers(DataType::Int64, rows, &runs, |_, _| 0_i64.to_ne_bytes())?,
+            numbers(DataType::Int64, rows, &runs, |run, i| run.seq.wrapping_add(i as i64).to_ne_bytes())?,
         ];
         fields.extend(kept_fields);
         columns.extend(kept);
@@ -227,15 +228,19 @@ fn entry_fields(entries: &ArrayData) -> Fields {
     }
 }
 
-fn numbers<T: arrow_buffer::ArrowNativeType>(
+fn numbers<const N: usize>(
     kind: DataType,
     rows: usize,
     runs: &[(Run, usize)],
-    value: impl Fn(&Run, usize) -> T,
+    value: impl Fn(&Run, usize) -> [u8; N],
 ) -> Result<ArrayData> {
-    let mut all = Vec::with_capacity(rows);
+    let mut data = pool::take(rows * N);
+    data.resize(rows * N, 0);
+    let mut places = data.chunks_exact_mut(N);
     for (run, count) in runs {
-        all.extend((0..*count).map(|i| value(run, i)));
+        for (i, place) in places.by_ref().take(*count).enumerate() {
+            place.copy_from_slice(&value(run, i));
+        }
     }
-    array(kind, rows, None, vec![Buffer::from_vec(all)], Vec::new())
+    array(kind, rows, None, vec![pool::buffer(data)], Vec::new())
 }
