@@ -11,11 +11,11 @@ CARGO  := cargo
 
 # Arguments for pytest: make test ARGS="-k kafka -x"
 ARGS ?=
-# Of fuzzing, for each target: make fuzz SECONDS=600
+# Of fuzzing for each target, of conformance for each server: make fuzz SECONDS=600
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-native test-faults test-faults-short test-spec fuzz fetch lint format bench bench-decode \
+.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-spec fuzz fetch lint format bench bench-decode \
   bench-quick clean
 
 help: ## List the targets
@@ -46,6 +46,9 @@ test: fetch ## Unit, contract and integration tests, on real MySQL and Kafka
 
 test-native: ## The native module's own tests; these need no Python
 	cd native && $(CARGO) test --quiet --locked --no-default-features
+
+test-conformance: fetch ## Random tables read three ways, on MySQL and MariaDB; SECONDS=600 for longer
+	CONFORMANCE_SECONDS=$(SECONDS) $(PYTEST) -s tests/conformance $(ARGS)
 
 test-faults: fetch ## Kills, power loss and planted mistakes: everything
 	$(PYTEST) tests/faults $(ARGS)

@@ -453,7 +453,8 @@ def make(seed: int, flavor: Flavor) -> Case:
     for column in columns:
         definition = column.definition.replace(" NULL", "") if column.name in key else column.definition
         parts.append(f"{_name(column.name)} {definition}{' NOT NULL' if column.name in key else ''}")
-    if dice.random() < 0.3:
+    # MariaDB leaves generated columns out of the images of updates: such a column has to be excluded.
+    if dice.random() < 0.3 and flavor == "mysql":
         parts.append(f"`gen` BIGINT GENERATED ALWAYS AS (`id` + 1) {dice.choice(('VIRTUAL', 'STORED'))}")
     if dice.random() < 0.2:
         parts.append("`hidden` INT DEFAULT 7 INVISIBLE")
