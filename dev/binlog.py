@@ -1,4 +1,4 @@
-"""Binary logs as the server sends them: what answers `COM_BINLOG_DUMP_GTID`, packet headers included, live or recorded."""
+"""Binary logs as MySQL and MariaDB send them: what answers a dump command, packet headers included, live or recorded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pymysql.connections import Connection
 from cdc.position import GtidSet
 from cdc.source.dump import encode_gtids
 
-COM_BINLOG_DUMP_GTID = 0x1E
+COM_BINLOG_DUMP, COM_BINLOG_DUMP_GTID = 0x12, 0x1E
 UP_TO_THE_END = 1
 """BINLOG_DUMP_NON_BLOCK: the server ends the stream where its log ends."""
+ANNOTATED = 2
+"""MariaDB: with the statements' texts."""
 OWN_ID = 0x80424242
 LONGEST = 0xFFFFFF
 EOF, ERROR = 0xFE, 0xFF
@@ -23,6 +25,14 @@ EOF, ERROR = 0xFE, 0xFF
 def ask(connection: Connection[Any], gtids: str) -> None:
     """From here on the connection's socket gives everything in the binary log that is not in `gtids`, up to its present end."""
     wire: Any = connection
+    if "MariaDB" in wire.get_server_info():
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SET @mariadb_slave_capability = 4, @master_binlog_checksum = 'CRC32', @slave_connect_state = %s",
+                (gtids,),
+            )
+        wire._execute_command(COM_BINLOG_DUMP, struct.pack("<IHI", 4, UP_TO_THE_END | ANNOTATED, OWN_ID))
+        return
     with connection.cursor() as cursor:
         cursor.execute("SET @source_binlog_checksum = 'CRC32'")  # an event has one if the log has it
     known = encode_gtids(GtidSet.parse(gtids))

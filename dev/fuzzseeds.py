@@ -1,7 +1,8 @@
 """Seeds of the fuzz targets, from a real server: `python -m dev.fuzzseeds [FOLDER]` writes those of `native/fuzz/seeds` anew.
 
-`stream`: what answers a dump command, packet headers included: the beginning of every stream and one transaction, without checksums.
-`events`: the same, as events that the target seals: a byte of type, two of flags, two of length (little-endian), the body.
+`stream`: after a byte of options (bit 0: MariaDB), what answers a dump command, packet headers included: the beginning of every stream
+and one transaction, without checksums.
+`events`: the same, as events that the target seals: type (1 byte), flags (2), place of its end (4), length (2, little-endian), body.
 `rows`: a byte of type and the body of a row event of the table `every` below, whose columns the target knows.
 `json`: a document or a list of diffs, after a byte that says which (0, 1).
 `results`: what answers a query of `every` in binary (0) or text form (1), which the first byte says.
@@ -19,8 +20,10 @@ from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
 from dev import binlog
+from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
 
+Source = MySQLServer | MariaDBServer
 FOLDER = Path(__file__).resolve().parent.parent / "native/fuzz/seeds"
 HEADER = 19
 GTIDS = frozenset((33, 42))
@@ -29,6 +32,7 @@ ROWS = range(30, 40)
 PARTIAL = 39
 COM_STMT_PREPARE, COM_STMT_EXECUTE, COM_QUERY = 0x16, 0x17, 0x03
 
+SMALL = "CREATE TABLE small (id INT NOT NULL PRIMARY KEY, name VARCHAR(100), amount DECIMAL(10, 2)) ENGINE=InnoDB"
 EVERY = """
     CREATE TABLE every (
         id INT NOT NULL PRIMARY KEY, tiny TINYINT, small SMALLINT UNSIGNED, medium MEDIUMINT, big BIGINT UNSIGNED,
@@ -91,6 +95,26 @@ TRANSACTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("other-table", ("INSERT INTO other VALUES (1)",)),
 )  # fmt: skip
 """What is written, each in a session of its own."""
+MARIADB: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("inserts", ("INSERT INTO small VALUES (1, 'one', 1.5), (2, NULL, NULL), (3, 'three', -2.25)",)),
+    ("updates", ("UPDATE small SET name = 'other', amount = amount + 1",)),
+    ("key-change", ("UPDATE small SET id = id + 100 WHERE id = 3",)),
+    ("deletes", ("DELETE FROM small WHERE id > 100",)),
+    ("minimal", ("SET binlog_row_image = MINIMAL", "UPDATE small SET name = 'minimal' WHERE id = 1")),
+    ("savepoints", ("BEGIN", "INSERT INTO small VALUES (10, 'a', 1)", "SAVEPOINT s", "INSERT INTO small VALUES (12, 'c', 3)", "COMMIT")),
+    ("compressed", (
+        "SET GLOBAL log_bin_compress = ON, GLOBAL log_bin_compress_min_len = 10",
+        "INSERT INTO small VALUES (20, REPEAT('zz', 40), 1)",
+        "SET GLOBAL log_bin_compress = OFF",
+    )),
+    ("domain", ("SET gtid_domain_id = 7", "INSERT INTO small VALUES (30, 'domain', 1)")),
+    ("xa", ("XA START 'x'", "INSERT INTO small VALUES (40, 'xa', 1)", "XA END 'x'", "XA PREPARE 'x'", "XA COMMIT 'x'")),
+    ("statement", ("ALTER TABLE small ADD COLUMN more INT",)),
+    ("create-select", ("CREATE TABLE other AS SELECT id FROM small",)),
+    ("rotation", ("FLUSH BINARY LOGS", "INSERT INTO small (id) VALUES (50)")),
+    ("types", ("CREATE TABLE kinds (id INT PRIMARY KEY, u UUID, i INET6, j INET4, t TIME(3), v VECTOR(2) NOT NULL)",
+               "INSERT INTO kinds VALUES (1, UUID(), '::1', '127.0.0.1', '01:02:03.5', VEC_FromText('[1,2]'))")),
+)  # fmt: skip
 
 
 def main() -> int:
@@ -105,6 +129,10 @@ def main() -> int:
         _write(folder / "rows", _rows(server))
         _write(folder / "results", _results(server))
         streams = dict(_streams(server))
+    with MariaDBServer(options=("--binlog-checksum=NONE",)) as maria:
+        maria.execute("CREATE DATABASE seeds CHARACTER SET utf8mb4")
+        _run(maria, SMALL)
+        streams |= _streams(maria)
     _write(folder / "stream", streams.items())
     _write(folder / "events", ((name, _as_events(stream)) for name, stream in streams.items()))
     return 0
@@ -116,7 +144,7 @@ def _write(folder: Path, seeds: Any) -> None:
         (folder / name).write_bytes(seed)
 
 
-def _run(server: MySQLServer, *statements: str) -> None:
+def _run(server: Source, *statements: str) -> None:
     connection = server.root("seeds")
     with connection, connection.cursor() as cursor:
         cursor.execute("SET sql_mode = 'ALLOW_INVALID_DATES', time_zone = '+00:00'")
@@ -124,9 +152,9 @@ def _run(server: MySQLServer, *statements: str) -> None:
             cursor.execute(statement)
 
 
-def _recorded(server: MySQLServer, *statements: str) -> list[bytes]:
+def _recorded(server: Source, *statements: str) -> list[bytes]:
     """Packets of the stream that has what these statements write."""
-    before = server.gtid_executed
+    before = server.executed if isinstance(server, MariaDBServer) else server.gtid_executed
     _run(server, *statements)
     connection = server.root()
     with connection:
@@ -138,18 +166,19 @@ def _events(packets: list[bytes]) -> Iterator[bytes]:
     return (packet[5:] for packet in packets[:-1])
 
 
-def _streams(server: MySQLServer) -> Iterator[tuple[str, bytes]]:
-    for name, statements in TRANSACTIONS:
-        yield name, b"".join(_recorded(server, *statements))
+def _streams(server: Source) -> Iterator[tuple[str, bytes]]:
+    maria = isinstance(server, MariaDBServer)
+    for name, statements in MARIADB if maria else TRANSACTIONS:
+        yield f"mariadb-{name}" if maria else name, bytes([maria]) + b"".join(_recorded(server, *statements))
 
 
 def _as_events(stream: bytes) -> bytes:
     parts = []
-    for payload in list(binlog.payloads(stream))[:-1]:
+    for payload in list(binlog.payloads(stream[1:]))[:-1]:
         event = payload[1:]
         body = event[HEADER:]
-        parts.append(bytes([event[4]]) + event[17:19] + struct.pack("<H", len(body)) + body)
-    return b"".join(parts)
+        parts.append(event[4:5] + event[17:19] + event[13:17] + struct.pack("<H", len(body)) + body)
+    return stream[:1] + b"".join(parts)
 
 
 def _rows(server: MySQLServer) -> Iterator[tuple[str, bytes]]:

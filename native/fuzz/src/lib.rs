@@ -1,5 +1,7 @@
 //! What the targets share: the table `every` of `dev/fuzzseeds.py`, and what must be true of whatever is decoded.
 
+pub mod stream;
+
 use std::sync::{Arc, LazyLock};
 
 use _native::charset::Charset;
