@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from cdc import faults
 from cdc.epoch import CommitRecord
 from cdc.errors import LakeOccupiedError, SourceUnavailableError, TableStoppedError
 from cdc.names import TableName
-from cdc.position import BinlogEnd, Gtid, GtidSet
+from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet
 from dev.mysql import MySQLServer
 from snapshot import direct
 from snapshot.progress import Progress
@@ -376,6 +377,23 @@ def test_other_mutants_are_made(
     assert status.e0.number < record.number
     assert status.mark is not None
     assert GtidSet.parse(status.mark.file) == GtidSet.parse(mysql.gtid_executed)
+
+
+@pytest.mark.parametrize("mutant", ["", "e0_at_part"])
+def test_e0_is_never_within_a_transaction(
+    mysql: MySQLServer, pipeline: Pipeline, table: TableName, monkeypatch: pytest.MonkeyPatch, mutant: str
+) -> None:
+    """Capture has logged a part of a large transaction, which the source does not show yet."""
+    numbers(mysql, table, 5)
+    monkeypatch.setattr(faults, "_mutants", frozenset({mutant} - {""}))
+    added = pipeline.add(table)
+    partial = Fingerprint(Gtid(added.end.server_uuid, 10**6), 1, 7)
+    part = pipeline.epoch(replace(added.end, partial=partial), transactions=0)
+    assert pipeline.bootstrap(table)
+    applied = pipeline.loaded(table).applied
+    assert applied is not None
+    assert applied.epoch == (part.id if mutant else added.id)
+    assert applied.position.whole == (not mutant)
 
 
 def test_it_waits_for_the_record_that_adds_the_table(mysql: MySQLServer, pipeline: Pipeline, table: TableName) -> None:
