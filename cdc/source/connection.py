@@ -1,8 +1,4 @@
-"""Connections to MySQL and MariaDB: made one way, with a session that does not depend on the server's settings, and errors with a way out.
-
-Beside PyMySQL's cursors, which turn values into Python's, `raw_cursor` gives a result set as the bytes that the server sent:
-exact (zero dates stay what they are, texts are not converted), and several times faster.
-"""
+"""Connections to MySQL and MariaDB: made one way, with a session that does not depend on the server's settings, and errors with a way out."""
 
 from __future__ import annotations
 
@@ -16,13 +12,11 @@ from typing import Any, NoReturn, cast
 
 import pymysql
 from pymysql.connections import Connection
-from pymysql.constants import COMMAND, CR, ER
+from pymysql.constants import CR, ER
 from pymysql.cursors import Cursor, SSCursor
-from pymysql.protocol import MysqlPacket
 
 from cdc.config import SourceConfig
 from cdc.errors import ConfigError, LakesyncError, SourceError, SourceUnavailableError
-from cdc.source.packets import Packets
 
 
 @dataclass(frozen=True)
@@ -234,83 +228,6 @@ def _tls(source: SourceConfig) -> dict[str, Any]:
     context.check_hostname = source.tls_mode == "verify-identity"
     context.verify_mode = ssl.CERT_REQUIRED
     return {"ssl": context}
-
-
-class RawCursor:
-    """An unbuffered result set as tuples of `bytes | None`, in the order of the columns, exactly as the server stores them.
-
-    Texts and ENUM are in their column's character set. Closing before the end closes the connection: there is no other way to stop
-    the server. Raises `SourceUnavailableError` and `SourceError` as `translate` does.
-    """
-
-    def __init__(self, connection: Connection[Any]) -> None:
-        self._connection = connection
-        self._packets: Packets | None = None
-        self.columns: tuple[str, ...] = ()
-
-    def execute(self, sql: str, arguments: tuple[object, ...] | None = None) -> None:
-        """Run a statement that gives rows. `arguments` are bound as PyMySQL does (`%s`)."""
-        connection = self._connection
-        wire: Any = connection
-        if self._packets is not None:
-            raise ValueError("the result set before has not been read to its end")
-        with translated(connection):
-            with connection.cursor(Cursor) as cursor:
-                if not getattr(wire, "_lakesync_raw", False):
-                    cursor.execute("SET SESSION character_set_results = NULL")
-                    wire._lakesync_raw = True
-                text = cursor.mogrify(sql, arguments)
-            wire._execute_command(COMMAND.COM_QUERY, text)
-            first = wire._read_packet()
-            if first.is_load_local_packet():
-                raise RuntimeError("LOCAL INFILE")
-            if first.is_ok_packet():
-                raise ValueError("not a statement that gives rows")
-            fields = first.read_length_encoded_integer()
-            names = [_column_name(wire._read_packet().get_all_data()) for _ in range(fields)]
-            wire._read_packet()
-            self.columns = tuple(names)
-            self._packets = Packets(connection)
-
-    def fetchmany(self, size: int) -> list[tuple[bytes | None, ...]]:
-        """The next rows, `size` of them at most; none at the end."""
-        if self._packets is None:
-            return []
-        with translated(self._connection):
-            rows = self._packets.rows(size)
-        if len(rows) < size:
-            self._packets = None
-        return rows
-
-    def __iter__(self) -> Iterator[tuple[bytes | None, ...]]:
-        while rows := self.fetchmany(1000):
-            yield from rows
-
-    def close(self) -> None:
-        """Release the connection for the next statement, or close it if rows are left."""
-        if self._packets is not None:
-            self._packets = None
-            abandon(self._connection)
-
-    def __enter__(self) -> RawCursor:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def raw_cursor(connection: Connection[Any]) -> RawCursor:
-    """A cursor whose cells are the bytes that the server has. Texts of the connection's other cursors are no longer converted to
-    utf8mb4 either: keep a connection for it."""
-    return RawCursor(connection)
-
-
-def _column_name(packet: bytes) -> str:
-    # A column definition: catalog, schema, table, org_table, name, … as length-coded strings.
-    reader: Any = MysqlPacket(packet, "utf-8")
-    for _ in range(4):
-        reader.read_length_coded_string()
-    return (reader.read_length_coded_string() or b"").decode(errors="replace")
 
 
 def place(at: SourceConfig | Connection[Any] | str) -> str:

@@ -14,8 +14,8 @@ from cdc.log.codec import METADATA, WIDTH
 from cdc.names import TableName, quote_identifier
 from cdc.position import BinlogEnd
 from cdc.schema import TableSchema
-from cdc.source import values
-from cdc.source.connection import connect, raw_cursor
+from cdc.source import results
+from cdc.source.connection import connect
 from cdc.unfit import FIELD, is_last
 from dev.mysql import MySQLServer
 from tests.contract.binlog import Decoded, Packets, Recording, decode, source
@@ -69,10 +69,10 @@ def table_rows(server: MySQLServer, schema: str, table: str, of: TableSchema) ->
     """The table as a snapshot reads it."""
     connection = connect(source(server), purpose="test", streaming=True)
     try:
-        with raw_cursor(connection) as cursor:
-            key = ", ".join(quote_identifier(k) for k in of.key)
-            cursor.execute(f"SELECT {values.select_list(of)} FROM `{schema}`.`{table}` ORDER BY {key}")
-            return values.build_text(of, list(zip(*cursor, strict=True)))
+        key = ", ".join(quote_identifier(k) for k in of.key)
+        sql = f"SELECT {results.select_list(of)} FROM `{schema}`.`{table}` ORDER BY {key}"
+        (batch,) = results.read(connection, lambda _: (sql, ()), of.plans())
+        return batch
     finally:
         connection.close()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -12,13 +15,18 @@ import pyarrow as pa
 import pytest
 from pymysql.connections import Connection
 
-from cdc import unfit
+from cdc import _native, unfit
+from cdc.capture.native import NativeDecoder
 from cdc.config import SourceConfig
 from cdc.errors import SourceError, SourceUnavailableError, TableStoppedError
+from cdc.log.codec import WIDTH
 from cdc.names import TableName
-from cdc.schema import TableSchema
+from cdc.position import BinlogEnd, Position
+from cdc.schema import Column, TableSchema
 from cdc.source import canonical, catalogue, results
 from cdc.source.connection import LIMITS, connect, is_mariadb, translated
+from cdc.source.dump import BinlogStream
+from cdc.source.server import Server
 from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
 from snapshot.chunks import Bound, Walk
@@ -141,6 +149,7 @@ class Edges(NamedTuple):
     schema: TableSchema
     kinds: list[str]
     unfit: set[str]
+    before: Position
 
 
 UNFIT = {
@@ -166,11 +175,12 @@ def edges(server: SqlServer, place: str, connection: Connection[Any]) -> Edges:
     with server.root(init_command="SET sql_mode = 'ALLOW_INVALID_DATES', time_zone = '+00:00'") as writer:
         cursor = writer.cursor()
         cursor.execute(f"CREATE TABLE {place}.t (id INT PRIMARY KEY AUTO_INCREMENT, {columns}) CHARACTER SET utf8mb4")
+        before = Server(connection).position()
         for row in range(max(map(len, kinds.values())) + 1):
             literals = [found[row] if row < len(found) else "NULL" for found in kinds.values()]
             cursor.execute(f"INSERT INTO {place}.t VALUES (0, {', '.join(literals)})")
     table = TableName(place, "t")
-    return Edges(table, catalogue.read_schema(connection, table), ["id", *kinds], UNFIT & set(kinds))
+    return Edges(table, catalogue.read_schema(connection, table), ["id", *kinds], UNFIT & set(kinds), before)
 
 
 def rows_of(connection: Connection[Any], edges: Edges, schema: TableSchema) -> pa.Table:
@@ -218,6 +228,121 @@ def test_every_edge_has_the_text_that_the_server_prints(
             assert (canonical.texts(column, array).cast(pa.binary()).to_pylist() != texts) == (kind in edges.unfit), (
                 kind
             )
+
+
+def test_the_binary_log_tells_the_same_columns_and_the_same_rows(
+    server: SqlServer, connection: Connection[Any], edges: Edges
+) -> None:
+    decoder = NativeDecoder(mariadb=isinstance(server, MariaDBServer))
+    decoder.capture({edges.table: edges.schema})
+    end = Server(connection).binlog_end()
+    found: list[pa.RecordBatch] = []
+    with BinlogStream(SourceConfig(url=server.url()), edges.before.gtids, heartbeat_s=0.2) as stream:
+        for data in stream:
+            while not decoder.feed(data):
+                data = b""
+            drained = decoder.drain()
+            assert not drained.stops, drained.stops
+            found += [changes.batch for changes in drained.changes]
+            if decoder.idle and drained.end >= end:
+                break
+    batches = [batch.select(range(WIDTH, batch.num_columns)) for batch in found]
+    rows = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+    read = rows_of(connection, edges, edges.schema)
+    assert rows.schema == read.schema
+    for kind, name in zip([*edges.kinds, unfit.NAME], rows.column_names, strict=True):
+        assert rows.column(name).to_pylist() == read.column(name).to_pylist(), kind
+        if pa.types.is_floating(rows.schema.field(name).type):  # the sign of zero
+            assert canonical_texts(rows, name) == canonical_texts(read, name), kind
+
+
+def canonical_texts(rows: pa.Table, name: str) -> list[object]:
+    return canonical.texts(Column(name, "double"), rows.column(name).combine_chunks()).to_pylist()
+
+
+def test_keys_and_generated_columns_are_in_the_binary_log_as_in_information_schema(
+    server: SqlServer, place: str, connection: Connection[Any]
+) -> None:
+    keyed, hidden = TableName(place, "keyed"), TableName(place, "gipk")
+    before = Server(connection).position()
+    server.execute(
+        f"CREATE TABLE {keyed.quoted} (a INT, b VARCHAR(9), c INT AS (a + 1) VIRTUAL, d INT AS (a + 2) STORED, e INT INVISIBLE DEFAULT 7,"
+        " f ENUM('é','🐬') , g TEXT, PRIMARY KEY (b, g(3), a)) CHARACTER SET utf8mb4"
+    )
+    server.execute(f"INSERT INTO {keyed.quoted} (a, b, f, g) VALUES (1, 'x', 2, 'y')")
+    tables = {keyed: catalogue.read_schema(connection, keyed)}
+    if not isinstance(server, MariaDBServer):
+        server.execute(f"ALTER TABLE {keyed.quoted} ADD KEY ((a * 2))")  # has a hidden column
+        server.execute(f"INSERT INTO {keyed.quoted} (a, b, f, g) VALUES (2, 'x', 2, 'y')")
+        with server.root() as writer, writer.cursor() as cursor:
+            cursor.execute("SET SESSION sql_generate_invisible_primary_key = ON")
+            cursor.execute(f"CREATE TABLE {hidden.quoted} (a INT)")
+            cursor.execute(f"INSERT INTO {hidden.quoted} VALUES (1)")
+        tables[hidden] = catalogue.read_schema(connection, hidden)
+        assert tables[hidden].names == ("my_row_id", "a")
+        assert tables[hidden].key == ("my_row_id",)
+    end = Server(connection).binlog_end()
+    told = definitions(server, before, end, list(tables))
+    assert {table for table, _ in told} == set(tables)
+    for table, schema in told:
+        assert not catalogue.difference(tables[table], schema), table
+        if table == keyed:
+            assert schema.key == ("b", "g", "a")
+            assert schema.columns[5].members == ("é", "🐬")
+
+
+def definitions(
+    server: SqlServer, before: Position, end: BinlogEnd, tables: list[TableName]
+) -> list[tuple[TableName, TableSchema]]:
+    """What TABLE_MAP events say of these tables."""
+    decoder = _native.BinlogDecoder(mariadb=isinstance(server, MariaDBServer), drain_bytes=1, part_bytes=1 << 40)
+    decoder.capture([(t.schema, t.name) for t in tables])
+    found = []
+    with BinlogStream(SourceConfig(url=server.url()), before.gtids, heartbeat_s=0.2) as stream:
+        for data in stream:
+            asked = decoder.feed(data)
+            while asked is not None:
+                if asked[0] == "table":
+                    _, schema, name, columns, key, named = asked
+                    assert named
+                    columns = tuple(Column.from_dict(c) for c in columns)
+                    found.append((TableName(schema, name), TableSchema(columns, tuple(key))))
+                    decoder.table(None)
+                elif asked[0] == "statement":
+                    decoder.statement("statement")
+                else:
+                    break
+                asked = decoder.feed(b"")
+            drained = decoder.drain()
+            if decoder.idle and BinlogEnd(drained.file, drained.offset) >= end:
+                return found
+    raise AssertionError("the stream ended")
+
+
+@pytest.mark.parametrize("kind", ["double", "float"])
+def test_floats_come_back_bit_by_bit_and_have_the_servers_text(
+    server: SqlServer, place: str, connection: Connection[Any], kind: str
+) -> None:
+    seed = random.randrange(10**9)
+    generator = random.Random(seed)
+    form = "<d" if kind == "double" else "<f"
+    numbers: list[float] = []
+    while len(numbers) < 6000:
+        (bits,) = struct.unpack(form, generator.randbytes(struct.calcsize(form)))
+        scaled = generator.uniform(-1, 1) * 10.0 ** generator.randint(-22, 25)
+        numbers += [x for x in (bits, struct.unpack(form, struct.pack(form, scaled))[0]) if math.isfinite(x) and x]
+    server.execute(f"CREATE TABLE {place}.t (id INT PRIMARY KEY AUTO_INCREMENT, d {kind})")
+    for i in range(0, len(numbers), 2000):
+        server.execute(f"INSERT INTO {place}.t (d) VALUES {','.join(f'({x:.20e})' for x in numbers[i : i + 2000])}")
+    column = Column("d", kind)
+    told = canonical.expression(column, mariadb=is_mariadb(connection))
+    sql = f"SELECT d, {told} FROM {place}.t ORDER BY id"
+    batches = list(results.read(connection, as_binary(sql), [column.to_dict(), *BYTES]))
+    assert [x for b in batches for x in b.column(0).to_pylist()] == numbers, seed
+    for batch in batches:
+        assert canonical.texts(column, batch.column(0)).cast(pa.binary()).to_pylist() == batch.column(1).to_pylist(), (
+            seed
+        )
 
 
 def without_prepared_statements(server: SqlServer, request: pytest.FixtureRequest) -> None:

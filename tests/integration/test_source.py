@@ -1,4 +1,4 @@
-"""`cdc.source` against a real server: connections, what the server is, tables' columns, values over every edge, the binary log's stream."""
+"""`cdc.source` against a real server: connections, what the server is, tables' columns, the binary log's stream."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cdc.capture.events import table_map
-from cdc.capture.images import read_table_map
 from cdc.config import SourceConfig, TableConfig
 from cdc.errors import (
     ConfigError,
@@ -31,8 +28,8 @@ from cdc.errors import (
 from cdc.names import TableName
 from cdc.position import Gtid, GtidSet
 from cdc.schema import Column, TableSchema
-from cdc.source import canonical, catalogue, values
-from cdc.source.connection import LIMITS, connect, raw_cursor, translated
+from cdc.source import catalogue
+from cdc.source.connection import LIMITS, connect, translated
 from cdc.source.dump import BinlogStream, server_id
 from cdc.source.server import Server
 from dev.mysql import MySQLServer
@@ -265,61 +262,6 @@ def test_a_killed_connection_is_unavailable(mysql: MySQLServer) -> None:
         cursor.execute("SELECT 1")
 
 
-# raw result sets
-
-
-def test_raw_rows_are_the_bytes_that_are_stored(mysql: MySQLServer, schema: str) -> None:
-    mysql.execute(
-        f"CREATE TABLE {schema}.t (i INT PRIMARY KEY, z DATE, a VARCHAR(9) CHARACTER SET ascii, l LONGBLOB, e ENUM('ä','🐬'), o CHAR(1) CHARACTER SET latin1)"
-    )
-    with mysql.root(init_command="SET sql_mode = ''") as writer, writer.cursor() as cursor:
-        cursor.execute(
-            f"INSERT INTO {schema}.t VALUES (1, '0000-00-00', 'x', REPEAT('y', 17000000), 2, 'é'), (2, NULL, '', '', 1, '')"
-        )
-    with closing(connect(root(mysql), purpose="test", streaming=True)) as connection:
-        with raw_cursor(connection) as cursor_:
-            cursor_.execute(f"SELECT * FROM {schema}.t WHERE i < %s ORDER BY i", (9,))
-            assert cursor_.columns == ("i", "z", "a", "l", "e", "o")
-            (first,), second, rest = cursor_.fetchmany(1), cursor_.fetchmany(5), cursor_.fetchmany(5)
-        assert first == (b"1", b"0000-00-00", b"x", b"y" * 17_000_000, "🐬".encode(), b"\xe9")
-        assert second == [(b"2", None, b"", b"", "ä".encode(), b"")]
-        assert rest == []
-        with raw_cursor(connection) as cursor_:  # and again on the same connection
-            cursor_.execute("SELECT 7")
-            assert list(cursor_) == [(b"7",)]
-
-
-@pytest.mark.parametrize("rows", [0, 1, 250, 251, 70_000])
-def test_raw_rows_are_all_the_rows(mysql: MySQLServer, rows: int) -> None:
-    with closing(connect(root(mysql), purpose="test", streaming=True)) as connection, connection.cursor() as session:
-        session.execute("SET SESSION cte_max_recursion_depth = 100000")
-        with raw_cursor(connection) as cursor:
-            cursor.execute(
-                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %s) SELECT i, REPEAT('é', i %% 300) FROM n WHERE i <= %s",
-                (max(rows, 1), rows),
-            )
-            got = list(cursor)
-    assert got == [(str(i).encode(), "é".encode() * (i % 300)) for i in range(1, rows + 1)]
-
-
-def test_a_raw_result_that_is_left_closes_its_connection(mysql: MySQLServer) -> None:
-    connection = connect(root(mysql), purpose="test", streaming=True)
-    with raw_cursor(connection) as cursor:
-        cursor.execute("SELECT 1 UNION SELECT 2")
-        cursor.fetchmany(1)
-    assert not connection.open
-    with pytest.raises(SourceUnavailableError), translated(connection), connection.cursor() as other:
-        other.execute("SELECT 1")
-
-
-def test_an_error_within_a_result_is_an_error(mysql: MySQLServer) -> None:
-    connection = connect(root(mysql), purpose="test", streaming=True)
-    with raw_cursor(connection) as cursor:
-        cursor.execute("SELECT 1 UNION ALL SELECT SLEEP(0.3) UNION ALL SELECT CAST(CONCAT('x', RAND()) AS JSON)")
-        with pytest.raises(SourceError, match="3141"):
-            cursor.fetchmany(10)
-
-
 # the server
 
 
@@ -507,175 +449,6 @@ def test_cascades_and_estimates(mysql: MySQLServer, schema: str) -> None:
         assert catalogue.foreign_key_cascades(connection, [parent]) == {}
         assert catalogue.estimate_rows(connection, parent) == 3
         assert catalogue.estimate_rows(connection, TableName(schema, "none")) == 0
-
-
-# values
-
-EDGES: dict[str, list[str]] = {
-    "TINYINT": ["-128", "127", "0"],
-    "TINYINT UNSIGNED": ["255"],
-    "SMALLINT": ["-32768", "32767"],
-    "SMALLINT UNSIGNED": ["65535"],
-    "MEDIUMINT": ["-8388608", "8388607"],
-    "MEDIUMINT UNSIGNED": ["16777215"],
-    "INT": ["-2147483648", "2147483647"],
-    "INT UNSIGNED ZEROFILL": ["42", "4294967295"],
-    "BIGINT": ["-9223372036854775808", "9223372036854775807"],
-    "BIGINT UNSIGNED": ["18446744073709551615", "0"],
-    "BIGINT UNSIGNED ZEROFILL": ["5", "18446744073709551615"],
-    "DECIMAL(10,2)": ["-0.01", "99999999.99", "0", "-0.00"],
-    "DECIMAL(10,2) ZEROFILL": ["1.5"],
-    "DECIMAL(38,30)": ["-99999999.999999999999999999999999999999", "0.000000000000000000000000000001"],
-    "DECIMAL(38,0)": ["99999999999999999999999999999999999999", "-1"],
-    "DECIMAL(10,10)": ["0.0000000001", "-0.9999999999", "0"],
-    "DOUBLE": [
-        "0",
-        "-0e0",
-        "1.7976931348623157e308",
-        "-2.2250738585072014e-308",
-        "5e-324",
-        "1e15",
-        "1e14",
-        "1e-15",
-        "0.1",
-        "-1.5",
-    ],
-    "DOUBLE(20,3)": ["1.5", "-0e0", "12345678901234567", "0.001"],
-    "CHAR(5)": ["'a '", "''", "'🐬é'", "'0'"],
-    "VARCHAR(20)": ["'a '", "'\\0\\n\\\\'", "'日本'"],
-    "VARCHAR(20) CHARACTER SET utf8mb3": ["'é日'", "''"],
-    "VARCHAR(20) CHARACTER SET ascii": ["'~ '"],
-    "LONGTEXT": ["REPEAT('é', 200000)", "''"],
-    "BINARY(4)": ["x'00ff2000'", "'a'", "''"],
-    "VARBINARY(4)": ["x'00ff20'", "''"],
-    "BLOB": ["REPEAT(x'ff00', 300)", "''"],
-    "DATE": ["'1000-01-01'", "'9999-12-31'", "'0001-01-01'", "'2024-02-29'"],
-    "DATETIME": ["'0001-01-01 00:00:00'", "'9999-12-31 23:59:59'"],
-    "DATETIME(3)": ["'2024-02-29 12:34:56.789'"],
-    "DATETIME(6)": ["'9999-12-31 23:59:59.999999'", "'1969-12-31 23:59:59.999999'"],
-    "TIMESTAMP": ["'1970-01-01 00:00:01'", "'2038-01-19 03:14:07'"],
-    "TIMESTAMP(6)": ["'1970-01-01 00:00:01.000001'", "'2038-01-19 03:14:07.499999'"],
-    "ENUM('a','é','')": ["'a'", "'é'", "''", "0"],
-}
-"""Literals over every edge of each type."""
-
-
-@pytest.fixture(scope="module")
-def edges(mysql: MySQLServer) -> Iterator[tuple[str, TableSchema]]:
-    """A schema with the table `t` that holds them, one column a type, NULL where a type has none left, and its schema."""
-    name = f"edges_{random.randrange(10**9)}"
-    mysql.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
-    columns = ", ".join(f"c{i} {kind} NULL" for i, kind in enumerate(EDGES))
-    mysql.execute(f"CREATE TABLE {name}.t (id INT PRIMARY KEY AUTO_INCREMENT, {columns})")
-    with mysql.root(init_command="SET sql_mode = '', time_zone = '+00:00'") as writer, writer.cursor() as cursor:
-        for row in range(max(map(len, EDGES.values())) + 1):
-            literals = [list_[row] if row < len(list_) else "NULL" for list_ in EDGES.values()]
-            cursor.execute(f"INSERT INTO {name}.t VALUES (0, {', '.join(literals)})")
-    with closing(connect(root(mysql), purpose="test")) as connection:
-        yield name, catalogue.read_schema(connection, TableName(name, "t"))
-    mysql.execute(f"DROP DATABASE {name}")
-
-
-def read(mysql: MySQLServer, sql: str) -> list[tuple[bytes | None, ...]]:
-    with closing(connect(root(mysql), purpose="test", streaming=True)) as connection, raw_cursor(connection) as cursor:
-        cursor.execute(sql)
-        return list(cursor)
-
-
-def test_every_edge_of_every_type_has_one_text(mysql: MySQLServer, edges: tuple[str, TableSchema]) -> None:
-    name, table = edges
-    rows = read(mysql, f"SELECT {values.select_list(table)} FROM {name}.t ORDER BY id")
-    batch = values.build_text(table, list(zip(*rows, strict=True)))
-    slow = values.build(table, [[values.from_text(c, v) for c, v in zip(table.columns, r, strict=True)] for r in rows])
-    expressions = ", ".join(map(canonical.expression, table.columns))
-    told = list(zip(*read(mysql, f"SELECT {expressions} FROM {name}.t ORDER BY id"), strict=True))
-    kinds = ["id", *EDGES]
-    for kind, column, array, other, texts in zip(kinds, table.columns, batch.columns, slow.columns, told, strict=True):
-        mine = [None if t is None else t.encode() for t in canonical.texts(column, array).to_pylist()]
-        assert mine == list(texts), kind
-        assert [None if t is None else t.encode() for t in canonical.texts(column, other).to_pylist()] == list(texts), (
-            kind
-        )
-        assert None in texts or kind == "id"
-    found = {kind: array.to_pylist() for kind, array in zip(kinds, batch.columns, strict=True)}
-    assert found["BIGINT UNSIGNED"][0] == Decimal(2**64 - 1)
-    assert found["INT UNSIGNED ZEROFILL"][0] == 42
-    assert found["DECIMAL(38,30)"][1] == Decimal("1e-30")
-    assert found["DOUBLE"][4] == 5e-324
-    assert str(found["DOUBLE"][1]) == "-0.0"
-    assert found["BINARY(4)"][:3] == [b"\0\xff \0", b"a\0\0\0", b"\0\0\0\0"]
-    assert found["CHAR(5)"][0] == "a"
-    assert found["VARCHAR(20)"][0] == "a "
-    assert found["ENUM('a','é','')"][1:4] == ["é", "", ""]
-    assert str(found["TIMESTAMP"][0]) == "1970-01-01 00:00:01+00:00"
-    assert str(found["DATETIME(6)"][1]) == "1969-12-31 23:59:59.999999"
-
-
-def test_the_binary_log_tells_the_same_columns(mysql: MySQLServer, schema: str, edges: tuple[str, TableSchema]) -> None:
-    name, catalogued = edges
-    keyed = TableName(schema, "keyed")
-    mysql.execute(
-        f"CREATE TABLE {keyed.quoted} (a INT, b VARCHAR(9), c INT AS (a + 1) VIRTUAL, d INT AS (a + 2) STORED, e INT INVISIBLE DEFAULT 7,"
-        " f ENUM('é','🐬') , g TEXT, KEY ((a * 2)), PRIMARY KEY (b, g(3), a))"
-    )
-    with mysql.root(schema) as writer, writer.cursor() as cursor:
-        cursor.execute("SET SESSION sql_generate_invisible_primary_key = ON")
-        cursor.execute("CREATE TABLE gipk (a INT)")
-    tables = {TableName(name, "t"): catalogued}
-    start = GtidSet.parse(mysql.gtid_executed)
-    with closing(connect(root(mysql), purpose="test")) as connection:
-        for table in (keyed, TableName(schema, "gipk")):
-            tables[table] = catalogue.read_schema(connection, table)
-    mysql.execute(f"INSERT INTO {name}.t (c0) VALUES (1)")
-    mysql.execute(f"INSERT INTO {keyed.quoted} (a, b, f, g) VALUES (1, 'x', 2, 'y')")
-    mysql.execute(f"INSERT INTO {schema}.gipk VALUES (1)")
-    found: dict[TableName, TableSchema] = {}
-    with Events(BinlogStream(root(mysql), start, heartbeat_s=5)) as stream:
-        while len(found) < len(tables):
-            event = take(stream, is_kind(TABLE_MAP))[-1]
-            head = table_map(event[19:-4])
-            found[TableName(head.schema, head.name)] = read_table_map(event, True, head)[1]
-    for table, told in found.items():
-        assert catalogue.as_catalogued(told) == tables[table], table
-        assert not catalogue.difference(tables[table], told), table
-    assert found[keyed].key == ("b", "g", "a")
-    assert found[keyed].columns[5].members == ("é", "🐬")
-    assert found[TableName(schema, "gipk")].names == ("my_row_id", "a")
-
-
-def test_doubles_come_back_bit_by_bit_and_have_the_servers_text(mysql: MySQLServer, schema: str) -> None:
-    seed = random.randrange(10**9)
-    generator = random.Random(seed)
-    numbers = [
-        x
-        for _ in range(5000)
-        for x in (
-            struct.unpack("<d", generator.randbytes(8))[0],
-            generator.uniform(-1, 1) * 10.0 ** generator.randint(-22, 25),
-        )
-        if x == x and abs(x) != float("inf")
-    ]
-    mysql.execute(f"CREATE TABLE {schema}.t (id INT PRIMARY KEY AUTO_INCREMENT, d DOUBLE)")
-    for i in range(0, len(numbers), 2000):
-        listed = ",".join(f"({x!r}{'' if 'e' in repr(x) else 'e0'})" for x in numbers[i : i + 2000])
-        mysql.execute(f"INSERT INTO {schema}.t (d) VALUES {listed}")
-    column = Column("d", "double")
-    rows = read(mysql, f"SELECT d, {canonical.expression(column)} FROM {schema}.t ORDER BY id")
-    found = [values.from_text(column, text) for text, _ in rows]
-    assert [struct.pack("<d", x) for x in found] == [struct.pack("<d", x) for x in numbers], seed
-    assert [canonical.double_text(x).encode() for x in numbers] == [text for _, text in rows], seed
-
-
-def test_zero_dates_and_damaged_texts_stop_the_table_by_column(mysql: MySQLServer, schema: str) -> None:
-    mysql.execute(f"CREATE TABLE {schema}.t (i INT PRIMARY KEY, d DATE, m DATETIME, s TIMESTAMP NULL)")
-    with mysql.root(init_command="SET sql_mode = ''") as writer, writer.cursor() as cursor:
-        cursor.execute(f"INSERT INTO {schema}.t VALUES (1, '0000-00-00', '2024-00-01', '0000-00-00')")
-    with closing(connect(root(mysql), purpose="test")) as connection:
-        table = catalogue.read_schema(connection, TableName(schema, "t"))
-    rows = read(mysql, f"SELECT {values.select_list(table)} FROM {schema}.t")
-    for column, cell in zip(table.columns[1:], rows[0][1:], strict=True):
-        with pytest.raises(TableStoppedError, match=f"column {column.name}: a date that does not exist"):
-            values.build_text(TableSchema((column,)), [[cell]])
 
 
 # the binary log's stream
