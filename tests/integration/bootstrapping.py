@@ -58,7 +58,8 @@ class Pipeline:
         """Where the source is."""
         connection = connect(self.config.source, purpose="test")
         try:
-            return Server(connection).position()
+            server = Server(connection)
+            return replace(server.position(), end=server.binlog_end())
         finally:
             connection.close()
 
