@@ -11,6 +11,7 @@ use libfuzzer_sys::fuzz_target;
 const ROTATE: u8 = 4;
 const FORMAT_DESCRIPTION: u8 = 15;
 const HEARTBEAT: u8 = 27;
+const MARIADB_GTID: u8 = 162;
 const ARTIFICIAL: u16 = 0x20;
 const HEADER: usize = 19;
 
@@ -26,6 +27,7 @@ struct Sealed {
     packets: Vec<u8>,
     number: u8,
     place: u32,
+    group: bool,
 }
 
 impl Sealed {
@@ -34,10 +36,12 @@ impl Sealed {
         let body = from.take(usize::from(size).min(from.left()))?;
         let size = (HEADER + body.len()) as u32;
         let in_file = log_pos != 0 && flags & ARTIFICIAL == 0;
+        self.group |= type_ == MARIADB_GTID;
         match type_ {
             HEARTBEAT => self.place = log_pos,
             ROTATE if flags & ARTIFICIAL != 0 => self.place = Cursor::new(body).u32().unwrap_or(4),
-            _ if in_file => self.place = self.place.wrapping_add(size),
+            // Inside a group MariaDB's events have no place of their own.
+            _ if in_file || self.group && flags & ARTIFICIAL == 0 => self.place = self.place.wrapping_add(size),
             _ => {}
         }
         let log_pos = if in_file || type_ == HEARTBEAT { self.place } else { log_pos };
