@@ -1,6 +1,6 @@
 //! A value becomes a cell of its column, in the form that the column has.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
 use crate::charset::Charset;
 use crate::columns::{Column, Form};
@@ -295,7 +295,7 @@ impl Column {
             values::hex(bytes, &mut self.data);
             return self.end();
         }
-        if bytes.len() % 4 != 0 {
+        if !bytes.len().is_multiple_of(4) {
             return Err(self.stop("a vector whose bytes are no whole numbers"));
         }
         for number in bytes.chunks_exact(4) {
@@ -308,11 +308,13 @@ impl Column {
     /// MariaDB's UUID.
     pub(crate) fn uuid(&mut self, bytes: &[u8]) -> Result<()> {
         let Some(bytes) = zero_padded::<16>(bytes) else { return Err(self.out_of_range()) };
-        for (i, byte) in uuid_order(bytes).iter().enumerate() {
-            if matches!(i, 4 | 6 | 8 | 10) {
+        let digits = u128::from_be_bytes(bytes);
+        for place in (0..32).rev() {
+            if matches!(place, 23 | 19 | 15 | 11) {
                 self.data.push(b'-');
             }
-            self.data.extend_from_slice(format!("{byte:02x}").as_bytes());
+            let digit = (digits >> (4 * place)) as u8 & 15;
+            self.data.push(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
         }
         self.end()
     }
@@ -326,7 +328,10 @@ impl Column {
 
     pub(crate) fn inet6(&mut self, bytes: &[u8]) -> Result<()> {
         match zero_padded::<16>(bytes) {
-            Some(bytes) => self.utf8(&Ipv6Addr::from(bytes).to_string()),
+            Some(bytes) => {
+                values::inet6_text(bytes, &mut self.data);
+                self.end()
+            }
             None => Err(self.out_of_range()),
         }
     }
@@ -336,9 +341,4 @@ fn zero_padded<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     let mut padded = [0; N];
     padded.get_mut(..bytes.len())?.copy_from_slice(bytes);
     Some(padded)
-}
-
-/// The bytes of a UUID in the order of its text.
-fn uuid_order(stored: [u8; 16]) -> [u8; 16] {
-    stored
 }

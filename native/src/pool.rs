@@ -69,7 +69,8 @@ mod tests {
         let second = lent.clone();
         assert_eq!(lent.as_ptr(), place);
         drop(lent);
-        assert_ne!(take(SMALLEST).as_ptr(), place);
+        let other = take(SMALLEST);
+        assert_ne!(other.as_ptr(), place);
         assert_eq!(second.len(), 3 * SMALLEST);
         drop(second);
         let again = (0..300).map(|_| take(2 * SMALLEST)).find(|v| v.as_ptr() == place);

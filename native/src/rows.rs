@@ -137,7 +137,7 @@ impl Rows {
     fn fill_presence(&mut self, rows: usize) {
         let columns = self.table.columns.len();
         let width = self.presence_width();
-        let last = if columns % 8 == 0 { 0xFF } else { (1 << (columns % 8)) - 1 };
+        let last = if columns.is_multiple_of(8) { 0xFF } else { (1 << (columns % 8)) - 1 };
         while self.presence.len() < rows * width {
             self.presence.extend(std::iter::repeat_n(0xFF, width - 1));
             self.presence.push(last);

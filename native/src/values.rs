@@ -23,7 +23,7 @@ pub fn days(year: u32, month: u32, day: u32) -> Option<i32> {
 
 fn days_in_month(year: u32, month: u32) -> u32 {
     match month {
-        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+        2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => 29,
         2 => 28,
         4 | 6 | 9 | 11 => 30,
         _ => 31,
@@ -245,6 +245,37 @@ pub fn hex(bytes: &[u8], out: &mut Vec<u8>) {
         out.push(DIGITS[usize::from(byte >> 4)]);
         out.push(DIGITS[usize::from(byte & 15)]);
     }
+}
+
+/// An IPv6 address as MariaDB prints it: the first of the longest runs of zeros is left out, be it one zero; IPv4 addresses in it are printed
+/// as such.
+pub fn inet6_text(bytes: [u8; 16], out: &mut Vec<u8>) {
+    let mut words = [0_u16; 8];
+    for (word, pair) in words.iter_mut().zip(bytes.chunks_exact(2)) {
+        *word = pair.iter().fold(0, |value, byte| value << 8 | u16::from(*byte));
+    }
+    let (mut gap, mut gap_size, mut run) = (8, 0, 0);
+    for (i, word) in words.iter().enumerate() {
+        run = if *word == 0 { run + 1 } else { 0 };
+        if run > gap_size {
+            (gap, gap_size) = (i + 1 - run, run);
+        }
+    }
+    let is_inet4 = gap == 0 && (gap_size == 6 || (gap_size == 5 && words[5] == 0xFFFF));
+    let mut text = String::new();
+    for (i, word) in words.into_iter().enumerate() {
+        if i == gap {
+            text.push_str(if i == 0 { "::" } else { ":" });
+        } else if i == 6 && is_inet4 {
+            let [.., a, b, c, d] = bytes;
+            text.push_str(&format!("{a}.{b}.{c}.{d}"));
+            break;
+        } else if i < gap || i >= gap + gap_size {
+            text.push_str(&format!("{word:x}"));
+            text.push_str(if i < 7 { ":" } else { "" });
+        }
+    }
+    out.extend_from_slice(text.as_bytes());
 }
 
 /// How the binary log has a DECIMAL(precision, scale): groups of nine digits in four bytes, big-endian, the short groups outermost;
@@ -560,6 +591,27 @@ mod tests {
         // Digits above nine.
         assert!(Packed::new(1, 0).unwrap().value(&[0x80 + 10]).is_err());
         assert!(Packed::new(0, 0).is_none() && Packed::new(82, 0).is_none() && Packed::new(5, 6).is_none());
+    }
+
+    #[test]
+    fn inet6_is_printed_as_mariadb_does() {
+        for (words, expected) in [
+            ([0; 8], "::"),
+            ([0, 0, 0, 0, 0, 0, 0, 1], "::1"),
+            ([0, 0, 0, 0, 0, 0, 1, 2], "::0.1.0.2"),
+            ([0, 0, 0, 0, 0, 0xFFFF, 0x102, 0x304], "::ffff:1.2.3.4"),
+            ([1, 0, 2, 3, 4, 5, 6, 7], "1::2:3:4:5:6:7"),
+            ([1, 0, 0, 2, 0, 0, 0, 3], "1:0:0:2::3"),
+            ([1, 0, 0, 2, 2, 0, 0, 3], "1::2:2:0:0:3"),
+            ([1, 2, 3, 4, 5, 6, 7, 0], "1:2:3:4:5:6:7::"),
+            ([1, 2, 3, 4, 5, 6, 7, 0xABCD], "1:2:3:4:5:6:7:abcd"),
+        ] {
+            let mut bytes = [0; 16];
+            for (i, word) in words.iter().enumerate() {
+                bytes[2 * i..2 * i + 2].copy_from_slice(&u16::to_be_bytes(*word));
+            }
+            assert_eq!(text(|out| inet6_text(bytes, out)), expected);
+        }
     }
 
     #[test]

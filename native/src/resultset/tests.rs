@@ -4,7 +4,7 @@ use crate::plan::{Kind as Type, Output};
 fn packet(sequence: &mut u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut chunks = payload.chunks(LONGEST).collect::<Vec<_>>();
-    if payload.len() % LONGEST == 0 {
+    if payload.len().is_multiple_of(LONGEST) {
         chunks.push(&[]);
     }
     for chunk in chunks {
@@ -217,7 +217,7 @@ fn damaged_bytes_are_errors_or_rows() {
             let place = noise(&mut state) % bytes.len();
             bytes[place] = noise(&mut state) as u8;
         }
-        let text = noise(&mut state) % 2 == 0;
+        let text = noise(&mut state).is_multiple_of(2);
         let mut set = ResultSet::new(plan(), !text);
         let _ = set.feed(&bytes);
         set.take().unwrap();
