@@ -43,6 +43,7 @@ def t(mysql: MySQLServer, schema: str) -> TableName:
         schema,
         "CREATE TABLE t (id INT PRIMARY KEY, v VARCHAR(20))",
         "CREATE TABLE u (a INT, b VARCHAR(9), c DECIMAL(9,2), PRIMARY KEY (b, a))",
+        "CREATE TABLE wide (id INT PRIMARY KEY, a INT, b INT)",
         "CREATE TABLE nokey (a INT)",
         "CREATE TABLE j (id INT PRIMARY KEY, j JSON)",
     )
@@ -719,12 +720,12 @@ def test_a_transaction_that_is_not_understood_stops_everything_until_it_is_skipp
 
 
 def test_session_settings_that_spoil_the_log_stop_their_table(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
-    u = TableName(t.schema, "u")
+    u = TableName(t.schema, "wide")
     rig.write(str(t), str(u))
     with rig.run():
         added(rig, u)
-        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')", "INSERT INTO u VALUES (1, 'x', 1)")
-        run(mysql, t.schema, "SET binlog_row_image = 'MINIMAL'", "UPDATE u SET c = 2")
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')", "INSERT INTO wide VALUES (1, 1, 1)")
+        run(mysql, t.schema, "SET binlog_row_image = 'MINIMAL'", "UPDATE wide SET b = 2")
         run(mysql, t.schema, "SET binlog_format = 'STATEMENT'", "UPDATE t SET v = 'b'")
         for table, word in ((t, "binlog_format"), (u, "binlog_row_image")):
             stopped(rig, table)
@@ -814,7 +815,7 @@ def test_killed_between_the_parts_of_a_transaction_it_goes_on_inside(
     rig = in_parts(tmp_path, mysql, t)
     run(mysql, t.schema, "INSERT INTO t VALUES (0, 'before')", *IN_PARTS, "INSERT INTO t VALUES (1, 'after')")
     inside = 0
-    for number in (2, 4, 3):
+    for number in (2, 3, 2):
         process = rig.process(f"kill:{point}:{number}")
         assert process.wait(30) == -9
         assert process.stderr
@@ -905,21 +906,21 @@ def test_compressed_transactions_are_captured(rig: Rig, mysql: MySQLServer, t: T
     exactly_once(rig, t)
 
 
-def test_a_statement_inside_a_transaction_in_parts_stops_its_table(
+def test_an_incomplete_row_inside_a_transaction_in_parts_stops_its_table(
     tmp_path: Path, mysql: MySQLServer, t: TableName
 ) -> None:
-    u = TableName(t.schema, "u")
+    u = TableName(t.schema, "wide")
     rig = Rig(tmp_path, mysql, str(t), str(u), part_size="128KiB")
     with rig.run():
         added(rig, u)
-    run(mysql, t.schema, "INSERT INTO u VALUES (1, 'x', 1)")
+    run(mysql, t.schema, "INSERT INTO wide VALUES (1, 1, 1)")
     with rig.run():
         run(
             mysql,
             t.schema,
             *IN_PARTS[:3],
             "SET binlog_row_image = 'MINIMAL'",
-            "UPDATE u SET c = 2",
+            "UPDATE wide SET b = 2",
             MANY.replace("SELECT i,", "SELECT i + 100000,"),
             "COMMIT",
         )
