@@ -90,6 +90,7 @@ def describe(connection: Connection[Any], table: TableName, entry: TableConfig) 
     try:
         schema = catalogue.as_configured(catalogue.read_schema(connection, table), entry)
         schema.check()
+        catalogue.check_logged(connection, table, schema)
     except TableStoppedError as error:
         error.where = error.where or str(table)
         raise

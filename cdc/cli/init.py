@@ -11,7 +11,7 @@ from cdc.cli import options, output
 
 
 def command(
-    source: Annotated[str, typer.Option(metavar="URL", help="mysql://user[:password]@host:port")],
+    source: Annotated[str, typer.Option(metavar="URL", help="mysql://user[:password]@host:port, or mariadb://…")],
     lake: Annotated[str, typer.Option(metavar="PATH", help="Folder that the tables land in.")],
     log: Annotated[
         str | None,

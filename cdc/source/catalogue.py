@@ -16,7 +16,7 @@ from cdc.config import TableConfig
 from cdc.errors import ConfigError, SourceError, TableStoppedError
 from cdc.names import TableName
 from cdc.schema import Column, TableSchema
-from cdc.source.connection import account, grant, place, translated
+from cdc.source.connection import account, grant, is_mariadb, place, translated
 
 SYSTEM_SCHEMAS = frozenset({"mysql", "sys", "information_schema", "performance_schema", "ndbinfo"})
 """Never matched by a pattern."""
@@ -68,6 +68,11 @@ FROM information_schema.COLUMNS c
 LEFT JOIN information_schema.STATISTICS s ON s.TABLE_SCHEMA = c.TABLE_SCHEMA AND s.TABLE_NAME = c.TABLE_NAME
      AND s.COLUMN_NAME = c.COLUMN_NAME AND s.INDEX_NAME = 'PRIMARY'
 WHERE c.TABLE_SCHEMA = %s AND c.TABLE_NAME = %s ORDER BY c.ORDINAL_POSITION
+"""
+
+_GENERATED = """
+SELECT COLUMN_NAME FROM information_schema.COLUMNS
+WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND IS_GENERATED = 'ALWAYS' ORDER BY ORDINAL_POSITION
 """
 
 
@@ -228,6 +233,19 @@ def _describe(column: Column) -> str:
     parts = [f"{k} {v}" for k, v in column.to_dict().items() if k not in ("name", "type", "members")]
     parts += [f"{len(column.members)} members"] if column.members else []
     return f"{column.type} ({', '.join(parts)})" if parts else column.type
+
+
+def check_logged(connection: Connection[Any], table: TableName, schema: TableSchema) -> None:
+    """Raise `TableStoppedError` for a column of `schema` that the server's binary log does not always have: MariaDB leaves generated
+    columns out of updates and deletes, whatever binlog_row_image says."""
+    if not is_mariadb(connection):
+        return
+    rows = _query(connection, _GENERATED, table.schema, table.name)
+    if left_out := [name for (name,) in rows if name in schema.names]:
+        raise TableStoppedError(
+            f"column {left_out[0]}: MariaDB's binary log leaves generated columns out of updates",
+            hint=f"leave out what can be computed: `exclude: [{', '.join(left_out)}]`",
+        )
 
 
 def tables(connection: Connection[Any]) -> list[TableInfo]:

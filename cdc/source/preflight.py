@@ -91,6 +91,9 @@ _MARIADB_WANTED: Mapping[str, tuple[str, str]] = {
     "gtid_strict_mode": ("ON", "the numbers of transactions need not grow, and what was read could not be told"),
 }
 
+_AS_GOOD = {"binlog_row_image": "FULL_NODUP"}
+"""MariaDB's FULL_NODUP leaves out of an after-image what the before-image, which is whole, says already."""
+
 _STEPS = {
     "log_bin": "start the server with --log-bin",
     "gtid_mode": (
@@ -106,7 +109,7 @@ def _settings(settings: Mapping[str, str]) -> list[Finding]:
     for name, (wanted, why) in (_MARIADB_WANTED if _is_mariadb(settings) else _WANTED).items():
         # A setting that a version does not have any more has only the value that is wanted.
         value = settings.get(name, wanted)
-        if value.upper() != wanted:
+        if value.upper() not in (wanted, _AS_GOOD.get(name)):
             found.append(Finding("error", name, f"{name} = {value or 'empty'}: {why}", _fix(settings, name, wanted)))
     if not found:
         found.append(Finding("ok", "binary log", "rows in full, with GTIDs"))
@@ -319,7 +322,13 @@ def _table(connection: Connection[Any], table: TableName, entry: TableConfig) ->
         return
     schema = catalogue.read_schema(connection, table)
     findings = []
-    for look in (lambda: catalogue.as_configured(schema, entry).check(), lambda: table.folder):
+
+    def columns() -> None:
+        configured = catalogue.as_configured(schema, entry)
+        configured.check()
+        catalogue.check_logged(connection, table, configured)
+
+    for look in (columns, lambda: table.folder):
         try:
             look()
         except LakesyncError as error:

@@ -230,6 +230,14 @@ def test_a_setting_that_loses_changes_is_an_error_and_its_fix_repairs_it(
         tuned.execute(f"SET GLOBAL {setting} = %s", good)
 
 
+def test_an_after_image_without_repetitions_is_as_good(tuned: MariaDBServer) -> None:
+    tuned.execute("SET GLOBAL binlog_row_image = FULL_NODUP")
+    try:
+        assert the_only(check(tuned), "binary log").level == "ok"
+    finally:
+        tuned.execute("SET GLOBAL binlog_row_image = FULL")
+
+
 def test_grants_under_mariadbs_names(tuned: MariaDBServer) -> None:
     tuned.add_user("reader", "x", "REPLICATION SLAVE ON *.*", "SELECT ON shop.*")
     config = PipelineConfig(
@@ -253,6 +261,18 @@ def test_what_is_no_table_is_named(tuned: MariaDBServer) -> None:
     cascade = next(f for f in found if f.subject == "shop.child" and f.level == "warning")
     assert "cascade" in cascade.what
     assert "MySQL" not in cascade.fix
+
+
+def test_generated_columns_are_to_be_left_out(tuned: MariaDBServer) -> None:
+    """MariaDB logs them with inserts alone."""
+    tuned.execute(
+        "CREATE TABLE shop.sums (id INT PRIMARY KEY, a INT, b INT AS (a + 1) STORED, c INT AS (a + 2) VIRTUAL)"
+    )
+    finding = the_only(check(tuned, "shop.sums"), "shop.sums")
+    assert (finding.level, finding.fix) == ("error", "leave out what can be computed: `exclude: [b, c]`")
+    entry = TableConfig(name="shop.sums", exclude=("b", "c"))
+    config = PipelineConfig(name="p", source=source(tuned), log="sqlite:///none", lake="none", state=Path("none"))
+    assert the_only(preflight.check(config, [entry]), "shop.sums").level == "ok"
 
 
 def test_a_server_without_a_binary_log(mariadb_factory: Callable[..., MariaDBServer]) -> None:
@@ -322,6 +342,17 @@ def test_the_stream_begins_behind_what_was_read(several: MariaDBServer) -> None:
         assert gtids_of(found) == rest, position
         for event in found[1:]:
             assert zlib.crc32(event[:-4]) == int.from_bytes(event[-4:], "little")
+
+
+def test_the_stream_over_tls(several: MariaDBServer) -> None:
+    secure = SourceConfig(url=several.url(), tls="verify-identity", tls_ca=several.ca)
+    with BinlogStream(secure, GtidSet({}), heartbeat_s=0.3) as stream:
+        found = []
+        for event in events(stream):
+            found.append(event)
+            if event[4] == HEARTBEAT:
+                break
+    assert len(gtids_of(found)) == 7
 
 
 @pytest.mark.parametrize("last", ["0-1-2", "0-1-20", "0-7-21", "0-1-22", "3-1-1", "3-1-2"])
