@@ -68,7 +68,7 @@ class BinlogDecoder:
     def table(self, plan: Sequence[dict[str, Any] | None] | None) -> None:
         """A plan (`TableSchema.plans()`) for each column of the definition, None for one that is not wanted; or None: skip its rows."""
 
-    def statement(self, input: str, savepoint: str = "") -> None:
+    def statement(self, kind: str, savepoint: str = "") -> None:
         """`statement`, `create-select`, `savepoint`, `rollback-to`, `begin`, `commit` or `rollback`."""
 
     def capture(self, tables: Sequence[tuple[str, str]]) -> None:

@@ -22,6 +22,8 @@ const TXN: usize = 1;
 const SEQ: usize = 5;
 /// The last column, if a row has a value that did not fit.
 const UNFIT: &str = "_cdc_unfit";
+/// Ids of tables that are remembered.
+const IDS: usize = 1 << 16;
 /// Table maps of one statement.
 const MAPS: usize = 4096;
 
@@ -153,7 +155,7 @@ impl Tables {
 
     pub fn map(&mut self, map: &TableMap<'_>) -> Result<Mapped> {
         if let Some(i) = self.by_id.get(&map.id)
-            && self.tables.get(*i).is_some_and(|t| t.definition == map.definition)
+            && self.tables.get(*i).is_some_and(|t| !t.stopped && t.definition == map.definition)
         {
             let i = *i;
             self.insert(map.id, Some(i))?;
@@ -170,6 +172,9 @@ impl Tables {
         }
         if let Some(i) = self.known.get(map.definition) {
             let i = *i;
+            if self.by_id.len() >= IDS {
+                self.by_id.clear();
+            }
             self.by_id.insert(map.id, i);
             self.insert(map.id, Some(i))?;
             return Ok(Mapped::Known);

@@ -8,6 +8,7 @@ use arrow_schema::DataType;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use crate::decoder::{self, Asked, Decoder, Mutant, Options};
@@ -65,12 +66,12 @@ impl BinlogDecoder {
     }
 
     /// The answer to `("statement", …)`: what the statement does.
-    #[pyo3(signature = (input, savepoint = ""))]
-    fn statement(&mut self, input: &str, savepoint: &str) -> PyResult<()> {
+    #[pyo3(signature = (kind, savepoint = ""))]
+    fn statement(&mut self, kind: &str, savepoint: &str) -> PyResult<()> {
         if !matches!(self.decoder.asked(), Some(Asked::Statement(_))) {
             return Err(PyValueError::new_err("no statement was asked for"));
         }
-        let input = match input {
+        let input = match kind {
             "statement" => Input::Statement,
             "create-select" => Input::CreateSelect,
             "savepoint" => Input::Savepoint,
@@ -109,7 +110,12 @@ impl BinlogDecoder {
     /// Give and forget all whole transactions, and the open one's rows if they are many.
     fn drain(&mut self, py: Python<'_>) -> PyResult<Drained> {
         let decoder = &mut self.decoder;
-        Ok(Drained { drained: py.detach(|| decoder.drain())? })
+        Ok(Drained {
+            drained: py.detach(|| decoder.drain())?,
+            gtids: PyOnceLock::new(),
+            commit_us: PyOnceLock::new(),
+            row_events: PyOnceLock::new(),
+        })
     }
 
     /// Whether no transaction is open.
@@ -192,18 +198,22 @@ fn column<'py>(py: Python<'py>, column: &Column) -> PyResult<Bound<'py, PyDict>>
     Ok(dict)
 }
 
-/// What `BinlogDecoder.drain` gives. Lists are made anew each time that they are asked for.
+/// What `BinlogDecoder.drain` gives.
 #[pyclass(frozen, module = "cdc._native")]
 pub struct Drained {
     drained: decoder::Drained,
+    // Made once.
+    gtids: PyOnceLock<Py<PyList>>,
+    commit_us: PyOnceLock<Py<PyList>>,
+    row_events: PyOnceLock<Py<PyList>>,
 }
 
 #[pymethods]
 impl Drained {
     /// One a transaction, as `_txn` indexes them: whole ones, then the open one if rows of it are given.
     #[getter]
-    fn gtids(&self) -> Vec<String> {
-        self.drained.txns.iter().map(|txn| txn.gtid.to_string()).collect()
+    fn gtids(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        self.list(py, &self.gtids, |txn| txn.gtid.to_string())
     }
 
     /// The same as an Arrow array of strings.
@@ -225,8 +235,8 @@ impl Drained {
 
     /// Original commit times, µs since 1970.
     #[getter]
-    fn commit_us(&self) -> Vec<i64> {
-        self.drained.txns.iter().map(|txn| txn.commit_us).collect()
+    fn commit_us(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        self.list(py, &self.commit_us, |txn| txn.commit_us)
     }
 
     /// The same as the bytes of an array of int64.
@@ -237,8 +247,8 @@ impl Drained {
 
     /// Of every table; of an open transaction those so far.
     #[getter]
-    fn row_events(&self) -> Vec<u32> {
-        self.drained.txns.iter().map(|txn| txn.row_events).collect()
+    fn row_events(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        self.list(py, &self.row_events, |txn| txn.row_events)
     }
 
     /// How many of `gtids` are whole.
@@ -303,6 +313,18 @@ impl Drained {
     #[getter]
     fn offset(&self) -> u64 {
         self.drained.offset
+    }
+}
+
+impl Drained {
+    fn list<'py, T: IntoPyObject<'py>>(
+        &self,
+        py: Python<'py>,
+        made: &PyOnceLock<Py<PyList>>,
+        of: impl Fn(&decoder::Txn) -> T,
+    ) -> PyResult<Py<PyList>> {
+        let list = made.get_or_try_init(py, || PyList::new(py, self.drained.txns.iter().map(of)).map(Bound::unbind))?;
+        Ok(list.clone_ref(py))
     }
 }
 
