@@ -209,7 +209,7 @@ impl Column {
 
     #[inline]
     pub(crate) fn text(&mut self, row: usize, bytes: &[u8], charset: Charset) -> Result<()> {
-        if charset == Charset::UTF8 && bytes.len() <= SHORT && bytes.is_ascii() {
+        if charset == Charset::UTF8 && bytes.len() <= SHORT && values::is_ascii(bytes) {
             self.data.extend_from_slice(bytes);
             return self.end();
         }

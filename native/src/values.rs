@@ -237,6 +237,22 @@ pub fn double_text(value: f64, out: &mut Vec<u8>) {
     integer_text(i64::from(point) - 1, out);
 }
 
+/// Whether a short text is ASCII.
+#[inline]
+pub fn is_ascii(bytes: &[u8]) -> bool {
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let mut eights = bytes.chunks_exact(8);
+    let mut seen = 0_u64;
+    for eight in &mut eights {
+        seen |= eight.first_chunk().map_or(0, |eight| u64::from_ne_bytes(*eight));
+    }
+    let last = match bytes.last_chunk::<8>() {
+        Some(last) => u64::from_ne_bytes(*last),
+        None => eights.remainder().iter().fold(0, |all, byte| all | u64::from(*byte)),
+    };
+    (seen | last) & HIGH == 0
+}
+
 /// Upper-case hexadecimal digits.
 pub fn hex(bytes: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
@@ -345,18 +361,48 @@ impl Packed {
     /// The unscaled value; the precision is at most 38.
     #[inline]
     pub fn value(self, raw: &[u8]) -> Result<i128> {
-        if self.precision <= 19 {
-            let mut value = 0_u64;
-            let negative = self.groups(raw, |part, digits| {
-                value = value.wrapping_mul(u64::from(POWERS[digits])).wrapping_add(u64::from(part));
-            })?;
-            return Ok(if negative { -i128::from(value) } else { i128::from(value) });
+        if self.size <= 8 && raw.len() == self.size {
+            return self.small(raw);
         }
         let mut value = 0_i128;
         let negative = self.groups(raw, |part, digits| {
             value = value.wrapping_mul(i128::from(POWERS[digits])).wrapping_add(i128::from(part));
         })?;
         Ok(if negative { value.wrapping_neg() } else { value })
+    }
+
+    /// Most columns': all in one register, groups from the last to the first.
+    #[inline]
+    fn small(self, raw: &[u8]) -> Result<i128> {
+        let bits = 8 * self.size as u32; // at least 8
+        let mut left = raw.iter().fold(0_u64, |value, byte| value << 8 | u64::from(*byte)) ^ 1 << (bits - 1);
+        // The sign's bit was inverted: now it is set in negative numbers, whose other bits are inverted.
+        let negative = left >> (bits - 1) == 1;
+        if negative {
+            left = !left & (u64::MAX >> (64 - bits));
+        }
+        let (mut value, mut unit) = (0_u64, 1_u64);
+        let mut one = |digits: usize| {
+            let size = 8 * u32::from(DIGIT_BYTES[digits]);
+            let part = left & ((1 << size) - 1);
+            left >>= size;
+            value = value.wrapping_add(part.wrapping_mul(unit));
+            unit = unit.wrapping_mul(u64::from(POWERS[digits]));
+            part < u64::from(POWERS[digits])
+        };
+        let (whole, fraction) = (usize::from(self.precision - self.scale), usize::from(self.scale));
+        let mut valid = one(fraction % 9);
+        for _ in 0..fraction / 9 {
+            valid &= one(9);
+        }
+        for _ in 0..whole / 9 {
+            valid &= one(9);
+        }
+        valid &= one(whole % 9);
+        if !valid {
+            return damaged("a decimal number with digits above nine");
+        }
+        Ok(if negative { -i128::from(value) } else { i128::from(value) })
     }
 
     /// All digits, of any precision: `-0.50`.
@@ -377,8 +423,40 @@ impl Packed {
     }
 }
 
+/// The same for texts that are short enough, and as MySQL prints them: digits, and all of the scale after a point. None: look closer.
+#[inline]
+fn parse_small_decimal(text: &[u8], precision: usize, scale: usize) -> Option<i128> {
+    let (negative, digits) = match text.split_first()? {
+        (b'-', rest) => (true, rest),
+        _ => (false, text),
+    };
+    let (whole, fraction) = if scale == 0 {
+        (digits, &b""[..])
+    } else {
+        let (whole, rest) = digits.split_at_checked(digits.len().checked_sub(scale + 1)?)?;
+        let (point, fraction) = rest.split_first()?;
+        if *point != b'.' {
+            return None;
+        }
+        (whole, fraction)
+    };
+    if whole.is_empty() || whole.len() + fraction.len() > precision.min(18) {
+        return None;
+    }
+    let (mut value, mut wrong) = (0_i64, 0_u8);
+    for byte in whole.iter().chain(fraction) {
+        let digit = byte.wrapping_sub(b'0');
+        wrong |= u8::from(digit > 9);
+        value = value * 10 + i64::from(digit & 15);
+    }
+    (wrong == 0).then_some(i128::from(if negative { -value } else { value }))
+}
+
 /// A decimal number's text, as the unscaled value of a DECIMAL(precision, scale); None if it is none.
 pub fn parse_decimal(text: &[u8], precision: usize, scale: usize) -> Option<i128> {
+    if let Some(value) = parse_small_decimal(text, precision, scale) {
+        return Some(value);
+    }
     let (negative, digits) = match text.split_first()? {
         (b'-', rest) => (true, rest),
         _ => (false, text),
@@ -523,6 +601,19 @@ mod tests {
             assert_eq!(found, expected);
             assert_eq!(parse_decimal(expected.as_bytes(), 38, scale), Some(value));
             assert_eq!(canonical_decimal(expected.as_bytes(), 38 + scale, scale).unwrap(), expected.as_bytes());
+        }
+    }
+
+    #[test]
+    fn ascii_is_known_wherever_the_other_byte_stands() {
+        for size in 0..70 {
+            let mut bytes = vec![0x7F; size];
+            assert!(is_ascii(&bytes));
+            for place in 0..size {
+                bytes[place] = 0x80;
+                assert!(!is_ascii(&bytes), "{size} {place}");
+                bytes[place] = b'a';
+            }
         }
     }
 
