@@ -19,11 +19,15 @@ use crate::transaction::Input;
 
 /// Below this size releasing the GIL costs more than decoding.
 const RELEASE_GIL_FROM_BYTES: usize = 16 * 1024;
+/// A larger copy is given back.
+const KEPT_CAPACITY: usize = 4 << 20;
 
 /// Decodes what answers COM_BINLOG_DUMP: packets, each a status byte and an event, cut anywhere.
 #[pyclass(module = "cdc._native")]
 pub struct BinlogDecoder {
     decoder: Decoder,
+    /// What is fed from buffers that may change: `bytes` need no copy.
+    copied: Vec<u8>,
 }
 
 #[pymethods]
@@ -38,16 +42,19 @@ impl BinlogDecoder {
             _ => return Err(PyValueError::new_err("a mutant that there is not")),
         };
         let options = Options { mariadb, drain_bytes, part_bytes, max_event, mutant };
-        Ok(BinlogDecoder { decoder: Decoder::new(options) })
+        Ok(BinlogDecoder { decoder: Decoder::new(options), copied: Vec::new() })
     }
 
     /// Take `data`; None when more is needed, else what the decoder waits for: `("drain",)`, `("table", …)` or `("statement", …)`.
     fn feed<'py>(&mut self, py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyTuple>>> {
         if let Ok(bytes) = data.cast::<PyBytes>() {
-            self.take(py, bytes.as_bytes())?;
+            take(py, &mut self.decoder, bytes.as_bytes())?;
         } else {
-            let bytes = PyBuffer::<u8>::get(data)?.to_vec(py)?;
-            self.take(py, &bytes)?;
+            let buffer = PyBuffer::<u8>::get(data)?;
+            self.copied.shrink_to(KEPT_CAPACITY);
+            self.copied.resize(buffer.item_count(), 0);
+            buffer.copy_to_slice(py, &mut self.copied)?;
+            take(py, &mut self.decoder, &self.copied)?;
         }
         self.decoder.asked().map(|asked| question(py, asked)).transpose()
     }
@@ -144,18 +151,15 @@ impl BinlogDecoder {
     }
 }
 
-impl BinlogDecoder {
-    fn take(&mut self, py: Python<'_>, data: &[u8]) -> PyResult<()> {
-        let small = data.len() + self.decoder.waiting() < RELEASE_GIL_FROM_BYTES;
-        let decoder = &mut self.decoder;
-        let mut take = move || decoder.feed(data).map(|_| ());
-        if small {
-            take()?
-        } else {
-            py.detach(take)?
-        }
-        Ok(())
+fn take(py: Python<'_>, decoder: &mut Decoder, data: &[u8]) -> PyResult<()> {
+    let small = data.len() + decoder.waiting() < RELEASE_GIL_FROM_BYTES;
+    let mut take = || decoder.feed(data).map(|_| ());
+    if small {
+        take()?
+    } else {
+        py.detach(take)?
     }
+    Ok(())
 }
 
 fn question<'py>(py: Python<'py>, asked: &Asked) -> PyResult<Bound<'py, PyTuple>> {

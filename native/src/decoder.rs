@@ -414,6 +414,7 @@ impl Stream {
             | kind::ROWS_QUERY
             | kind::BEGIN_LOAD_QUERY
             | kind::APPEND_BLOCK
+            | kind::DELETE_FILE
             | kind::VIEW_CHANGE => self.step(Input::Context),
             kind::STOP | kind::FORMAT_DESCRIPTION | kind::PREVIOUS_GTIDS => self.step(Input::Boundary),
             kind::TRANSACTION_PAYLOAD if !mariadb => self.open_payload(body),

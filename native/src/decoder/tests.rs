@@ -303,6 +303,7 @@ fn what_comes_out_is_what_took_place() {
             }
             assert_eq!(out.framing.transactions, expected.len() as u64);
             assert!(decoder.idle());
+            assert_eq!(decoder.stream.held > 0, decoder.stream.prepared.values().any(|p| p.held > 0));
         }
     }
 }

@@ -298,6 +298,7 @@ impl Stream {
                 self.prepared.insert(xid, prepared);
                 return Ok(());
             }
+            self.held = self.held.saturating_sub(prepared.held);
             return self.give_prepared(prepared, true);
         }
         self.tables.commit();
