@@ -54,7 +54,7 @@ def expression(column: Column, *, mariadb: bool = False) -> str:
             # HEX of a number has no leading zeros.
             return f"LPAD(HEX({name} + 0), {(column.length + 7) // 8 * 2}, '0')"
         case "datetime" | "timestamp":
-            # CAST to another precision gives NULL for dates that do not exist.
+            # Not by a cast to DATETIME(6): whether that keeps dates that do not exist depends on sql_mode.
             text = f"CAST({name} AS CHAR)" if column.scale else f"CONCAT({name}, '.')"
             return f"RPAD({text}, 26, '0')"
         case "time":
