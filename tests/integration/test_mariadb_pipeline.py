@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +11,12 @@ import orjson
 import polars
 import pytest
 
+from cdc import faults
+from cdc.names import TableName
 from dev import shop
 from dev.mariadb import MariaDBServer
 from tests.faults.rig import Rig
+from tests.integration.bootstrapping import Pipeline
 
 TABLES = [f"shop.{name}" for name in shop.TABLES]
 
@@ -145,3 +149,45 @@ def test_the_copy_and_the_stream_give_the_same_values(
     done = rig.lakesync("reconcile", "--ledger", "--values")
     assert done.returncode == 0, done.stdout + done.stderr
     rig.close()
+
+
+# where the copy meets the stream
+
+
+@pytest.fixture
+def held(mariadb_factory: Callable[..., MariaDBServer]) -> Iterator[MariaDBServer]:
+    """`d.t` with five rows, and a sixth that is in the binary log and not visible for seconds: its commit waits for a replica."""
+    server = mariadb_factory(
+        options=["--rpl-semi-sync-master-wait-point=AFTER_SYNC", "--rpl-semi-sync-master-timeout=5000"]
+    )
+    server.execute("CREATE DATABASE d")
+    server.execute("CREATE TABLE d.t (id INT PRIMARY KEY)")
+    server.execute("INSERT INTO d.t VALUES (1), (2), (3), (4), (5)")
+    server.execute("SET GLOBAL rpl_semi_sync_master_enabled = ON")
+    before = server.executed
+    thread = threading.Thread(target=server.execute, args=("INSERT INTO d.t VALUES (6)",))
+    thread.start()
+    while server.executed == before:
+        time.sleep(0.01)
+    assert server.execute("SELECT COUNT(*) FROM d.t") == [(5,)], "visible: nothing is tested"
+    yield server
+    thread.join()
+
+
+def test_the_copy_waits_until_the_server_shows_e0(held: MariaDBServer, tmp_path: Path) -> None:
+    """A transaction that was sent and that no SELECT sees yet must not be missing: no epoch after e0 brings it again."""
+    table = TableName("d", "t")
+    with Pipeline(tmp_path, held.url()) as pipeline:
+        added = pipeline.add(table)
+        assert str(added.end.gtids) == held.executed
+        assert pipeline.bootstrap(table)
+        rows = polars.read_delta(str(pipeline.config.lake_root / table.folder))["id"].to_list()
+    assert sorted(rows) == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_mutant_without_the_wait_loses_a_row(
+    held: MariaDBServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "_mutants", frozenset({"no_wait"}))
+    with pytest.raises(AssertionError, match=r"\[1, 2, 3, 4, 5\]"):
+        test_the_copy_waits_until_the_server_shows_e0(held, tmp_path)
