@@ -113,6 +113,7 @@ pub struct Column {
     valid: Vec<u8>,
     /// What did not fit, by row.
     unfit: Vec<(usize, String)>,
+    unfit_bytes: usize,
     /// Bytes that the last batch had of `data` and `offsets`.
     expected: (usize, usize),
 }
@@ -129,6 +130,7 @@ impl Column {
             offsets: Vec::new(),
             valid: Vec::new(),
             unfit: Vec::new(),
+            unfit_bytes: 0,
             expected: (0, 0),
         }
     }
@@ -145,8 +147,7 @@ impl Column {
     }
 
     fn bytes(&self) -> usize {
-        let unfit: usize = self.unfit.iter().map(|(_, text)| 48 + text.len()).sum();
-        self.data.len() + self.offsets.len() + self.valid.len() + unfit
+        self.data.len() + self.offsets.len() + self.valid.len() + self.unfit_bytes
     }
 
     /// An error that stops the table.
@@ -218,6 +219,7 @@ impl Column {
             return Err(self.stop(&format!("{why}, in the primary key")));
         }
         self.null(row);
+        self.unfit_bytes += unfit_size(&text);
         self.unfit.push((row, text));
         Ok(())
     }
@@ -237,8 +239,8 @@ impl Column {
         while self.valid.last() == Some(&0xFF) {
             self.valid.pop();
         }
-        while self.unfit.last().is_some_and(|(row, _)| *row >= rows) {
-            self.unfit.pop();
+        while let Some((_, text)) = self.unfit.pop_if(|(row, _)| *row >= rows) {
+            self.unfit_bytes -= unfit_size(&text);
         }
     }
 
@@ -269,6 +271,11 @@ impl Column {
             other => other,
         })
     }
+}
+
+/// Memory of one entry, about.
+fn unfit_size(text: &str) -> usize {
+    size_of::<(usize, String)>() + 16 + text.len()
 }
 
 /// Arrow data, checked.
@@ -365,6 +372,7 @@ impl Table {
     fn finish_unfit(&mut self, rows: usize) -> Result<Option<ArrayData>> {
         let mut all: Vec<(usize, usize, String)> = Vec::new();
         for (i, column) in self.columns.iter_mut().enumerate() {
+            column.unfit_bytes = 0;
             all.extend(std::mem::take(&mut column.unfit).into_iter().map(|(row, text)| (row, i, text)));
         }
         if all.is_empty() {

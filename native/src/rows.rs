@@ -44,6 +44,7 @@ pub struct Rows {
     incomplete: Vec<usize>,
     /// JSON diffs: row, kept column, diff.
     diffs: Vec<(usize, usize, Diff)>,
+    diff_bytes: usize,
 }
 
 /// What `Rows::finish` gives.
@@ -63,6 +64,7 @@ impl Rows {
             presence: Vec::new(),
             incomplete: Vec::new(),
             diffs: Vec::new(),
+            diff_bytes: 0,
         }
     }
 
@@ -77,7 +79,7 @@ impl Rows {
 
     /// Memory, about; the metadata as large as it becomes.
     pub fn bytes(&self) -> usize {
-        self.table.bytes() + self.len() * 29 + self.presence.len() + self.diffs.len() * 96
+        self.table.bytes() + self.len() * 29 + self.presence.len() + self.diff_bytes
     }
 
     /// How many values are kept as text in `_cdc_unfit`.
@@ -94,8 +96,8 @@ impl Rows {
         while self.incomplete.last().is_some_and(|row| *row >= rows) {
             self.incomplete.pop();
         }
-        while self.diffs.last().is_some_and(|(row, _, _)| *row >= rows) {
-            self.diffs.pop();
+        while let Some((_, _, diff)) = self.diffs.pop_if(|(row, _, _)| *row >= rows) {
+            self.diff_bytes -= diff_size(&diff);
         }
         // Up to the last incomplete row.
         let marked = self.incomplete.last().map_or(0, |row| row + 1);
@@ -126,6 +128,7 @@ impl Rows {
         self.fill_presence(row);
         self.presence.extend_from_slice(present);
         self.incomplete.push(row);
+        self.diff_bytes += diffs.iter().map(|(_, diff)| diff_size(diff)).sum::<usize>();
         self.diffs.extend(diffs.into_iter().map(|(column, diff)| (row, column, diff)));
     }
 
@@ -180,6 +183,7 @@ impl Rows {
             return Ok(None);
         }
         self.incomplete.clear();
+        self.diff_bytes = 0;
         self.fill_presence(rows);
         let width = i32::try_from(self.presence_width()).unwrap_or(0);
         let presence = Buffer::from_vec(std::mem::take(&mut self.presence));
@@ -219,6 +223,11 @@ impl Rows {
         let diffs = array(kind, rows, None, vec![Buffer::from_vec(offsets)], vec![entries])?;
         Ok(Some((presence, diffs)))
     }
+}
+
+/// Memory of one, about.
+fn diff_size(diff: &Diff) -> usize {
+    size_of::<(usize, usize, Diff)>() + 32 + diff.path.len() + diff.value.as_ref().map_or(0, String::len)
 }
 
 fn entry_fields(entries: &ArrayData) -> Fields {
