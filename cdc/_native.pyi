@@ -12,7 +12,7 @@ def version() -> str:
 def decode_text(charset: str, data: bytes) -> str | None:
     """Bytes of a server's character set as text; None where the server would put a question mark. ValueError: no such character set."""
 
-def charset_of_collation(id: int) -> str | None:
+def charset_of_collation(collation: int) -> str | None:
     """The character set of a collation of MySQL or MariaDB, by its number."""
 
 def json_text(data: bytes) -> str:

@@ -16,8 +16,8 @@ pub fn decode_text(charset: &str, data: &[u8]) -> PyResult<Option<String>> {
 
 /// The character set of a collation, by its number.
 #[pyfunction]
-pub fn charset_of_collation(id: u32) -> Option<&'static str> {
-    charset::of_collation(id)
+pub fn charset_of_collation(collation: u32) -> Option<&'static str> {
+    charset::of_collation(collation)
 }
 
 /// Binary JSON as the server prints it. ValueError if it is damaged.
