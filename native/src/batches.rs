@@ -162,11 +162,7 @@ impl Tables {
             return Ok(Mapped::Known);
         }
         if !self.captured.contains(map.name) {
-            if let Some(passed) = &mut self.passed
-                && !passed.contains(map.name)
-            {
-                passed.insert(map.name.to_vec());
-            }
+            self.pass(map.name);
             self.insert(map.id, None)?;
             return Ok(Mapped::Known);
         }
@@ -182,11 +178,21 @@ impl Tables {
         match Definition::read(map.definition, self.mariadb) {
             Ok(found) => Ok(Mapped::New(Box::new(found))),
             Err(Error::Table(what)) => {
+                self.pass(map.name);
                 self.insert(map.id, None)?;
                 Ok(Mapped::Unreadable(what))
             }
             Err(Error::Damaged(what)) => damaged(format!("a TABLE_MAP event cannot be read: {what}")),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Remember that rows of a table are skipped, if an XA transaction is open.
+    fn pass(&mut self, raw: &[u8]) {
+        if let Some(passed) = &mut self.passed
+            && !passed.contains(raw)
+        {
+            passed.insert(raw.to_vec());
         }
     }
 
@@ -233,6 +239,9 @@ impl Tables {
                 }
                 Err(error) => unread = Err(error),
             }
+        }
+        if reading.is_none() {
+            self.pass(raw);
         }
         let i = self.tables.len();
         self.tables.push(Table { definition: definition.to_vec(), name, reading, stopped, touched: None });
@@ -384,12 +393,13 @@ impl Tables {
     /// No rows of a table from the open transaction on; how many row events of that one are forgotten so.
     pub fn stop(&mut self, raw: &[u8]) -> u64 {
         self.captured.remove(raw);
-        let mut forgotten = 0;
-        for table in &mut self.tables {
+        let (mut forgotten, mut written) = (0, false);
+        for (i, table) in self.tables.iter_mut().enumerate() {
             if table.name.raw != raw {
                 continue;
             }
             table.stopped = true;
+            written |= table.touched.is_some() || self.maps.iter().any(|(_, mapped)| *mapped == Some(i));
             let Some(touched) = table.touched.and_then(|place| self.touched.get_mut(place)) else { continue };
             forgotten += touched.events;
             touched.events = 0;
@@ -400,6 +410,9 @@ impl Tables {
             } else if let Some(reading) = &mut table.reading {
                 reading.rows.truncate(touched.base);
             }
+        }
+        if written {
+            self.pass(raw);
         }
         forgotten
     }

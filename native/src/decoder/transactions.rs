@@ -295,8 +295,14 @@ impl Stream {
                 passed,
             };
             if action == Action::Hold {
-                self.prepared.insert(xid, prepared);
-                return Ok(());
+                return match self.prepared.insert(xid, prepared) {
+                    // Its name is free again, and the log does not say why: of what had it nothing was logged that took place.
+                    Some(gone) => {
+                        self.held = self.held.saturating_sub(gone.held);
+                        self.give_prepared(gone, false)
+                    }
+                    None => Ok(()),
+                };
             }
             self.held = self.held.saturating_sub(prepared.held);
             return self.give_prepared(prepared, true);
