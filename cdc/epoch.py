@@ -7,7 +7,7 @@ log lost records, a hash cannot. Records form a chain by `before`. Pure: no I/O,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -73,7 +73,7 @@ class Extent:
     digest: str
 
 
-def digest(records: list[bytes]) -> str:
+def digest(records: Sequence[bytes | memoryview]) -> str:
     """The digest of an extent's records, in order."""
     state = hashlib.sha256()
     for record in records:

@@ -16,6 +16,8 @@ RECORD_LIMIT = 4 * 1024 * 1024
 RECORD_MAXIMUM = 16 * 1024 * 1024
 """Bytes; a record larger than this cannot be written: its table stops."""
 
+Payload = bytes | memoryview
+"""A record to be written: its bytes, or a view of memory that holds them and does not change."""
 Seal = Callable[[Mapping[str, Extent]], CommitRecord]
 """Makes the commit record, once the extents of the data just written are known."""
 
@@ -27,7 +29,7 @@ class LogWriter(Protocol):
     def newest(self) -> CommitRecord | None:
         """The newest record that this writer knows: the one found when it was opened, then the one it appended."""
 
-    def append(self, data: Mapping[str, Sequence[bytes]], seal: Seal) -> CommitRecord:
+    def append(self, data: Mapping[str, Sequence[Payload]], seal: Seal) -> CommitRecord:
         """Write one epoch in one transaction: each table's records in order, then the record that `seal` returns.
 
         `data` maps `TableName.id` to at least one record of at most `RECORD_MAXIMUM` bytes. On return the epoch is durable and

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from cdc import unfit
 from cdc.errors import LogDamagedError, TableStoppedError
-from cdc.log.base import RECORD_LIMIT, RECORD_MAXIMUM
+from cdc.log.base import RECORD_LIMIT, RECORD_MAXIMUM, Payload
 
 FORMAT = b"1"
 """`lakesync.v`. A record of another format is refused, never guessed at."""
@@ -70,7 +70,7 @@ class Changes:
 
 def encode(
     changes: pa.RecordBatch, gtids: Sequence[str] | pa.StringArray, schema_hash: str, limit: int = RECORD_LIMIT
-) -> list[bytes]:
+) -> list[memoryview]:
     """`changes` as records of at most `limit` bytes, in order; a single row may take more. No rows give no records.
 
     `changes` has `METADATA`'s columns, with `_txn` an index into `gtids`, the source's, and `_cdc_unfit` or not. Raises
@@ -80,21 +80,22 @@ def encode(
     if batch.num_rows == 0:
         return []
     names = gtids if isinstance(gtids, pa.StringArray) else pa.array(gtids, pa.string())
-    # A first guess, so that large batches are not encoded only to be thrown away; the loop below makes it exact.
+    # A first guess; the loop below makes it exact.
     guess = batch.nbytes + names.nbytes * 5 // 4
     step = max(1, -(-batch.num_rows // max(1, -(-guess * 17 // 16 // limit))))
     todo = [(start, min(step, batch.num_rows - start)) for start in range(0, batch.num_rows, step)]
     todo.reverse()
-    records: list[bytes] = []
+    records: list[memoryview] = []
     while todo:
         start, count = todo.pop()
-        record = _encode(batch.slice(start, count), names, schema_hash)
-        if len(record) <= limit or (count == 1 and len(record) <= RECORD_MAXIMUM):
-            records.append(record)
+        record = _record(batch.slice(start, count), names, schema_hash)
+        size = _size(record)
+        if size <= limit or (count == 1 and size <= RECORD_MAXIMUM):
+            records.append(_payload(record, size))
         elif count == 1:
             txn, event, row = (batch.column(c)[start].as_py() for c in (1, 2, 3))
             raise TableStoppedError(
-                f"a row change needs {len(record)} bytes in the log; {RECORD_MAXIMUM} are possible",
+                f"a row change needs {size} bytes in the log; {RECORD_MAXIMUM} are possible",
                 where=f"{gtids[txn]}/{event}.{row}",
                 hint="leave the large column's table out, or shorten the value and `lakesync resync` the table",
             )
@@ -103,7 +104,7 @@ def encode(
     return records
 
 
-def decode(payload: bytes) -> Changes:
+def decode(payload: Payload) -> Changes:
     """The changes in one record. The bytes are untrusted: raises `LogDamagedError` for anything that `encode` never returns."""
     try:
         return _decode(payload)
@@ -117,7 +118,8 @@ class _FramingError(ValueError):
     """What is wrong with a record, in words that hold no values."""
 
 
-def _encode(batch: pa.RecordBatch, names: pa.StringArray, schema_hash: str) -> bytes:
+def _record(batch: pa.RecordBatch, names: pa.StringArray, schema_hash: str) -> pa.RecordBatch:
+    """The batch as it is written: with its own GTIDs only, and all that the schema's metadata says."""
     last = batch.num_columns - 1
     if unfit.is_last(batch.schema) and not unfit.needed(batch.column(last)):
         batch = batch.select(range(last))
@@ -132,10 +134,26 @@ def _encode(batch: pa.RecordBatch, names: pa.StringArray, schema_hash: str) -> b
             b"lakesync.gtids": orjson.dumps(names.take(used).to_pylist()),
         }
     )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-    return sink.getvalue().to_pybytes()
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _size(record: pa.RecordBatch) -> int:
+    """Bytes that it needs as a stream. Nothing is copied."""
+    sink = pa.MockOutputStream()
+    _write(record, sink)
+    return sink.size()
+
+
+def _payload(record: pa.RecordBatch, size: int) -> memoryview:
+    """The stream, copied once, to where it stays: memory that Arrow uses again, unlike that of `bytes`, costs no page faults."""
+    buffer = pa.allocate_buffer(size)
+    _write(record, pa.FixedSizeBufferWriter(buffer))
+    return memoryview(buffer).cast("B").toreadonly()
+
+
+def _write(record: pa.RecordBatch, sink: Any) -> None:
+    with pa.ipc.new_stream(sink, record.schema) as writer:
+        writer.write_batch(record)
 
 
 def _plain(changes: pa.RecordBatch) -> pa.RecordBatch:
@@ -157,7 +175,7 @@ def _plain(changes: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 
-def _decode(payload: bytes) -> Changes:
+def _decode(payload: Payload) -> Changes:
     if len(payload) > RECORD_MAXIMUM:
         raise _FramingError(f"{len(payload)} bytes; {RECORD_MAXIMUM} are possible")
     source = pa.BufferReader(payload)

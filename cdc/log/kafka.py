@@ -29,7 +29,7 @@ from cdc.errors import (
     LogUnavailableError,
 )
 from cdc.log import verify
-from cdc.log.base import LogWriter, Seal
+from cdc.log.base import LogWriter, Payload, Seal
 from cdc.log.broker import FENCED, PURGED, Bounds, Cluster, Reader, kafka_error, topic_uuid, transient
 from cdc.names import TOPIC_LIMIT, TableName, encode
 
@@ -251,7 +251,7 @@ class KafkaWriter:
     def newest(self) -> CommitRecord | None:
         return self._newest
 
-    def append(self, data: Mapping[str, Sequence[bytes]], seal: Seal) -> CommitRecord:
+    def append(self, data: Mapping[str, Sequence[Payload]], seal: Seal) -> CommitRecord:
         verify.check_input(data)
         producer = self._usable()
         self._refuse_if_moved()
@@ -354,7 +354,7 @@ class KafkaWriter:
         return self._topics[table]
 
     def _send(
-        self, producer: Producer, records: Mapping[str, Sequence[bytes]], key: bytes | None = None
+        self, producer: Producer, records: Mapping[str, Sequence[Payload]], key: bytes | None = None
     ) -> dict[str, list[int]]:
         """Write records to their topics, wait until they are acknowledged, return their offsets."""
         offsets: dict[str, list[int]] = {topic: [] for topic in records}
@@ -371,7 +371,7 @@ class KafkaWriter:
             for payload in payloads:
                 while True:
                     try:
-                        producer.produce(topic, value=payload, key=key, partition=0, on_delivery=delivered)
+                        producer.produce(topic, value=bytes(payload), key=key, partition=0, on_delivery=delivered)
                         break
                     except BufferError:
                         producer.poll(0.1)
@@ -445,10 +445,10 @@ def _reason(error: BaseException) -> KafkaError | None:
     return None
 
 
-def _extent(offsets: Sequence[int], records: Sequence[bytes]) -> Extent:
+def _extent(offsets: Sequence[int], records: Sequence[Payload]) -> Extent:
     if len(offsets) != len(records):
         raise LogError(f"{len(records)} records were written, {len(offsets)} acknowledged")
-    return Extent(offsets[0], offsets[-1], len(records), sum(map(len, records)), digest(list(records)))
+    return Extent(offsets[0], offsets[-1], len(records), sum(map(len, records)), digest(records))
 
 
 def _newest(reader: Reader, commits: str, where: str) -> CommitRecord | None:

@@ -32,7 +32,7 @@ from cdc.errors import (
     LogUnavailableError,
 )
 from cdc.log import verify
-from cdc.log.base import LogWriter, Seal
+from cdc.log.base import LogWriter, Payload, Seal
 
 APPLICATION_ID = 0x6C6B7379
 """In the file's header: `lksy`."""
@@ -46,8 +46,15 @@ READ_ROWS = 64
 """Commit records read at a time, so that a slow reader holds no transaction open, which would keep the WAL from shrinking."""
 TRIM_ROWS = 64
 """Records deleted in one transaction, so that the writer waits little."""
+PAGE = 16 * 1024
+"""Bytes of a page of a new file. Records are large, and every page costs two writes by the system: with SQLite's 4 KiB an epoch takes
+twice as long and more. A small commit writes three or four pages."""
+CHECKPOINT = 16 * 1024 * 1024
+"""Bytes in the WAL from which a commit moves them to the file, which costs two fsyncs more."""
 WAL_LIMIT = 64 * 1024 * 1024
 """Bytes that the WAL file keeps after a checkpoint."""
+VACUUM = 16 * 1024 * 1024
+"""Bytes given back in one transaction."""
 FREE_LIMIT = 64 * 1024 * 1024
 """Bytes of the file that trimming may leave free for later epochs; what is above goes back to the file system."""
 
@@ -174,7 +181,7 @@ class SqliteLog:
             )
             page = sql.execute("PRAGMA page_size").fetchone()[0]
             while (free := sql.execute("PRAGMA freelist_count").fetchone()[0]) * page > FREE_LIMIT:
-                sql.execute(f"PRAGMA incremental_vacuum({min(free - FREE_LIMIT // page, 4096)})").fetchall()
+                sql.execute(f"PRAGMA incremental_vacuum({min(free - FREE_LIMIT // page, VACUUM // page)})").fetchall()
 
     def size_bytes(self) -> int | None:
         total = 0
@@ -248,7 +255,7 @@ class SqliteWriter:
     def newest(self) -> CommitRecord | None:
         return self._newest
 
-    def append(self, data: Mapping[str, Sequence[bytes]], seal: Seal) -> CommitRecord:
+    def append(self, data: Mapping[str, Sequence[Payload]], seal: Seal) -> CommitRecord:
         verify.check_input(data)
         with _translated(self._path):
             sql = self._current()
@@ -338,7 +345,8 @@ def _create(path: Path, pipeline: str) -> None:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
         with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as sql:
             sql.execute("PRAGMA synchronous = FULL")
-            sql.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
+            sql.execute(f"PRAGMA page_size = {PAGE}")  # this and the next before the first table
+            sql.execute("PRAGMA auto_vacuum = INCREMENTAL")
             sql.execute("BEGIN IMMEDIATE")
             for statement in SCHEMA:
                 sql.execute(statement)
@@ -386,6 +394,8 @@ def _connect(path: Path, pipeline: str) -> _Connection:
             _check_file(sql, path, pipeline)
             sql.execute("PRAGMA synchronous = FULL")
             sql.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+            page = sql.execute("PRAGMA page_size").fetchone()[0]
+            sql.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT // page}")
             sql.execute("PRAGMA cell_size_check = ON")
         except BaseException:
             sql.close()
@@ -463,12 +473,12 @@ def _record(path: Path, row: Sequence[Any] | None) -> CommitRecord | None:
     return record
 
 
-def _insert(sql: sqlite3.Connection, table: str, records: Sequence[bytes]) -> Extent:
+def _insert(sql: sqlite3.Connection, table: str, records: Sequence[Payload]) -> Extent:
     offsets = [
         sql.execute("INSERT INTO data (tbl, payload) VALUES (?, ?)", (table, record)).lastrowid or 0
         for record in records
     ]
-    return Extent(offsets[0], offsets[-1], len(records), sum(map(len, records)), digest(list(records)))
+    return Extent(offsets[0], offsets[-1], len(records), sum(map(len, records)), digest(records))
 
 
 def _delete(sql: sqlite3.Connection, what: str, below: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from cdc import faults
 from cdc.epoch import CommitRecord, Extent, digest
 from cdc.errors import LogDamagedError, LogError, LogFencedError, LogMovedError
-from cdc.log.base import RECORD_MAXIMUM
+from cdc.log.base import RECORD_MAXIMUM, Payload
 
 RESTORED = "was the log restored, trimmed by another program, or replaced? `lakesync status` shows which tables need `lakesync resync`"
 
@@ -42,7 +42,7 @@ def _check_types(record: CommitRecord) -> None:
         raise TypeError("a number or a text is something else")
 
 
-def check_input(data: Mapping[str, Sequence[bytes]]) -> None:
+def check_input(data: Mapping[str, Sequence[Payload]]) -> None:
     """What the caller of `append` owes. Raises `ValueError`; `LogError` for a record that is too large."""
     for table, records in data.items():
         if not records:
@@ -101,7 +101,7 @@ def check_data(table: str, extent: Extent, records: Sequence[bytes], where: str)
         return
     elif (size := sum(map(len, records))) != extent.bytes:
         wrong = f"{size} bytes, its commit record says {extent.bytes}"
-    elif digest(list(records)) != extent.digest:
+    elif digest(records) != extent.digest:
         wrong = "other bytes than its commit record says"
     if wrong:
         raise LogDamagedError(

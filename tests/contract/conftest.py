@@ -45,7 +45,8 @@ class Epochs:
 
     def data(self, number: int, rows: Mapping[str, int], width: int = 8) -> dict[str, list[bytes]]:
         """The records of epoch `number`: so many rows of each table (by id)."""
-        return {t: encode(self.batch(number, n, width), [f"{SERVER}:{number}"], SCHEMA_HASH) for t, n in rows.items()}
+        gtids = [f"{SERVER}:{number}"]
+        return {t: [*map(bytes, encode(self.batch(number, n, width), gtids, SCHEMA_HASH))] for t, n in rows.items()}
 
     def position(self, number: int, events: int = 0) -> Position:
         """After transaction `number`, and so many row events of the next one."""

@@ -168,7 +168,7 @@ class Source:
 class Cut(NamedTuple):
     """A table's changes of one epoch, for the log."""
 
-    records: list[bytes]
+    records: list[memoryview]
     rows: Counts
 
 

@@ -15,11 +15,16 @@ from hypothesis import strategies as st
 
 from cdc import unfit
 from cdc.errors import LogDamagedError, TableStoppedError
+from cdc.log import codec
 from cdc.log.base import RECORD_LIMIT, RECORD_MAXIMUM
-from cdc.log.codec import METADATA, Changes, decode, encode
+from cdc.log.codec import METADATA, Changes, decode
 
 SID = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
 HASH = "ab" * 32
+
+
+def encode(batch: pa.RecordBatch, names: Any, schema_hash: str, limit: int = RECORD_LIMIT) -> list[bytes]:
+    return [bytes(record) for record in codec.encode(batch, names, schema_hash, limit)]
 
 
 def changes(txns: list[int], *source: tuple[pa.Field[Any], Any]) -> pa.RecordBatch:
