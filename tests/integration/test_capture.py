@@ -32,6 +32,7 @@ from cdc.names import TableName
 from cdc.position import BinlogEnd, Gtid, GtidSet
 from cdc.schema import TableSchema
 from dev.mysql import MySQLServer
+from dev.sqlserver import SqlServer
 from tests.contract.binlog import run
 from tests.integration.capturing import Rig, fold
 
@@ -67,7 +68,7 @@ def own(tmp_path: Path, mysql_factory: Callable[..., MySQLServer]) -> Rig:
 T = TableName("s", "t")
 
 
-def contents(server: MySQLServer, table: TableName) -> dict[Any, tuple[Any, ...]]:
+def contents(server: SqlServer, table: TableName) -> dict[Any, tuple[Any, ...]]:
     return {row[0]: row for row in server.execute(f"SELECT * FROM {table.quoted}")}
 
 

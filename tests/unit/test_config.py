@@ -105,7 +105,6 @@ def test_each_mistake_is_named(tmp_path: Path, text: str, what: str) -> None:
         ("{url: 'mysql://u:hunter2@db:3306'}", "the URL holds a password"),
         ("{url: 'postgres://u@db'}", "write mysql://user@host:3306"),
         ("{url: 'mysql://db:3306'}", "write mysql://user@host:3306"),
-        ("{url: 'postgres://u@db'}", "write mysql://user@host:3306"),
         ("{url: 'mysql://u@db', tls: disabled}", "insecure: true"),
         ("{}", "`source.url` is missing"),
     ],
@@ -115,6 +114,11 @@ def test_a_source_that_cannot_be(tmp_path: Path, source: str, what: str) -> None
         parse(tmp_path, f"name: shop\nlake: lake\nsource: {source}\n")
     assert what in caught.value.what
     assert "hunter2" not in str(caught.value)
+
+
+def test_mariadb_may_be_called_so(tmp_path: Path) -> None:
+    source = parse(tmp_path, "name: s\nlake: l\nsource: {url: 'mariadb://u@db.example:3307'}\n").source
+    assert (source.host, source.port, source.user) == ("db.example", 3307, "u")
 
 
 def test_plain_text_elsewhere_needs_a_word(tmp_path: Path) -> None:
