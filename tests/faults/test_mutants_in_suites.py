@@ -13,6 +13,7 @@ from cdc import faults
 
 ROOT = Path(__file__).parents[2]
 LOG, SQLITE = "tests/contract/test_log.py", "tests/contract/test_log_sqlite.py"
+PARTS = "tests/integration/test_merge_parts.py"
 MERGE, LAKE = "tests/integration/test_merge_exactly_once.py", "tests/integration/test_lake.py"
 
 CASES = (
@@ -21,6 +22,7 @@ CASES = (
     ("no_fencing", f"{LOG}::test_a_second_writer_fences_the_first[sqlite]"),
     ("no_fencing", f"{LOG}::test_a_second_writer_fences_the_first[kafka]"),
     ("applied_from_other_snapshot", f"{MERGE}::test_a_merger_that_was_overtaken_decides_again"),
+    ("parts_ignored", f"{PARTS}::test_a_transaction_that_is_cut_otherwise_the_second_time"),
     ("no_put_if_absent", f"{LAKE}::test_the_second_of_two_mergers_loses_and_leaves_nothing"),
 )
 
