@@ -32,7 +32,8 @@ _NOT_PREPARED = frozenset({1461, ER.UNSUPPORTED_PS})
 """max_prepared_stmt_count is reached; a proxy without prepared statements."""
 
 Statement = Callable[[bool], tuple[str, tuple[object, ...]]]
-"""A SELECT and its arguments (bound as PyMySQL does, `%s`), given whether its rows will come as text."""
+"""A SELECT and its arguments (bound as PyMySQL does, `%s`; without any, a percent sign is one), given whether its rows will come as
+text."""
 
 
 def select_list(schema: TableSchema, text: bool = False) -> str:
@@ -91,15 +92,20 @@ def _begin(connection: Connection[Any], statement: Statement) -> bytes | None:
             cursor.execute("SET SESSION character_set_results = NULL")
             wire._lakesync_raw = True
         try:
-            prepared = _prepare(wire, cursor.mogrify(*statement(False)))
+            prepared = _prepare(wire, _mogrify(cursor, statement(False)))
         except pymysql.err.Error as error:
             if not error.args or error.args[0] not in _NOT_PREPARED:
                 raise
-            wire._execute_command(COMMAND.COM_QUERY, cursor.mogrify(*statement(True)))
+            wire._execute_command(COMMAND.COM_QUERY, _mogrify(cursor, statement(True)))
             return None
     # No flags: without a cursor, all rows at once. One iteration; the protocol has no other number.
     wire._execute_command(_COM_STMT_EXECUTE, prepared + b"\0" + (1).to_bytes(4, "little"))
     return prepared
+
+
+def _mogrify(cursor: Cursor, statement: tuple[str, tuple[object, ...]]) -> str:
+    sql, arguments = statement
+    return cursor.mogrify(sql, arguments or None)
 
 
 def _prepare(wire: Any, sql: str) -> bytes:

@@ -65,6 +65,7 @@ def rig(base: Rig, tmp_path: Path) -> Iterator[Rig]:
     # ClickHouse's folder cannot be copied; the trace is made again.
     shutil.copytree(base.folder, tmp_path / "p", ignore=shutil.ignore_patterns("trace", "trace.json"))
     copy = Rig(tmp_path / "p", base.server, base.tables)
+    assert isinstance(copy.server, MySQLServer)
     if copy.server.gtid_executed != base_gtids(base):
         assert copy.catch_up().returncode == 0
     yield copy
@@ -187,6 +188,62 @@ def test_keys_that_the_server_takes_for_equal_are_told_apart(rig: Rig, monkeypat
     assert rig.stop(daemon) == 0
     assert report.equal, report
     assert report.tables[0].settled == 8
+
+
+@pytest.mark.parametrize("flavor", ["mysql", "mariadb"])
+def test_every_type_and_what_does_not_fit_is_compared(
+    request: pytest.FixtureRequest, tmp_path: Path, flavor: str
+) -> None:
+    server: Any = request.getfixturevalue(flavor)
+    schema = request.getfixturevalue("schema" if flavor == "mysql" else "mariadb_schema")
+    table = TableName(schema, "odd")
+    server.execute(
+        f"CREATE TABLE {table.quoted} (k TIME(2), b BIT(9), t VARCHAR(9) CHARACTER SET cp1250, y YEAR, f FLOAT, s SET('x','é') CHARACTER SET latin1,"
+        " j JSON, d DATE, dt DATETIME(1), ts TIMESTAMP(6) NULL, g POINT, l DECIMAL(50,5), bb BIT(1), secret INT, PRIMARY KEY (k, b, t))"
+    )
+
+    def write(*statements: str) -> None:
+        with server.root(init_command="SET sql_mode = 'ALLOW_INVALID_DATES'") as writer, writer.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    def row(n: int) -> str:
+        day = ("'0000-00-00'", "'2024-02-31'", "'2024-02-29'", "NULL")[n % 4]
+        return (
+            f"(SEC_TO_TIME(-3000 + {n} * 100.25), {n * 5}, CONCAT('ž', {n}), {1990 + n}, {n} / 3e0, {n % 4}, '{{\"b\": {n}.50, \"a\": 1}}', {day}, {day}, NULL,"
+            f" POINT({n}, 1), {n}.00001, {n % 2}, {n})"
+        )
+
+    write(f"INSERT INTO {table.quoted} VALUES {', '.join(map(row, range(60)))}")
+    entry = {"name": f"{schema}.odd", "exclude": ["secret"], "types": {"dt": "string"}}
+    rig = Rig(tmp_path / "p", server, [], settings={"tables": [entry]})
+    try:
+        assert rig.catch_up().returncode == 0
+        write(
+            f"INSERT INTO {table.quoted} VALUES {', '.join(map(row, range(60, 99)))}",
+            f"UPDATE {table.quoted} SET d = '2023-02-30', f = -0.1, g = NULL WHERE y < 2000",
+            f"UPDATE {table.quoted} SET b = b + 1, bb = NOT bb WHERE y BETWEEN 2001 AND 2010",
+            f"DELETE FROM {table.quoted} WHERE y = 2020",
+        )
+        assert rig.catch_up().returncode == 0
+        found = values_of(reconcile(rig, "--values", code=0), str(table))
+        assert (found["source_rows"], found["lake_rows"], found["different"]) == (98, 98, 0)
+        lake = deltalake.DeltaTable(str(rig.lake / schema / "odd"))
+        kept = pa.table(lake.scan(columns=["y", "_cdc_unfit"])).to_pylist()
+        assert {r["y"]: dict(r["_cdc_unfit"] or {}) for r in kept}[1991] == {"d": "2023-02-30"}
+        assert "secret" not in [field.name for field in lake.schema().fields]
+        lake.delete("y IN (1992, 2005)")
+        with server.root() as connection, connection.cursor() as cursor:
+            cursor.execute("SET sql_mode = 'ALLOW_INVALID_DATES', sql_log_bin = 0")
+            cursor.execute(f"UPDATE {table.quoted} SET d = '0000-00-00' WHERE y = 1991")
+        found = values_of(reconcile(rig, "--values", code=1), str(table))
+        assert sorted((d["kind"], d["columns"]) for d in found["differences"]) == [
+            ("different", ["d"]),
+            ("missing in the lake", []),
+            ("missing in the lake", []),
+        ]
+    finally:
+        rig.close()
 
 
 def test_no_false_alarm_while_writes_go_on(rig: Rig) -> None:

@@ -486,6 +486,12 @@ def test_statements_follow_one_another_and_none_is_left_prepared(
     assert prepared() == before
 
 
+def test_a_percent_sign_is_one_where_nothing_is_bound(connection: Connection[Any]) -> None:
+    for sql, arguments in (("SELECT '%s'", ()), ("SELECT '%%s' FROM DUAL WHERE 1 = %s", (1,))):
+        (batch,) = results.read(connection, as_binary(sql, *arguments), BYTES)
+        assert batch.column(0).to_pylist() == [b"%s"]
+
+
 def test_a_reader_that_leaves_closes_the_connection(server: SqlServer) -> None:
     connection = opened(server)
     found: Any = results.read(connection, as_binary("SELECT '1' UNION ALL SELECT '2'"), BYTES, rows=1)
