@@ -681,6 +681,9 @@ mod tests {
         }
         // Digits above nine.
         assert!(Packed::new(1, 0).unwrap().value(&[0x80 + 10]).is_err());
+        let mut wide = pack(&"1".repeat(28), "", false);
+        wide[1..5].copy_from_slice(&1_000_000_000_u32.to_be_bytes());
+        assert!(Packed::new(28, 0).unwrap().value(&wide).is_err());
         assert!(Packed::new(0, 0).is_none() && Packed::new(82, 0).is_none() && Packed::new(5, 6).is_none());
     }
 

@@ -252,6 +252,114 @@ fn partial_json_comes_as_diffs() {
 }
 
 #[test]
+fn a_bit_for_each_json_column_says_whether_it_comes_as_diffs() {
+    let plan = plan(vec![("id", Type::Int { bytes: 1, unsigned: false }), ("a", Type::Json), ("b", Type::Json)]);
+    let column = |type_, meta, place| WireColumn { type_, meta, unsigned: false, plan: place, key: place == Some(0) };
+    let columns = [
+        column(types::TINY, 0, Some(0)),
+        column(types::JSON, 4, None),
+        column(types::JSON, 4, Some(1)),
+        column(types::JSON, 4, Some(2)),
+    ];
+    let wire = Wire::new(&columns, &plan).unwrap();
+    let mut rows = Rows::new(plan);
+    // Before: the key. After: the second and the third JSON; the bits are of the first (absent) and the third.
+    let json = [2, 0, 0, 0, 4, 1];
+    let diffs = [7, 0, 0, 0, 2, 5, b'$', b'.', b'a', b'b', b'c'];
+    let body = [&[7, 0, 0, 0, 0, 0, 1, 0, 2, 0, 4, 1, 0xC][..], &[0, 9], &[1, 5, 0], &json, &diffs].concat();
+    assert_eq!(read_all(&body, 39, &wire, &mut rows).unwrap(), 1);
+    let Finished { rows: data, incomplete } = rows.finish().unwrap();
+    let (presence, diffs) = incomplete.unwrap();
+    assert_eq!(presence.buffers()[0].as_slice(), [3]);
+    assert_eq!((texts(&data, 7), texts(&data, 8)), (vec![some("true")], vec![None]));
+    assert_eq!(numbers::<i32>(&diffs.child_data()[0], 0), [2]);
+}
+
+/// A column of its own as the lake would have it: the text of each cell, or its error.
+fn cells(kind: Type, type_: u8, meta: u16, raw: &[&[u8]]) -> Vec<std::result::Result<Option<String>, Error>> {
+    let name = "c".to_string();
+    let plan: Arc<[ColumnPlan]> = Arc::new([ColumnPlan { name, kind, output: Output::String, key: false }]);
+    let column = WireColumn { type_, meta, unsigned: false, plan: Some(0), key: false };
+    let wire = Wire::new(&[column], &plan).unwrap();
+    let one = |cell: &&[u8]| {
+        let mut rows = Rows::new(plan.clone());
+        let body = [&[7, 0, 0, 0, 0, 0, 1, 0, 2, 0, 1, 1, 0][..], cell].concat();
+        read_all(&body, 30, &wire, &mut rows)?;
+        Ok(texts(&rows.finish()?.rows, 6).remove(0))
+    };
+    raw.iter().map(one).collect()
+}
+
+#[test]
+fn temporals_from_before_fractions_were_stored() {
+    let old = cells(Type::Datetime { scale: 0 }, types::DATETIME, 0, &[&20_240_229_235_958_u64.to_le_bytes(), &[0; 8]]);
+    assert_eq!(old, [Ok(some("2024-02-29 23:59:58.000000")), Ok(some("0000-00-00 00:00:00.000000"))]);
+    let old = cells(Type::Timestamp { scale: 0 }, types::TIMESTAMP, 0, &[&[1, 0, 0, 0], &[0; 4], &[0xFF; 4]]);
+    let expected = ["1970-01-01 00:00:01.000000", "0000-00-00 00:00:00.000000", "2106-02-07 06:28:15.000000"];
+    assert_eq!(old, expected.map(|text| Ok(some(text))));
+    let digits = |value: i32| value.to_le_bytes();
+    let raw = [digits(8_385_959), digits(-8_385_959), digits(-1), digits(60)];
+    let old = cells(Type::Time { scale: 0 }, types::TIME, 0, &raw.each_ref().map(|bytes| &bytes[..3]));
+    assert_eq!(old[..3], ["838:59:59.000000", "-838:59:59.000000", "-00:00:01.000000"].map(|text| Ok(some(text))));
+    assert!(matches!(old[3], Err(Error::Table(_))));
+}
+
+#[test]
+fn times_count_backwards_below_zero_with_their_fraction() {
+    for (scale, raw, expected) in [
+        (0, &[0x80, 0x10, 0x83][..], "01:02:03.000000"),
+        (0, &[0x7F, 0xEF, 0x7D], "-01:02:03.000000"),
+        (1, &[0x7F, 0xFF, 0xFF, 0xF6], "-00:00:00.100000"),
+        (2, &[0x7F, 0xFF, 0xFF, 0xF6], "-00:00:00.100000"),
+        (4, &[0x7F, 0xFF, 0xFF, 0xFF, 0xFF], "-00:00:00.000100"),
+        (6, &[0x7F, 0xFF, 0xFE, 0xFF, 0xFF, 0xFF], "-00:00:01.000001"),
+        (6, &[0xB4, 0x6E, 0xFB, 0, 0, 0], "838:59:59.000000"),
+    ] {
+        let found = cells(Type::Time { scale }, types::TIME2, u16::from(scale), &[raw]);
+        assert_eq!(found, [Ok(some(expected))], "{raw:x?}");
+    }
+    let wrong = cells(Type::Time { scale: 0 }, types::TIME2, 0, &[&[0x80, 0x0F, 0xC0]]);
+    assert!(matches!(wrong[0], Err(Error::Table(_))));
+}
+
+#[test]
+fn what_stands_as_a_string() {
+    use crate::image::string_type;
+    assert_eq!(string_type(0xFE14), (types::STRING, 20));
+    assert_eq!(string_type(0xF702), (types::ENUM, 2));
+    assert_eq!(string_type(0xF808), (types::SET, 8));
+    // CHAR(255) of four bytes each: 1020.
+    assert_eq!(string_type(0xCEFC), (types::STRING, 1020));
+    let members: Arc<[String]> = Arc::new(["a".into(), "é".into(), "c".into()]);
+    let charset = Charset::UTF8;
+    let kind = Type::Enum { members: members.clone(), charset };
+    assert_eq!(cells(kind, types::STRING, 0xF701, &[&[0], &[2]]), [Ok(some("")), Ok(some("é"))]);
+    let found = cells(Type::Set { members, charset }, types::STRING, 0xF801, &[&[0], &[5], &[8]]);
+    assert_eq!(found, [Ok(some("")), Ok(some("a,c")), Ok(None)]);
+    let found = cells(Type::Binary { length: 3 }, types::STRING, 0xFE03, &[&[0], &[1, 7], &[3, 1, 2, 0xAB]]);
+    assert_eq!(found, [Ok(some("000000")), Ok(some("070000")), Ok(some("0102AB"))]);
+    let found = cells(Type::Bit { bits: 9 }, types::BIT, 0x0101, &[&[1, 0x55]]);
+    assert_eq!(found, [Ok(some("0155"))]);
+}
+
+#[test]
+fn types_that_are_not_read_are_refused_by_name() {
+    let plan = plan(vec![("c", Type::Varbinary)]);
+    for (type_, meta, place, said) in [
+        (types::MARIADB_VARCHAR_COMPRESSED, 10, Some(0), "COMPRESSED"),
+        (types::TYPED_ARRAY, 0, Some(0), "typed arrays"),
+        (200, 0, Some(0), "wire type 200"),
+        (types::LONG, 0, Some(0), "not what its plan says"),
+        (types::DATETIME, 0, None, "mysql56_temporal_format"),
+        (types::VARCHAR, 10, None, "does not have"),
+    ] {
+        let column = WireColumn { type_, meta, unsigned: false, plan: place, key: false };
+        let error = Wire::new(&[column], &plan).unwrap_err();
+        assert!(matches!(&error, Error::Table(what) if what.contains(said)), "{error}");
+    }
+}
+
+#[test]
 fn truncated_rows_were_never_there() {
     let (plan, wire) = table();
     let (mut once, mut again) = (Rows::new(plan.clone()), Rows::new(plan));
