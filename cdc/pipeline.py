@@ -114,7 +114,7 @@ class Pipeline:
             raise ConfigError(
                 "not the GTID of one transaction",
                 where=gtid,
-                hint="write uuid:number, as the error that stopped names it",
+                hint="write uuid:number (on MariaDB domain-server-number), as the error that stopped names it",
             ) from None
         return State(self.config.state).ask("skip", str(named))
 

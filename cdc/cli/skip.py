@@ -10,7 +10,9 @@ from cdc.cli import options, requests
 
 
 def command(
-    gtid: Annotated[str, typer.Argument(metavar="GTID", help="uuid:number of one transaction.")],
+    gtid: Annotated[
+        str, typer.Argument(metavar="GTID", help="uuid:number of one transaction; on MariaDB domain-server-number.")
+    ],
     config: options.ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:

@@ -44,10 +44,11 @@ _SESSION = (
 )
 # The same for MariaDB, where names differ, and a system-versioned table shows another time's rows if the server is told to.
 _MARIADB_SESSION = (
-    "SET SESSION sql_mode = '', time_zone = '+00:00', tx_isolation = 'REPEATABLE-READ', tx_read_only = ON, sql_safe_updates = OFF,"
-    " sql_select_limit = 18446744073709551615, sql_big_selects = ON, sql_auto_is_null = OFF, max_statement_time = 0,"
-    " system_versioning_asof = DEFAULT, lock_wait_timeout = 60, net_write_timeout = 600"
+    "SET SESSION sql_mode = '', time_zone = '+00:00', sql_safe_updates = OFF, sql_select_limit = 18446744073709551615,"
+    " sql_big_selects = ON, sql_auto_is_null = OFF, max_statement_time = 0, system_versioning_asof = DEFAULT, lock_wait_timeout = 60, net_write_timeout = 600"
 )
+# The variables have other names in other versions.
+_MARIADB_TRANSACTIONS = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 # Generated invisible primary keys are columns like others: they are in the binary log and must be in information_schema.
 _SHOW_GIPK = "SET SESSION show_gipk_in_create_table_and_information_schema = ON"
 
@@ -168,7 +169,9 @@ def _prepare(connection: Connection[Any], source: SourceConfig) -> None:
         )
     with translated(source), connection.cursor(Cursor) as cursor:
         cursor.execute(_MARIADB_SESSION if mariadb else _SESSION)
-        if not mariadb and numbers >= (8, 0, 30):
+        if mariadb:
+            cursor.execute(_MARIADB_TRANSACTIONS)
+        elif numbers >= (8, 0, 30):
             cursor.execute(_SHOW_GIPK)
 
 

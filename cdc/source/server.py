@@ -72,7 +72,8 @@ class Server:
         return GtidSet.parse(str(text))
 
     def _binlog_status(self) -> tuple[Any, ...]:
-        new = release(version_of(self._connection)) >= (8, 2)
+        # MariaDB's older versions know the older name alone, and newer ones both.
+        new = release(version_of(self._connection)) >= (8, 2) and not is_mariadb(self._connection)
         rows = self._query("SHOW BINARY LOG STATUS" if new else "SHOW MASTER STATUS")
         if not rows:
             raise SourceError(
