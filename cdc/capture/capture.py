@@ -100,6 +100,7 @@ class _Following:
     def _last_epoch(self, error: LakesyncError | None) -> None:
         """Write the whole transactions that were read. Of two errors the first is told, unless a newer capture is the reason."""
         try:
+            self._session.settle()
             self._session.collect()
             if self._chain.has_news:
                 self._session.publish()
@@ -124,8 +125,10 @@ class _Following:
         faults.point("capture.event")
         while not taken:
             session.collect()
-            if self._chain.has_rows or session.is_eager:
+            if session.is_eager:
                 session.publish()
+            elif self._chain.has_rows:
+                session.publish_behind()
             self._tick()
             taken = session.decoder.feed(b"")
             faults.point("capture.event")
@@ -136,6 +139,11 @@ class _Following:
         """Whatever is due."""
         session = self._session
         now_s = self._clock.monotonic()
+        if now_s < min(session.linger_at or now_s + 1, session.idle_at, self._look_at, self._beat_at) and (
+            now_s < self._housekeep_at or not session.decoder.idle
+        ):
+            return
+        session.settle()
         if session.linger_at is not None and now_s >= session.linger_at:
             session.collect()
             if self._chain.has_rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from cdc.capture.complete import complete
 from cdc.clock import Clock
 from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState
 from cdc.errors import LakesyncError, LogDamagedError, SourceIdentityError, TableStoppedError
-from cdc.log.base import Log, LogWriter
+from cdc.log.base import Log, LogWriter, Payload
 from cdc.log.codec import encode
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Gtid, GtidSet, Position
@@ -46,11 +47,24 @@ class _Pending:
 
     transactions: int = 0
     framing: Counter[str] = field(default_factory=Counter)
-    data: dict[str, list[bytes]] = field(default_factory=dict)
+    data: dict[str, list[Payload]] = field(default_factory=dict)
     rows: dict[str, Counts] = field(default_factory=dict)
     schemas: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     stopped: dict[TableName, LakesyncError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What is about to be written."""
+
+    pending: _Pending
+    position: Position
+    ts_ms: int
+    raw_us: int
+    seq: int
+    added: Mapping[str, TableState]
+    removed: Mapping[str, dict[str, Any]]
 
 
 class Chain:
@@ -80,6 +94,9 @@ class Chain:
             self.begin(newest.end, Origin(newest.number, newest.ts_ms, newest.raw_us, newest.seq))
         self._pending = _Pending()
         self._hashes: dict[str, str] = {}
+        self._behind: tuple[_Epoch, Future[CommitRecord]] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._failed: BaseException | None = None
 
     def begin(self, position: Position, origin: Origin) -> None:
         """Go on from here. Nothing may be pending."""
@@ -110,8 +127,13 @@ class Chain:
         return bool(self._pending.data or self._pending.stopped or self._pending.skipped)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the next epoch says nothing but rows."""
+        return not (self._pending.stopped or self._pending.skipped)
+
+    @property
     def has_news(self) -> bool:
-        """Whether an epoch would say anything new."""
+        """Whether an epoch would say anything new. Nothing may be written behind."""
         return self.has_rows or self.newest is None or self.position != self.newest.end
 
     @property
@@ -226,8 +248,56 @@ class Chain:
 
         Raises as `LogWriter.append` does; what was pending is pending still then.
         """
+        self.settle()
+        epoch = self._epoch(added, removed)
+        record = self._written(epoch, self._append(epoch))
+        self._pending = _Pending()
+        return record
+
+    def publish_behind(self) -> None:
+        """Begin to write the next epoch, in a thread, once the one before it is written: what follows can be decoded meanwhile.
+
+        Raises as `settle` does.
+        """
+        self.settle()
+        epoch = self._epoch()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "lakesync-epoch")
+        self._behind = epoch, self._thread.submit(self._append, epoch)
+        self._pending = _Pending()
+
+    def settle(self) -> CommitRecord | None:
+        """Wait for what is written behind; its record, if there was something.
+
+        Raises as `LogWriter.append` does: then nothing can be written any more, and every further call raises the same, since what
+        would follow stands behind what failed.
+        """
+        if self._failed is not None:
+            raise self._failed
+        if self._behind is None:
+            return None
+        (epoch, writing), self._behind = self._behind, None
+        try:
+            record = writing.result()
+        except BaseException as error:
+            self._failed = error
+            raise
+        return self._written(epoch, record)
+
+    def close(self) -> None:
+        """Wait for what is written behind, whatever becomes of it."""
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _epoch(
+        self,
+        added: Mapping[TableName, tuple[TableSchema, dict[str, Any]]] | None = None,
+        removed: Mapping[TableName, dict[str, Any]] | None = None,
+    ) -> _Epoch:
+        """What is pending, as it is now."""
         faults.point("capture.before-epoch")
-        pending = self._pending
+        pending, position = self._pending, self.position
+        assert position is not None
         assert not any(table.id in pending.data for table in added or ())
         gone = {t.id: e.to_dict() for t, e in pending.stopped.items() if t.id in self.states}
         gone |= {t.id: reason for t, reason in (removed or {}).items()}
@@ -235,22 +305,23 @@ class Chain:
             t.id: TableState(schema.to_dict(), options, Counts(), None, self._number + 1)
             for t, (schema, options) in (added or {}).items()
         }
-        record = self.writer.append(pending.data, lambda extents: self._seal(extents, new, gone))
+        return _Epoch(pending, position, self.ts_ms, self.raw_us, self.seq, new, gone)
+
+    def _append(self, epoch: _Epoch) -> CommitRecord:
+        return self.writer.append(epoch.pending.data, lambda extents: self._seal(extents, epoch))
+
+    def _written(self, epoch: _Epoch, record: CommitRecord) -> CommitRecord:
         self.states = record.states_after(self.states)
-        if new or gone:
+        if epoch.added or epoch.removed:
             self._hashes.clear()
         self.newest, self._number, self._start = record, record.number, record.end
-        self.transactions += pending.transactions
-        self.bytes += pending.framing["bytes"]
-        self.rows += sum(c.changes for c in pending.rows.values())
-        self._pending = _Pending()
+        self.transactions += epoch.pending.transactions
+        self.bytes += epoch.pending.framing["bytes"]
+        self.rows += sum(c.changes for c in epoch.pending.rows.values())
         return record
 
-    def _seal(
-        self, extents: Mapping[str, Extent], added: dict[str, TableState], removed: dict[str, dict[str, Any]]
-    ) -> CommitRecord:
-        pending, newest, position = self._pending, self.newest, self.position
-        assert position is not None
+    def _seal(self, extents: Mapping[str, Extent], epoch: _Epoch) -> CommitRecord:
+        pending, newest, added, removed = epoch.pending, self.newest, epoch.added, epoch.removed
         number = self._number + 1
         entries = {}
         for table, rows in pending.rows.items():
@@ -263,17 +334,17 @@ class Chain:
         checkpoint = newest.checkpoint if newest else number
         states = None
         due = newest is None or added or removed or number - checkpoint >= self._checkpoint_epochs
-        if due and position.whole:  # a part restates nothing: it is no place to begin at
+        if due and epoch.position.whole:  # a part restates nothing: it is no place to begin at
             checkpoint, states = number, self._restated(entries, added, removed)
         return CommitRecord(
             log=self._log,
             number=number,
             before=newest.hash if newest else None,
             start=self._start,
-            end=position,
-            ts_ms=self.ts_ms,
-            raw_us=self.raw_us,
-            seq=self.seq,
+            end=epoch.position,
+            ts_ms=epoch.ts_ms,
+            raw_us=epoch.raw_us,
+            seq=epoch.seq,
             transactions=pending.transactions,
             framing={name: pending.framing[name] for name in FRAMING},
             framing_totals={name: totals[name] for name in FRAMING},
@@ -326,7 +397,7 @@ def _numbered(changes: TableChanges, times: pa.Int64Array, first_seq: int) -> pa
 
 def _encode(
     batch: pa.RecordBatch, gtids: pa.StringArray, schema: str
-) -> tuple[list[bytes], pa.RecordBatch, TableStoppedError | None]:
+) -> tuple[list[memoryview], pa.RecordBatch, TableStoppedError | None]:
     """The records, the rows that they hold, and why not all: a row is too large, and its transaction is left out with all after it."""
     try:
         return encode(batch, gtids, schema), batch, None

@@ -144,26 +144,28 @@ class NativeDecoder:
 
     def drain(self) -> Drained:
         found = self._native.drain()
-        gtids: list[str] = found.gtids
-        last, partial = None, None
-        if found.whole:
-            last = _fingerprint(found, found.whole - 1)
-        if len(gtids) > found.whole:
-            partial = _fingerprint(found, found.whole)
+        # Each made anew when it is asked for.
+        gtids, row_events, whole = found.gtids, found.row_events, found.whole
+        commit_us = np.frombuffer(found.commit_us_bytes(), np.int64)
+        last, partial = (
+            Fingerprint(Gtid.parse(gtids[i]), int(commit_us[i]), row_events[i]) if i in range(len(gtids)) else None
+            for i in (whole - 1, whole)
+        )
+        framing = found.framing
         executed: dict[str, list[tuple[int, int]]] = {}
         for sid, first, end in found.executed:
             executed.setdefault(sid, []).append((first, end))
         return Drained(
             gtids,
-            np.array(found.commit_us, np.int64),
-            found.row_events,
-            found.whole,
+            commit_us,
+            row_events,
+            whole,
             # A union makes the runs what a set must be.
             GtidSet({}).union(GtidSet({sid: tuple(runs) for sid, runs in executed.items()})),
             self._changes(found.changes),
             self._told(gtids, found.stops),
             BinlogEnd(found.file, found.offset),
-            {name: found.framing.get(name, 0) for name in FRAMING},
+            {name: framing[name] for name in FRAMING},
             tuple(found.skipped),
             last,
             partial,
@@ -270,10 +272,6 @@ class NativeDecoder:
             for table in statement.touches(self._captured, self._ignore_case):
                 self._stop_here(table, _reason(statement))
         self._native.statement(_CONTROL.get(kind, "statement"), statement.savepoint)
-
-
-def _fingerprint(found: Any, index: int) -> Fingerprint:
-    return Fingerprint(Gtid.parse(found.gtids[index]), found.commit_us[index], found.row_events[index])
 
 
 def _understood(kind: str, what: str) -> SourceError:

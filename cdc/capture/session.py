@@ -86,6 +86,8 @@ class Session:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        if hasattr(self, "chain"):
+            self.chain.close()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -142,6 +144,7 @@ class Session:
         removed: Mapping[TableName, dict[str, Any]] | None = None,
     ) -> CommitRecord:
         """Write the next epoch, as `Chain.publish`."""
+        self.settle()
         chain = self.chain
         # Said before the epoch says it: between the two, a restart meets the same transaction again.
         for table, error in chain.stopped.items():
@@ -155,14 +158,30 @@ class Session:
             chain.writer.close()
             self._writer = chain.writer = self.log.writer()
             record = chain.publish(added, removed)
-        self.idle_at = self.clock.monotonic() + self.config.capture.idle
-        LOG.debug("epoch-written", epoch=record.number, transactions=record.transactions, tables=len(record.tables))
+        self._tell(record)
         if record.skipped:
             for request in self.state.open_requests("skip"):
                 if request.argument in record.skipped:
                     LOG.warning("transaction-skipped", gtid=request.argument, epoch=record.number)
                     self.state.request_done(request.number, f"passed over in epoch {record.id}")
         return record
+
+    def publish_behind(self) -> None:
+        """The same in a thread, as `Chain.publish_behind`, unless something is to be told before the epoch or after it."""
+        if self.chain.is_plain:
+            self.settle()
+            self.chain.publish_behind()
+        else:
+            self.publish()
+
+    def settle(self) -> None:
+        """Wait for what is written behind, as `Chain.settle`."""
+        if record := self.chain.settle():
+            self._tell(record)
+
+    def _tell(self, record: CommitRecord) -> None:
+        self.idle_at = self.clock.monotonic() + self.config.capture.idle
+        LOG.debug("epoch-written", epoch=record.number, transactions=record.transactions, tables=len(record.tables))
 
     # -- tables ------------------------------------------------------------------------------------------------------
 
