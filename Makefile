@@ -79,7 +79,7 @@ bench: fetch ## Measure snapshot, stream and latency beside their peers
 	$(BIN)/python -m bench $(ARGS)
 
 bench-decode: fetch ## Measure decoding and capture beside mysql-replication, MySQL's clients and Debezium (JDK, Maven)
-	$(BIN)/python -m bench decode captured large $(ARGS)
+	$(BIN)/python -m bench decode captured flat large $(ARGS)
 
 bench-quick: fetch ## The same with small sizes, to see that it works
 	$(BIN)/python -m bench --quick

@@ -16,7 +16,7 @@ from typing import Any
 from bench import recording
 from bench.measure import FailedError, Process, Usage, medians
 from bench.report import Table, thousands
-from bench.setting import DATABASE, PASSWORD, USER, Setting
+from bench.setting import PASSWORD, USER, Setting
 from bench.snapshot import client
 from dev.mysql import Installation
 
@@ -28,8 +28,6 @@ UPDATES, ONE_ROW = 4, 20
 """So many times fewer rows where a row costs the server more."""
 PEER_ROWS = 20
 """mysql-replication reads so many times fewer of them: it takes its time."""
-TABLES = (1, 10, 100, 500)
-SIZES = (10, 100, 1000, 10_000)
 
 HEAD = ("", "rows", "s", "CPU s", "rows/CPU s", "MB/CPU s", "speed")
 OURS, PEER = "lakesync", "mysql-replication"
@@ -37,8 +35,8 @@ CHECKS = ("ids", "sums")
 
 
 def measure(setting: Setting) -> list[Table]:
-    """Four tables."""
-    return [_from_memory(setting), *_flat(setting), _live(setting), _result_set(setting)]
+    """Three tables."""
+    return [_from_memory(setting), _live(setting), _result_set(setting)]
 
 
 # from memory
@@ -81,7 +79,7 @@ def _from_memory(setting: Setting) -> Table:
         turns: dict[str, list[Usage]] = defaultdict(list)
         _check(setting, file, [table], count, readable)
         for _turn in range(setting.sizes.turns):
-            turns[OURS].append(_ours(setting, file, [table], count))
+            turns[OURS].append(from_memory(setting, file, [table], count))
             if readable:
                 turns[PEER].append(_replication(setting, file, table, max(1, count // PEER_ROWS)))
         ours = medians(turns[OURS])
@@ -119,7 +117,8 @@ def _program(setting: Setting, *arguments: str | Path | int, folder: str = "deco
     return replace(used, **timed), found
 
 
-def _ours(setting: Setting, file: Path, tables: list[str], rows: int) -> Usage:
+def from_memory(setting: Setting, file: Path, tables: list[str], rows: int) -> Usage:
+    """Decode a recording; what that took. Raises `FailedError` if it has not so many row changes."""
     used, found = _program(setting, "bench.decoding", "memory", file, ",".join(tables))
     if found["changes"] != rows:
         raise FailedError(f"{found['changes']} changes were decoded, {rows} were made")
@@ -143,52 +142,6 @@ def _check(setting: Setting, file: Path, tables: list[str], rows: int, readable:
         _, peer = _program(setting, "bench.peers", "recorded", setting.server.port, file, tables[0], part)
         if any(ours[key] != peer[key] for key in CHECKS):
             raise FailedError(f"the decoders differ: {ours}, {peer}")
-
-
-# the cost of a row, by tables and by transactions
-
-
-def _flat(setting: Setting) -> list[Table]:
-    rows = max(SIZES[-1], setting.sizes.rows // 4)
-    _ = setting.table
-    folder = setting.folder("decode-flat")
-    names = [f"flat_{n}" for n in range(max(TABLES))]
-    for name in names:
-        setting.create(name, 0)
-    by_tables = Table(
-        f"{rows:,} inserts, 100 a transaction, from memory", ("tables", *HEAD[1:-1], "ns/row", "against 1")
-    )
-    by_size = Table(
-        f"{rows:,} inserts into one table, from memory", ("rows a transaction", *HEAD[1:-1], "ns/row", "against 10,000")
-    )
-    for result, variants in (
-        (by_tables, [(f"{n:,}", names[:n], 100) for n in TABLES]),
-        (by_size, [(f"{size:,}", names[:1], size) for size in (1, *SIZES)]),
-    ):
-        found: dict[str, tuple[Usage, int, int]] = {}
-        files = {}
-        for title, tables, size in variants:
-            with setting.server.root(DATABASE) as connection, connection.cursor() as cursor:
-                for table in tables:
-                    cursor.execute(f"TRUNCATE `{table}`")
-            before = setting.server.gtid_executed
-            count = rows if size > 1 else rows // ONE_ROW
-            recording.insert(setting, tables, count, size)
-            files[title] = (folder / f"{title}.binlog", tables, count)
-            recording.record(setting.server, before, files[title][0])
-        turns: dict[str, list[Usage]] = defaultdict(list)
-        for _turn in range(setting.sizes.turns):
-            for title, (file, tables, count) in files.items():
-                turns[title].append(_ours(setting, file, tables, count))
-        for title, (file, _tables, count) in files.items():
-            found[title] = medians(turns[title]), count, file.stat().st_size
-            file.unlink()
-        base_of = found["1" if result is by_tables else f"{SIZES[-1]:,}"]
-        base = _rate(base_of[0], base_of[1])
-        for title, (used, count, size) in found.items():
-            rate = _rate(used, count)
-            result.add(title, *_cells(used, count, size, base)[:-1], f"{1e9 / rate:.0f}", f"{base / rate:.2f}")
-    return [by_tables, by_size]
 
 
 # the server's stream
