@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 
 use crate::charset::Charset;
 use crate::columns::{Column, Form};
+use crate::decimals::{self, Packed};
 use crate::error::Result;
 use crate::json;
-use crate::values::{self, Moment, Packed};
+use crate::values::{self, Moment};
 
 /// Up to this many bytes looking at each is quicker than the ways that long texts have.
 const SHORT: usize = 64;
@@ -44,7 +45,7 @@ impl Column {
                 _ => return Err(self.stop("neither 0 nor 1, and read as boolean")),
             },
             _ => {
-                values::decimal_text(value, 0, &mut self.data);
+                decimals::decimal_text(value, 0, &mut self.data);
                 self.end()?;
             }
         }
@@ -80,7 +81,7 @@ impl Column {
             self.push(value.to_ne_bytes());
             return Ok(());
         }
-        values::decimal_text(value, usize::from(scale), &mut self.data);
+        decimals::decimal_text(value, usize::from(scale), &mut self.data);
         self.end()
     }
 
@@ -102,12 +103,12 @@ impl Column {
     /// As result sets have it.
     pub(crate) fn decimal_text(&mut self, text: &[u8], precision: u8, scale: u8) -> Result<()> {
         if precision <= 38 {
-            return match values::parse_decimal(text, usize::from(precision), usize::from(scale)) {
+            return match decimals::parse_decimal(text, usize::from(precision), usize::from(scale)) {
                 Some(value) => self.decimal(value, scale),
                 None => Err(self.stop("a text that a decimal does not have")),
             };
         }
-        let Some(canonical) = values::canonical_decimal(text, usize::from(precision), usize::from(scale)) else {
+        let Some(canonical) = decimals::canonical_decimal(text, usize::from(precision), usize::from(scale)) else {
             return Err(self.stop("a text that a decimal does not have"));
         };
         self.data.extend_from_slice(&canonical);

@@ -5,8 +5,9 @@
 //! nothing: no place is followed out of its container, and no byte counts twice, so that the text is bounded by the document's size.
 
 use crate::cursor::Cursor;
+use crate::decimals::Packed;
 use crate::error::{Error, Result, damaged};
-use crate::values::{Moment, Packed, date_text, double_text, integer_text, time_text, unsigned_text};
+use crate::values::{Moment, date_text, double_text, integer_text, time_text, unsigned_text};
 
 /// The server makes no deeper documents.
 const MAX_DEPTH: usize = 100;

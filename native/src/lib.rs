@@ -11,6 +11,7 @@ pub mod cells;
 pub mod charset;
 pub mod columns;
 pub mod cursor;
+pub mod decimals;
 pub mod decoder;
 pub mod error;
 pub mod events;

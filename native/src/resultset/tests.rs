@@ -1,4 +1,5 @@
 use super::*;
+use crate::image::types;
 use crate::plan::{Kind as Type, Output};
 
 fn packet(sequence: &mut u8, payload: &[u8]) -> Vec<u8> {
