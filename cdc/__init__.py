@@ -1,4 +1,4 @@
-"""lakesync keeps Delta Lake tables in step with MySQL, and proves it.
+"""lakesync keeps Delta Lake tables in step with MySQL or MariaDB, and proves it.
 
 `Pipeline` is the way in; the errors that it raises are below. Everything else in this package is its own business.
 """

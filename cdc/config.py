@@ -126,7 +126,7 @@ class SourceConfig(_Model):
     """`source:`"""
 
     url: str
-    """`mysql://user@host:3306`, without a password."""
+    """`mysql://user@host:3306`, or `mariadb://…`; without a password."""
     password: str = ""
     """`env:NAME` or `file:/path`."""
     tls: Tls | None = None
@@ -236,7 +236,7 @@ class CaptureConfig(_Model):
     epoch_size: Size = 8 * 1024**2
     """… or once its transactions have this size in the binary log."""
     part_size: Size = 64 * 1024**2
-    """A transaction whose rows take more memory than this is written in parts, each an epoch."""
+    """A transaction whose row events are larger than this is written in parts, each an epoch."""
     idle: Duration = 1.0
     """How often an epoch without rows may be written, when only the position moved."""
     look_back: Duration = 3.0

@@ -20,7 +20,7 @@ Refusal = Callable[[int, str], LakesyncError]
 
 def ended(code: int, message: str) -> LakesyncError:
     """The plainest refusal."""
-    return SourceUnavailableError(f"the server ended the stream: {message} (MySQL error {code})" if code else message)
+    return SourceUnavailableError(f"the server ended the stream: {message} (error {code})" if code else message)
 
 
 class Splitter:

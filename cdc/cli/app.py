@@ -50,7 +50,7 @@ def _lakesync(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.", show_default=False)
     ] = False,
 ) -> None:
-    """lakesync keeps Delta Lake tables in step with MySQL, and proves it.
+    """lakesync keeps Delta Lake tables in step with MySQL or MariaDB, and proves it.
 
     \b
     Example:

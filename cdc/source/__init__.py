@@ -1,1 +1,1 @@
-"""MySQL as lakesync needs it: connections, what the server is and has, tables' columns, values, the binary log's stream."""
+"""MySQL and MariaDB as lakesync needs them: connections, what a server is and has, columns, values, the binary log."""

@@ -282,7 +282,7 @@ def translate(error: BaseException, at: SourceConfig | Connection[Any] | str = "
     if isinstance(error, pymysql.err.InternalError) and not code:
         return SourceUnavailableError("the connection broke: packets out of order", where=where)
     told = message if code in _TOLD else f"error {_NAMES.get(code, '')}".rstrip()
-    what = f"{told} (MySQL error {code})" if code else f"{type(error).__name__}"
+    what = f"{told} (error {code})" if code else f"{type(error).__name__}"
     if code in _UNAVAILABLE:
         hint = "raise max_connections, or end other clients" if code in (1040, 1203, 1226) else ""
         return SourceUnavailableError(what, where=where, hint=hint)

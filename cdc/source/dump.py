@@ -236,7 +236,7 @@ class BinlogStream:
             return SourceError(
                 "another stream took over under the same id", where=where, hint="run one capture of a pipeline only"
             )
-        return SourceError(f"the server cannot send the binary log: {message} (MySQL error {code})", where=where)
+        return SourceError(f"the server cannot send the binary log: {message} (error {code})", where=where)
 
     def close(self) -> None:
         """End the stream, also from another thread: whoever waits for the next event stops waiting. Again is fine."""
