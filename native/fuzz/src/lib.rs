@@ -69,7 +69,7 @@ fn every() -> Vec<(Kind, u8, u16)> {
 }
 
 fn kept(variant: Variant, column: usize) -> bool {
-    !variant.fewer || column % 3 == 0
+    !variant.fewer || column.is_multiple_of(3)
 }
 
 fn plan(variant: Variant) -> Arc<[ColumnPlan]> {
