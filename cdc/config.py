@@ -235,7 +235,7 @@ class CaptureConfig(_Model):
     """An epoch is written at the latest this long after its first transaction."""
     epoch_size: Size = 8 * 1024**2
     """… or once its transactions have this size in the binary log."""
-    part_size: Size = 64 * 1024**2
+    part_size: Size = 32 * 1024**2
     """A transaction whose row events are larger than this is written in parts, each an epoch."""
     idle: Duration = 1.0
     """How often an epoch without rows may be written, when only the position moved."""
