@@ -2,8 +2,6 @@
 //!
 //! Everything here takes bytes and returns values; sockets, files and threads belong to Python.
 
-#![allow(dead_code)] // until the decoder is whole
-
 pub mod batches;
 #[cfg(feature = "python")]
 mod binlog;

@@ -34,12 +34,7 @@ pub struct RowEvent<'a> {
     pub body: Cursor<'a>,
 }
 
-/// Whether this type of event is one of rows that `parse` knows (version 1: 23 to 25, version 2: 30 to 32, partial updates: 39).
-pub fn is_row_event(event_type: u8) -> bool {
-    matches!(event_type, 23..=25 | 30..=32 | 39)
-}
-
-/// `body`: the event without its common header and checksum. MariaDB's compressed events: decompressed, as 23 to 25.
+/// Version 1 has types 23 to 25, version 2 30 to 32, partial updates 39. `body`: the event without its common header and checksum. MariaDB's compressed events: decompressed, as 23 to 25.
 pub fn parse(body: &[u8], event_type: u8) -> Result<RowEvent<'_>> {
     let kind = match event_type {
         23 | 30 => Kind::Insert,
