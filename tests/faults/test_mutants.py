@@ -85,27 +85,28 @@ def appended(rig: Rig, expected: int) -> Verdict:
 # -- scenarios ---------------------------------------------------------------------------------------------------------
 
 
+def killed_at_the_first_epoch(run: Run, rig: Rig) -> None:
+    process = rig.start("--node", "capture", faults=run.arm("kill:log.after-commit:1"))
+    assert process.wait(60) == -9
+
+
 def killed_inside_a_transaction(run: Run) -> Verdict:
-    """kill -9 while the events of a large transaction come in, slowly enough for an epoch to be written meanwhile."""
+    """kill -9 as soon as an epoch is written, while the events of a large transaction come in."""
     run.table()
     rig = run.rig("m.t")
     must(rig.catch_up())
     run.insert(1000, 12000)
-    process = rig.start("--node", "capture", faults=run.arm("sleep:capture.event=0.5"))
-    time.sleep(8)
-    rig.kill(process)
+    killed_at_the_first_epoch(run, rig)
     return outcome(rig)
 
 
 def created_as_a_select(run: Run) -> Verdict:
-    """CREATE TABLE … SELECT of another table, its events slow, kill -9 in the middle."""
+    """CREATE TABLE … SELECT of another table, kill -9 as soon as an epoch is written."""
     run.table()
     rig = run.rig("m.t")
     must(rig.catch_up())
     run.server.execute("CREATE TABLE m.copy SELECT a.id, b.v FROM m.t a JOIN m.t b")
-    process = rig.start("--node", "capture", faults=run.arm("sleep:capture.event=0.5"))
-    time.sleep(8)
-    rig.kill(process)
+    killed_at_the_first_epoch(run, rig)
     run.insert(200, 210)
     return outcome(rig)
 
