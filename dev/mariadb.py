@@ -23,11 +23,12 @@ REPLICATION_USER = "lakesync_replica"
 REPLICATION_PASSWORD = "replica"  # no secret: root has no password here either
 
 SYSTEM_TABLES = (
-    "mariadb_system_tables.sql",
-    "mariadb_performance_tables.sql",
-    "mariadb_system_tables_data.sql",
+    "{}_system_tables.sql",
+    "{}_performance_tables.sql",
+    "{}_system_tables_data.sql",
     "maria_add_gis_sp_bootstrap.sql",
 )
+"""The SQL, named after the server: of old it was called mysql."""
 
 # As dev.mysql's: small, and fast rather than safe against power loss. `options` come later on the command line and win.
 DEFAULTS = (
@@ -104,9 +105,12 @@ class Installation:
             share = self.mariadbd.parent.parent / "share"
             folders = [share / "mariadb", share / "mysql", share]
         for folder in folders:
-            if (folder / SYSTEM_TABLES[0]).exists():
-                return "".join((folder / name).read_text() for name in SYSTEM_TABLES)
-        raise SetUpError(f"{SYSTEM_TABLES[0]} is in none of {', '.join(map(str, folders))}", "install the whole server")
+            for server in ("mariadb", "mysql"):
+                files = [folder / name.format(server) for name in SYSTEM_TABLES]
+                if files[0].exists():
+                    return "".join(file.read_text() for file in files)
+        missing = SYSTEM_TABLES[0].format("mariadb")
+        raise SetUpError(f"{missing} is in none of {', '.join(map(str, folders))}", "install the whole server")
 
     def template(self) -> Path:
         """An initialised data folder with certificates, to be copied; root has no password."""

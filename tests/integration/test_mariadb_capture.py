@@ -19,6 +19,7 @@ from dev.mariadb import MariaDBServer
 from dev.sqlserver import SqlServer
 from tests.contract.binlog import run
 from tests.integration.capturing import Rig, fold
+from tests.integration.test_mariadb import needs
 
 T = TableName("s", "t")
 Start = Callable[..., Rig]
@@ -29,7 +30,7 @@ def start(tmp_path: Path, mariadb_factory: Callable[..., MariaDBServer]) -> Star
     """A pipeline of `s.t` on a server of its own, started with these options."""
 
     def made(*options: str, **capture: str) -> Rig:
-        server = mariadb_factory(options=["--slave-connections-needed-for-purge=0", *options])
+        server = mariadb_factory(options=["--loose-slave-connections-needed-for-purge=0", *options])
         run(server, "mysql", "CREATE DATABASE s", "CREATE TABLE s.t (id INT PRIMARY KEY, v VARCHAR(20))")
         return Rig(tmp_path, server, "s.t", **capture)
 
@@ -81,10 +82,9 @@ CHANGES = (
         (),
         ("--binlog-checksum=NONE",),
         ("--log-bin-compress=ON", "--log-bin-compress-min-len=10"),
-        ("--binlog-legacy-event-pos=ON",),
+        ("--loose-binlog-legacy-event-pos=ON",),
         ("--binlog-annotate-row-events=OFF",),
         ("--binlog-row-event-max-size=256",),
-        ("--binlog-row-image=FULL_NODUP",),
     ],
     ids=lambda options: " ".join(options) or "as it is",
 )
@@ -101,6 +101,19 @@ def test_every_change_however_it_is_logged(start: Start, options: tuple[str, ...
     assert str(end.end.gtids) == rig.server.executed
     assert all(gid.startswith("0-1-") for gid, *_ in rig.rows(T))
     assert all(ts % 1000 == 0 for _, _, ts, _, _ in rig.rows(T))
+    assert not rig.state.tables()[T].error
+
+
+def test_an_after_image_without_repetitions(start: Start) -> None:
+    rig = start()
+    assert isinstance(rig.server, MariaDBServer)
+    needs(rig.server, 11, 4)
+    rig.server.execute("SET GLOBAL binlog_row_image = FULL_NODUP")
+    with rig.run():
+        added(rig)
+        run(rig.server, "s", *CHANGES)
+        rig.caught_up()
+    exactly_once(rig)
     assert not rig.state.tables()[T].error
 
 
