@@ -51,6 +51,8 @@ def check(server: MySQLServer | MariaDBServer, schema: str, seed: int, flavor: F
     execute(server, schema, [*case.prepare, *case.statements])
     end = reading.end(source)
     of = reading.schema_of(source, table)
+    if any(c.charset == "binary" for c in of.columns):
+        return 0  # ENUM and SET of bytes are refused, as docs/types.md says
     told = f"seed {seed} on {flavor}: {case.create}"
     read = reading.snapshot(source, table, of)
     compare(reading.snapshot(source, table, of, text=True), read, f"text and binary rows, {told}")
