@@ -15,7 +15,7 @@ import pyarrow as pa
 from cdc import _native, faults
 from cdc.capture import statements
 from cdc.capture.base import FRAMING, Drained, Stop, TableChanges
-from cdc.capture.splitting import Refusal, ended
+from cdc.capture.refusal import Refusal, ended
 from cdc.capture.statements import Kind
 from cdc.errors import (
     BinlogError,

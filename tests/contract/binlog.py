@@ -13,8 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc.capture.base import Decoder, Drained, Stop, TableChanges
-from cdc.capture.events import ARTIFICIAL, HEADER, Type
-from cdc.capture.splitting import LONGEST, Splitter
 from cdc.config import SourceConfig
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet
@@ -24,6 +22,8 @@ from cdc.source.connection import connect
 from cdc.source.dump import BinlogStream
 from cdc.source.server import Server
 from dev.sqlserver import SqlServer
+from tests.reference.events import ARTIFICIAL, HEADER, Type
+from tests.reference.splitting import LONGEST, Splitter
 
 
 def source(server: SqlServer) -> SourceConfig:

@@ -98,7 +98,7 @@ def moved(found: Decoded, table: str) -> set[tuple[int, int, int]]:
 
 
 def stopped(found: Decoded, table: str) -> tuple[int, LakesyncError]:
-    (stop,) = [s for s in found.stops if s.table and s.table.name == table]
+    (stop,) = [s for s in found.stops if s.table.name == table]
     assert stop.error.hint
     assert str(stop.table) in stop.error.where
     assert str(found.transactions[stop.txn].gtid) in stop.error.where

@@ -10,9 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cdc.capture.base import FRAMING, Decoder
-from cdc.capture.events import Type
 from cdc.capture.native import NativeDecoder
-from cdc.capture.reference import KNOWN_GAPS, ReferenceDecoder
 from cdc.epoch import Op
 from cdc.errors import BinlogError, TableStoppedError, UnsupportedEventError
 from cdc.log.codec import WIDTH
@@ -34,6 +32,8 @@ from tests.contract.binlog import (
     transaction,
 )
 from tests.contract.decoding import drained, ends, folded, rows, stopped, table_rows
+from tests.reference.decoder import KNOWN_GAPS, ReferenceDecoder
+from tests.reference.events import Type
 
 DECODERS: dict[Callable[..., Decoder], tuple[str, ...]] = {NativeDecoder: (), ReferenceDecoder: KNOWN_GAPS}
 """Each with what it is known not to do."""

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from cdc.capture.complete import complete
-from cdc.capture.events import HEADER, Type
 from cdc.capture.native import NativeDecoder
-from cdc.capture.splitting import LONGEST
 from cdc.epoch import Op
 from cdc.errors import (
     BinlogError,
@@ -40,6 +38,8 @@ from tests.contract.binlog import (
     transaction,
 )
 from tests.contract.decoding import drained, rows, stopped
+from tests.reference.events import HEADER, Type
+from tests.reference.splitting import LONGEST
 
 Tables = Mapping[TableName, TableSchema]
 MANY = (

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from cdc._native import json_diffs, json_text
-from cdc.capture.events import HEADER, Type
 from dev.mysql import MySQLServer
 from tests.contract.binlog import recording
+from tests.reference.events import HEADER, Type
 
 PARTIAL_UPDATE_ROWS = 39
 REPLACE, INSERT, REMOVE = range(3)

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from cdc.capture.transactions import TABLE, Action, Input, State, Transactions
 from cdc.errors import BinlogError
+from tests.reference.transactions import TABLE, Action, Input, State, Transactions
 
 FORMS = {
     "rows": [Input.GTID, Input.BEGIN, Input.ROWS, Input.ROWS, Input.XID],

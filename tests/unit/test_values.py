@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cdc.errors import TableStoppedError
 from cdc.schema import Column, TableSchema
-from cdc.source import values
+from tests.reference import values
 
 SECRET = "54321"
 

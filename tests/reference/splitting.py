@@ -6,21 +6,14 @@ stream of the binary log it begins with a status byte: 0 and an event, 0xFF and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from cdc.errors import BinlogError, LakesyncError, SourceUnavailableError
+from cdc.capture.refusal import Refusal, ended
+from cdc.errors import BinlogError
 
 LONGEST = 0xFFFFFF
 """A packet of this length is continued by the next one."""
 _HEADER = 4
-
-Refusal = Callable[[int, str], LakesyncError]
-"""Makes the error of what a server says in place of an event: MySQL's error code (0: it ended the stream) and message."""
-
-
-def ended(code: int, message: str) -> LakesyncError:
-    """The plainest refusal."""
-    return SourceUnavailableError(f"the server ended the stream: {message} (error {code})" if code else message)
 
 
 class Splitter:

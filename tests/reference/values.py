@@ -1,4 +1,4 @@
-"""Values of the source as Arrow arrays: one path for snapshot and stream, exact or not at all.
+"""Values of the source as Arrow arrays, exact or not at all: what the native readers are compared with.
 
 Between reading a value and building an array stands its *cell*, a Python value that says nothing of how it was read; None is NULL:
 

@@ -6,12 +6,12 @@ import struct
 
 import pyarrow as pa
 
-from cdc.capture.images import Cells, Row
 from cdc.epoch import Op
 from cdc.errors import TableStoppedError
 from cdc.log.codec import METADATA
 from cdc.schema import TableSchema
-from cdc.source import values
+from tests.reference import values
+from tests.reference.images import Cells, Row
 
 _LARGE = 16_384
 """Rows as Python objects take twenty times what they take in Arrow; more than this many are never kept."""

@@ -19,15 +19,15 @@ from pymysqlreplication.constants import CHARSET, FIELD_TYPE
 from pymysqlreplication.packet import BinLogPacketWrapper
 from pymysqlreplication.row_event import DeleteRowsEvent, TableMapEvent, UpdateRowsEvent, WriteRowsEvent
 
-from cdc.capture.events import HEADER, TableMap, Type
 from cdc.epoch import Op
 from cdc.errors import BinlogError, TableStoppedError
 from cdc.names import TableName
 from cdc.schema import Column, TableSchema
-from cdc.source import values
+from tests.reference import values
+from tests.reference.events import HEADER, TableMap, Type
 
 Cells = list[object]
-"""A row: a cell a column, as in `cdc.source.values`."""
+"""A row: a cell a column, as in `values.py`."""
 _FRAMING = (AssertionError, struct.error, IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What mysql-replication raises for bytes that are not as it thinks."""
 _SIMPLE = {

@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cdc.capture import events, images, statements
+from cdc.capture import statements
 from cdc.capture.base import FRAMING, Drained, Stop, TableChanges
-from cdc.capture.events import Header, Type
-from cdc.capture.rows import PendingRows
-from cdc.capture.splitting import Refusal, Splitter, ended
+from cdc.capture.refusal import Refusal, ended
 from cdc.capture.statements import Kind
-from cdc.capture.transactions import Action, Input, State, Transactions
 from cdc.errors import BinlogError, LakesyncError, SourceError, TableStoppedError, UnsupportedEventError
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet
 from cdc.schema import TableSchema
 from cdc.source import catalogue
+from tests.reference import events, images
+from tests.reference.events import Header, Type
+from tests.reference.rows import PendingRows
+from tests.reference.splitting import Splitter
+from tests.reference.transactions import Action, Input, State, Transactions
 
 KNOWN_GAPS = (
     "parts of large transactions",
@@ -157,6 +159,10 @@ class ReferenceDecoder:
     @property
     def open_gtid(self) -> str | None:
         return str(self._open.gtid) if self._open else None
+
+    @property
+    def resumed_changes(self) -> int:
+        return 0
 
     def stop(self, table: TableName) -> None:
         self._captured.pop(table, None)
