@@ -652,7 +652,8 @@ def test_a_value_that_does_not_fit_is_kept_as_text(mysql: MySQLServer, pipeline:
     ).sort_by("id")
     assert found.column("t").null_count == 40
     texts = {0: {"t": "81"}, 1: {"t": "81", "day": days[1]}, 2: {"t": "81", "day": days[2]}, 3: {"t": "81"}}
-    assert [dict(kept) for kept in found.column("_cdc_unfit").to_pylist()] == [texts[n % 4] for n in range(40)]
+    unfit: list[Any] = found.column("_cdc_unfit").to_pylist()
+    assert [dict(kept) for kept in unfit] == [texts[n % 4] for n in range(40)]
     assert found.column("day").null_count == 30
 
 
