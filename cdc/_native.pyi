@@ -99,6 +99,10 @@ class BinlogDecoder:
         """The transaction at hand; after an error the one that it was in."""
 
     @property
+    def resumed_changes(self) -> int:
+        """Of the open transaction: how many changes of captured tables are in the row events that were given before (`resume`)."""
+
+    @property
     def where(self) -> str:
         """`file:offset` of the event at hand."""
 

@@ -132,3 +132,7 @@ class Decoder(Protocol):
     @property
     def open_gtid(self) -> str | None:
         """The transaction at hand."""
+
+    @property
+    def resumed_changes(self) -> int:
+        """Of the open transaction: how many changes of captured tables are in the row events that `resume` left out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +20,7 @@ from cdc.clock import Clock
 from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState
 from cdc.errors import LakesyncError, LogDamagedError, SourceIdentityError, TableStoppedError
 from cdc.log.base import Log, LogWriter, Payload
-from cdc.log.codec import encode
+from cdc.log.codec import decode, encode
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Gtid, GtidSet, Position
 from cdc.schema import TableSchema
@@ -140,6 +140,23 @@ class Chain:
     def stopped(self) -> Mapping[TableName, LakesyncError]:
         """Tables that the next epoch says are captured no more, and why."""
         return self._pending.stopped
+
+    def changes_of(self, log: Log, gtid: Gtid) -> int:
+        """How many changes of captured tables the log has of the transaction of which it ends with parts.
+
+        Raises `LogDamagedError`, and what the log raises.
+        """
+        record, found = self.newest, 0
+        while record is not None and record.end.partial is not None and record.end.partial.gtid == gtid:
+            for table in self.states:
+                if entry := record.tables.get(table):
+                    for changes in map(decode, log.data(table, entry.extent)):
+                        own = pc.is_in(changes.batch.column(_TXN), pa.array(_places(changes.gtids, gtid), pa.int32()))
+                        whole = pc.not_equal(changes.batch.column(0), pa.scalar(Op.MOVE_OUT, pa.int8()))
+                        found += len(pc.indices_nonzero(pc.and_(own, whole)))
+            before = next(iter(log.records(after=record.number - 2)), None)
+            record = before if before is not None and before.hash == record.before else None
+        return found
 
     def touches(self, table: TableName) -> bool:
         """Whether the next epoch has rows of the table."""
@@ -428,6 +445,10 @@ def _grown(position: Position, drained: Drained) -> GtidSet:
             where=str(drained.end),
             hint="set gtid_strict_mode = ON on every server that writes, then bootstrap anew: `lakesync resync --all`",
         ) from None
+
+
+def _places(gtids: Sequence[str], gtid: Gtid) -> list[int]:
+    return [i for i, one in enumerate(gtids) if one == str(gtid)]
 
 
 def _same_log(one: BinlogEnd, other: BinlogEnd) -> bool:

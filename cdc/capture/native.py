@@ -114,6 +114,10 @@ class NativeDecoder:
     def open_gtid(self) -> str | None:
         return self._native.open_gtid
 
+    @property
+    def resumed_changes(self) -> int:
+        return self._native.resumed_changes
+
     def feed(self, data: bytes) -> bool:
         if self._failed is not None:
             raise self._failed

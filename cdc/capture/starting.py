@@ -79,6 +79,22 @@ class _Start:
             LOG.info("goes-on-inside", gtid=str(partial.gtid), row_events=partial.row_events)
             if not identity.rejoin(session.queue, session.decoder, partial, server.binlog_end()):
                 raise self._strange(position, partial, None)
+            if position.server_uuid != session.uuid:
+                self._compare_part(position, partial)
+
+    def _compare_part(self, position: Position, partial: Fingerprint) -> None:
+        """That the row events that are left out hold the changes that the log has. Another server may have put the same rows into
+        other events: larger ones, if it was told so."""
+        session = self._session
+        known, found = self._chain.changes_of(session.log, partial.gtid), session.decoder.resumed_changes
+        if known != found:
+            raise SourceIdentityError(
+                f"the first {partial.row_events} row events of {partial.gtid} hold {found} changes here,"
+                f" and held {known} on the server from which they were read",
+                where=str(position.end),
+                hint="connect to that server again until the transaction is read (the two differ in binlog_row_event_max_size);"
+                f" or `lakesync skip {partial.gtid}`, then `lakesync resync` the tables that it wrote to",
+            )
 
     def _strange(self, position: Position, expected: Fingerprint, found: Fingerprint | None) -> SourceIdentityError:
         return SourceIdentityError(

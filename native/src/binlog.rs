@@ -143,6 +143,12 @@ impl BinlogDecoder {
         self.decoder.open_gtid()
     }
 
+    /// Of the open transaction: how many changes of captured tables are in the row events that were given before (`resume`).
+    #[getter]
+    fn resumed_changes(&self) -> u64 {
+        self.decoder.resumed_changes()
+    }
+
     /// `file:offset` of the event at hand.
     #[getter(r#where)]
     fn place(&self) -> String {

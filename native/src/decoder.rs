@@ -149,6 +149,8 @@ struct Open {
     since_part: u64,
     /// Row events that were given before, by another decoder.
     resumed: u32,
+    /// Changes of captured tables in them.
+    again: u64,
     /// Another transaction was expected, unless this one is prepared and no more.
     unexpected: bool,
     /// Numbers of changes before an XA transaction.
@@ -352,6 +354,11 @@ impl Decoder {
     pub fn open_gtid(&self) -> Option<String> {
         let open = self.stream.open.as_ref().map(|open| open.gtid.to_string());
         open.or_else(|| self.stream.failed_gtid.clone())
+    }
+
+    /// Of the open transaction: changes of captured tables in the row events that were given before.
+    pub fn resumed_changes(&self) -> u64 {
+        self.stream.open.as_ref().map_or(0, |open| open.again)
     }
 
     /// Where the event at hand is.

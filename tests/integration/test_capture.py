@@ -833,6 +833,37 @@ def test_killed_between_the_parts_of_a_transaction_it_goes_on_inside(
     assert records[-1].framing_totals["transactions"] == len(records[-1].end.gtids.subtract(first.gtids))
 
 
+@pytest.mark.parametrize("size", ["8192", "16384"])
+def test_between_parts_another_server_is_gone_on_with_only_if_it_has_the_same_events(
+    size: str, tmp_path: Path, mysql_factory: Callable[..., MySQLServer]
+) -> None:
+    source = mysql_factory()
+    replica = mysql_factory(replica_of=source, options=[f"--binlog-row-event-max-size={size}"])
+    run(source, "mysql", "CREATE DATABASE s", "CREATE TABLE s.t (id INT PRIMARY KEY, v VARCHAR(20))")
+    rig = in_parts(tmp_path, source, T)
+    run(source, "s", "INSERT INTO t VALUES (0, 'before')", *IN_PARTS, "INSERT INTO t VALUES (1, 'after')")
+    process = rig.process("kill:log.after-commit:3")
+    assert process.wait(30) == -9
+    assert process.stderr
+    process.stderr.close()
+    newest = rig.log.newest()
+    assert newest is not None
+    assert newest.end.partial is not None
+    replica.wait_for_source()
+    replica.promote()
+    rig.server = replica
+    rig.write("s.t")
+    if size == "8192":
+        with rig.run():
+            rig.caught_up()
+        exactly_once(rig, T)
+        return
+    # The same number of its events are other rows: what was not read would be passed over.
+    with rig.run(ends_with=SourceIdentityError) as thread:
+        thread.join(20)
+    assert f"lakesync skip {newest.end.partial.gtid}" in str(rig.error)
+
+
 def test_a_transaction_of_which_a_part_was_read_can_be_skipped(
     tmp_path: Path, mysql: MySQLServer, t: TableName
 ) -> None:

@@ -1,7 +1,7 @@
 //! Table maps, row events, and what a drain gives.
 
 use super::{Asked, Drained, Framing, HELD_BYTES, STATEMENT_END, Stop, Stream, TableAsked, Txn};
-use crate::batches::{Mapped, Target, unfit};
+use crate::batches::{Mapped, Mark, Target, unfit};
 use crate::cursor::Cursor;
 use crate::error::{Error, Result, damaged};
 use crate::events;
@@ -59,11 +59,18 @@ impl Stream {
         match self.tables.target(id) {
             Target::Read(table) => {
                 open.kept += 1;
+                let plain = if compressed { Some(mariadb::rows(body, type_, limit)?) } else { None };
+                let event = rowevent::parse(plain.as_deref().unwrap_or(body), type_)?;
                 if again {
                     open.given = open.kept;
+                    // Only counted.
+                    match self.tables.read(table, &event, txn, ordinal, 1, false) {
+                        Ok(changes) => open.again += u64::from(changes),
+                        Err(Error::Table(_)) => {}
+                        Err(error) => return Err(error),
+                    }
+                    self.tables.undo(&Mark::default());
                 } else {
-                    let plain = if compressed { Some(mariadb::rows(body, type_, limit)?) } else { None };
-                    let event = rowevent::parse(plain.as_deref().unwrap_or(body), type_)?;
                     let held = open.xid.is_some();
                     open.since_part += plain.as_ref().map_or(u64::from(size), |plain| plain.len() as u64);
                     match self.tables.read(table, &event, txn, ordinal, self.seq + 1, held) {

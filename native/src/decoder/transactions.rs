@@ -32,6 +32,7 @@ impl Stream {
             given: 0,
             since_part: 0,
             resumed: 0,
+            again: 0,
             unexpected: false,
             outer_seq: 0,
             xid: None,
