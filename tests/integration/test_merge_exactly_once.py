@@ -500,7 +500,7 @@ class World:
         self.pipeline = Pipeline(folder, source)
         self.log = self.pipeline.log()
         self.capture = Capture(self.log, self.pipeline.source, checkpoints=random_.choice((1, 3, 100)))
-        self.pipeline.start(self.capture, mark=random_.randrange(5))
+        self.pipeline.start(self.capture, mark=random_.randrange(min(5, len(source.transactions))))
         self.mergers = [self.pipeline.merger(self.log) for _ in range(2)]
         self.copies = [copy_log(folder)]
         self.countdown: int | None = None
