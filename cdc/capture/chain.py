@@ -170,16 +170,13 @@ class Chain:
         times = pa.array(self._times(drained), pa.int64())
         gtids = pa.array(drained.gtids, pa.string())
         first = self.seq
-        for changes in drained.changes:
-            changes, txn, error = complete(changes)
-            if error is not None:
-                error.where = f"{changes.table} at {drained.gtids[txn or 0]}"
+        for changes, stop in _completed(drained):
             if changes.batch.num_rows:
                 batch = _numbered(changes, times, first)
                 self.seq = max(self.seq, batch.column(_SEQ)[-1].as_py())
                 self._add(changes, batch, gtids)
-            if error is not None:
-                self._stop(Stop(txn or 0, changes.table, error))
+            if stop is not None:
+                self._stop(stop)
         pending.transactions += drained.whole
         pending.framing.update(drained.framing)
         pending.skipped += drained.skipped
@@ -402,6 +399,31 @@ def _states(log: Log, newest: CommitRecord | None) -> dict[str, TableState]:
         where=str(newest.id),
         hint="restore the log, or begin a new one: it continues from the lake",
     )
+
+
+def _completed(drained: Drained) -> list[tuple[TableChanges, Stop | None]]:
+    """The changes before each table's first transaction with an incomplete row, and the stop there. That transaction's rows may be in
+    several batches."""
+    found: list[tuple[TableChanges, Stop | None]] = []
+    ends: dict[TableName, int] = {}
+    for changes in drained.changes:
+        changes, txn, error = complete(changes)
+        stop = None
+        if error is not None and txn is not None:
+            error.where = f"{changes.table} at {drained.gtids[txn]}"
+            stop = Stop(txn, changes.table, error)
+            ends[changes.table] = min(txn, ends.get(changes.table, txn))
+        found.append((changes, stop))
+    if not ends:
+        return found
+    return [
+        (_before(changes, ends[changes.table]) if changes.table in ends else changes, stop) for changes, stop in found
+    ]
+
+
+def _before(changes: TableChanges, txn: int) -> TableChanges:
+    count = int(changes.batch.column(_TXN).to_numpy().searchsorted(txn))
+    return replace(changes, batch=changes.batch.slice(0, count))
 
 
 def _numbered(changes: TableChanges, times: pa.Int64Array, first_seq: int) -> pa.RecordBatch:

@@ -12,12 +12,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cdc.capture import identity
+from cdc.capture.chain import Chain, Origin
+from cdc.capture.native import NativeDecoder
+from cdc.clock import SystemClock
 from cdc.epoch import Counts, Op
 from cdc.errors import (
     ConfigError,
@@ -29,11 +33,11 @@ from cdc.errors import (
 )
 from cdc.lake import Applied, LakeTable
 from cdc.names import TableName
-from cdc.position import BinlogEnd, Gtid, GtidSet
+from cdc.position import BinlogEnd, Gtid, GtidSet, Position
 from cdc.schema import TableSchema
 from dev.mysql import MySQLServer
 from dev.sqlserver import SqlServer
-from tests.contract.binlog import run
+from tests.contract.binlog import Packets, recording, run, schema_of
 from tests.integration.capturing import Rig, fold
 
 
@@ -936,6 +940,37 @@ def test_compressed_transactions_are_captured(rig: Rig, mysql: MySQLServer, t: T
         )
         rig.caught_up()
     exactly_once(rig, t)
+
+
+def test_a_table_stops_before_the_whole_transaction_though_it_was_drained_within(
+    rig: Rig, mysql: MySQLServer, t: TableName
+) -> None:
+    wide = TableName(t.schema, "wide")
+    schema = schema_of(mysql, t.schema, "wide")
+    with recording(mysql) as recorded:
+        run(
+            mysql,
+            t.schema,
+            "INSERT INTO wide VALUES (1, 1, 1)",
+            "BEGIN",
+            "INSERT INTO wide VALUES (2, 2, 2)",
+            "SET binlog_row_image = 'MINIMAL'",
+            "UPDATE wide SET b = 2",
+            "COMMIT",
+        )
+    decoder, packets = NativeDecoder(), Packets()
+    decoder.capture({wide: schema})
+    with closing(rig.log.writer()) as writer:
+        chain = Chain(rig.log, writer, None, SystemClock(), 100)
+        chain.begin(Position(GtidSet({}), "", BinlogEnd("", 0)), Origin())
+        chain.publish({wide: (schema, {})})
+        for event in recorded.events:
+            assert decoder.feed(packets.of(event))
+            chain.take(decoder.drain(), "")
+        record = chain.publish()
+        chain.close()
+    assert record.tables[wide.id].rows == Counts(1, 0, 0)
+    assert wide.id in record.removed
 
 
 def test_an_incomplete_row_inside_a_transaction_in_parts_stops_its_table(
