@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     WithJsonSchema,
@@ -335,6 +336,9 @@ class PipelineConfig(_Model):
     tables: tuple[TableConfig, ...] = ()
     """What is followed; a table takes the first entry that names it, an exact name before a pattern."""
     path: Path = Path("lakesync.yaml")
+    # Of the tables beside it, since a copy with other tables takes it along: names, and patterns. Every table is looked up every
+    # half second, and there may be hundreds.
+    _index: tuple[tuple[TableConfig, ...], dict[TableName, TableConfig], list[TableConfig]] = PrivateAttr(((), {}, []))
 
     @field_validator("name")
     @classmethod
@@ -378,8 +382,11 @@ class PipelineConfig(_Model):
 
     def entry(self, table: TableName) -> TableConfig | None:
         """The entry that `table` takes: one that names it exactly, else the first pattern that matches it."""
-        exact = next((e for e in self.tables if not e.is_pattern and e.table == table), None)
-        return exact or next((e for e in self.tables if e.is_pattern and e.matches(table)), None)
+        if self._index[0] is not self.tables:
+            names = {e.table: e for e in self.tables if not e.is_pattern}
+            self._index = (self.tables, names, [e for e in self.tables if e.is_pattern])
+        _, exact, patterns = self._index
+        return exact.get(table) or next((e for e in patterns if e.matches(table)), None)
 
     def log_settings(self) -> dict[str, str]:
         """`log_options` with their secrets, for `open_log`. Raises `ConfigError`."""
