@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -180,8 +180,7 @@ class Chain:
         pending.transactions += drained.whole
         pending.framing.update(drained.framing)
         pending.skipped += drained.skipped
-        for stop in drained.stops:
-            self._stop(stop)
+        self.stop(drained.stops)
         self._move(drained, server_uuid)
 
     def _times(self, drained: Drained) -> npt.NDArray[np.int64]:
@@ -228,6 +227,11 @@ class Chain:
         if found is None:
             found = self._hashes[table] = TableSchema.from_dict(self.states[table].schema).hash
         return found
+
+    def stop(self, stops: Iterable[Stop]) -> None:
+        """Say in the next epoch that these tables are captured no more."""
+        for stop in stops:
+            self._stop(stop)
 
     def _stop(self, stop: Stop) -> None:
         if stop.table.id in self.states:

@@ -6,7 +6,7 @@ on without an error. So the last transaction before the position is asked for ag
 
 from __future__ import annotations
 
-from cdc.capture.base import Decoder
+from cdc.capture.base import Decoder, Stop
 from cdc.capture.reading import StreamQueue
 from cdc.errors import SourceIdentityError, SourcePurgedError
 from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet, Position
@@ -57,17 +57,19 @@ def shown(gtids: GtidSet) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(gtids)} transactions)"
 
 
-def meet(queue: StreamQueue, decoder: Decoder, gtid: Gtid, end: BinlogEnd) -> Fingerprint | None:
+def meet(queue: StreamQueue, decoder: Decoder, gtid: Gtid, end: BinlogEnd, stops: list[Stop]) -> Fingerprint | None:
     """The fingerprint of `gtid`, which is expected to be the first transaction of the stream, and is told to be passed over.
 
     None if another one comes first, or none up to `end`, the end of the server's log: the stream cannot be gone on with then.
-    Otherwise it stands after the transaction, and all of that is drained.
+    Otherwise it stands after the transaction, and all of that is drained. Tables that an XA transaction stops which is still prepared,
+    and so comes before, are added to `stops`.
     """
     while True:
         for piece in queue.get(_POLL_S, most=1):
             taken = decoder.feed(piece)
             while True:
                 drained = decoder.drain()
+                stops += drained.stops
                 if drained.whole:
                     found = Fingerprint(Gtid.parse(drained.gtids[0]), int(drained.commit_us[0]), drained.row_events[0])
                     return found if found.gtid == gtid else None
@@ -78,9 +80,9 @@ def meet(queue: StreamQueue, decoder: Decoder, gtid: Gtid, end: BinlogEnd) -> Fi
                 taken = decoder.feed(b"")
 
 
-def rejoin(queue: StreamQueue, decoder: Decoder, partial: Fingerprint, end: BinlogEnd) -> bool:
+def rejoin(queue: StreamQueue, decoder: Decoder, partial: Fingerprint, end: BinlogEnd, stops: list[Stop]) -> bool:
     """Stand inside the transaction of which a part was read before: it is expected to come first. Whether it came, up to `end`, the
-    end of the server's log.
+    end of the server's log. `stops` as for `meet`.
 
     Raises `SourceIdentityError` if it is not the one that was read.
     """
@@ -88,11 +90,12 @@ def rejoin(queue: StreamQueue, decoder: Decoder, partial: Fingerprint, end: Binl
     taken = decoder.feed(b"")
     while True:
         while not taken:
-            decoder.drain()
+            stops += decoder.drain().stops
             if decoder.open_gtid == str(partial.gtid):
                 return True
             taken = decoder.feed(b"")
         drained = decoder.drain()
+        stops += drained.stops
         if decoder.idle and drained.end.file and not before(drained.end, end):
             return False
         for piece in queue.get(_POLL_S, most=1):

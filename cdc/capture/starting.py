@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from cdc import faults
 from cdc.capture import identity
+from cdc.capture.base import Stop
 from cdc.capture.chain import Origin
 from cdc.capture.session import LOG, Session, is_out
 from cdc.errors import SourceIdentityError, SourcePurgedError
@@ -35,6 +36,8 @@ class _Start:
         self._state = session.state
         self._chain = session.chain
         self._file = session.file
+        self._stops: list[Stop] = []
+        """Found before the position where the log ends: in XA transactions that are prepared only, and come again."""
 
     def run(self) -> None:
         chain = self._chain
@@ -73,14 +76,15 @@ class _Start:
             session.follow(position.gtids)
         elif (found := self._meet(position.gtids, last.gtid)) != last:
             raise self._strange(position, last, found)
-        partial = position.partial
+        partial, stops = position.partial, self._stops
         # One that is to be skipped is passed over whole, with what was read of it.
         if partial is not None and partial.gtid not in session.asked_to_skip():
             LOG.info("goes-on-inside", gtid=str(partial.gtid), row_events=partial.row_events)
-            if not identity.rejoin(session.queue, session.decoder, partial, server.binlog_end()):
+            if not identity.rejoin(session.queue, session.decoder, partial, server.binlog_end(), stops):
                 raise self._strange(position, partial, None)
             if position.server_uuid != session.uuid:
                 self._compare_part(position, partial)
+        self._chain.stop(stops)
 
     def _compare_part(self, position: Position, partial: Fingerprint) -> None:
         """That the row events that are left out hold the changes that the log has. Another server may have put the same rows into
@@ -108,7 +112,7 @@ class _Start:
         """Follow from `gtids`, and read the last one of them again."""
         session = self._session
         session.follow(gtids.without(last), last)
-        return identity.meet(session.queue, session.decoder, last, session.server.binlog_end())
+        return identity.meet(session.queue, session.decoder, last, session.server.binlog_end(), self._stops)
 
     def _fresh_position(self) -> Position:
         """Where the server is now; and follow from there."""

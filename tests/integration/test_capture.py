@@ -926,6 +926,30 @@ def test_killed_while_an_xa_transaction_is_prepared_it_reads_it_again(
     assert len(rig.rows(t)) == (3 if outcome == "COMMIT" else 2)
 
 
+def test_a_prepared_transaction_that_stops_a_table_does_so_after_every_start(
+    rig: Rig, mysql: MySQLServer, t: TableName
+) -> None:
+    wide = TableName(t.schema, "wide")
+    run(mysql, t.schema, "ALTER TABLE wide MODIFY a TINYINT")
+    rig.write(str(t), f"{{name: {wide}, types: {{a: boolean}}}}")
+    try:
+        with rig.run():
+            added(rig, wide)
+            run(mysql, t.schema, "XA START 'x'", "INSERT INTO wide VALUES (1, 2, 1)", "XA END 'x'", "XA PREPARE 'x'")
+            run(mysql, t.schema, "INSERT INTO t VALUES (1, 'a')")
+            stopped(rig, wide)
+            rig.state.ask("resync", str(wide))
+            added(rig, wide)
+            run(mysql, t.schema, "INSERT INTO t VALUES (2, 'b')")
+            rig.until(lambda: len(rig.rows(t)) == 2)
+        run(mysql, t.schema, "INSERT INTO wide VALUES (3, 1, 1)")
+        with rig.run():
+            # What it read before the position where the log ends, and threw away, was more than rows.
+            stopped(rig, wide)
+    finally:
+        run(mysql, t.schema, "XA ROLLBACK 'x'")
+
+
 def test_compressed_transactions_are_captured(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
     with rig.run():
         added(rig, t)
