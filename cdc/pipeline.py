@@ -60,12 +60,20 @@ class Pipeline:
         """Preflight: source, tables, log, lake, trace. Raises `SourceError` if the source cannot be asked at all."""
         return checks.everything(self.config)
 
-    def add(self, *tables: str, mode: Mode = "upsert", types: Mapping[str, Override] | None = None) -> list[Finding]:
+    def add(
+        self,
+        *tables: str,
+        mode: Mode = "upsert",
+        types: Mapping[str, Override] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> list[Finding]:
         """Add tables, or patterns, to the file, unless a finding about them is an error; what was found.
 
         Raises `ConfigError` for a table that is there already.
         """
-        entries = [TableConfig(name=_name(t), mode=mode, types=dict(types or {})) for t in tables]
+        entries = [
+            TableConfig(name=_name(t), mode=mode, types=dict(types or {}), exclude=tuple(exclude)) for t in tables
+        ]
         findings = checks.tables(self.config, entries)
         if not any(f.level == "error" for f in findings):
             self.config = pipelinefile.add(self.config.path, entries)

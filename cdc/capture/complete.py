@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from cdc.capture.base import TableChanges
 from cdc.errors import TableStoppedError
+from cdc.names import TableName
 
 _TXN = 1
 
@@ -27,7 +28,7 @@ def complete(changes: TableChanges) -> tuple[TableChanges, int | None, TableStop
     txns = changes.batch.column(_TXN).to_numpy()
     kept = changes.batch.slice(0, int(txns.searchsorted(txns[row])))
     is_difference = changes.diffs is not None and bool(pc.list_value_length(changes.diffs)[row].as_py())
-    return replace(changes, batch=kept, presence=None, diffs=None), int(txns[row]), _error(is_difference)
+    return replace(changes, batch=kept, presence=None, diffs=None), int(txns[row]), _error(changes.table, is_difference)
 
 
 def _whole(presence: pa.Array[Any], columns: int) -> npt.NDArray[np.bool_]:
@@ -43,13 +44,13 @@ def _whole(presence: pa.Array[Any], columns: int) -> npt.NDArray[np.bool_]:
     return np.asarray((bits & full == full).all(axis=1), np.bool_)
 
 
-def _error(is_difference: bool) -> TableStoppedError:
+def _error(table: TableName, is_difference: bool) -> TableStoppedError:
     if is_difference:
         return TableStoppedError(
             "the binary log has differences of JSON values in place of the values (binlog_row_value_options=PARTIAL_JSON)",
-            hint="SET GLOBAL binlog_row_value_options = '', and in sessions that set it; then `lakesync resync` the table",
+            hint=f"SET GLOBAL binlog_row_value_options = '', and in sessions that set it; then `lakesync resync {table}`",
         )
     return TableStoppedError(
         "the binary log has row images without all columns (binlog_row_image=MINIMAL or NOBLOB)",
-        hint="SET GLOBAL binlog_row_image = FULL, and in sessions that set it; then `lakesync resync` the table",
+        hint=f"SET GLOBAL binlog_row_image = FULL, and in sessions that set it; then `lakesync resync {table}`",
     )

@@ -194,9 +194,11 @@ class NativeDecoder:
         stops: dict[TableName, Stop] = {}
         for txn, schema, name, what in found:
             table = TableName(schema, name)
-            hint = (
-                f"leave the column out (`exclude:`), or give it another type (`types:`); then `lakesync resync {table}`"
-            )
+            if "primary key" in what:
+                way_out = "make dates texts (`types: {column: string}`), or correct the value"
+            else:
+                way_out = "leave the column out (`exclude:`), or give it another type (`types:`)"
+            hint = f"{way_out}; then `lakesync resync {table}`"
             stops[table] = Stop(txn, table, TableStoppedError(what, where=f"{table} at {gtids[txn]}", hint=hint))
             self._captured.pop(table, None)
         for gtid in list(self._stops):

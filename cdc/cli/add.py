@@ -28,6 +28,10 @@ def command(
             show_default=False,
         ),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Leave a column out; may be repeated.", show_default=False),
+    ] = None,
     config: options.ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:
@@ -38,11 +42,11 @@ def command(
     \b
     Example:
       lakesync add shop.orders 'shop.item_*'
-      lakesync add shop.users --type is_admin=boolean
+      lakesync add shop.users --type is_admin=boolean --exclude password_hash
       lakesync add shop.log --mode append
     """
     pipeline = options.pipeline(config)
-    found = pipeline.add(*tables, mode=mode, types=_overrides(types or []))
+    found = pipeline.add(*tables, mode=mode, types=_overrides(types or []), exclude=exclude or [])
     failed = findings.failed(found)
     if as_json:
         output.as_json(

@@ -46,7 +46,8 @@ def _epochs(pipeline: Pipeline, from_epoch: int | None) -> Iterator[dict[str, An
 def _epoch(record: CommitRecord) -> dict[str, Any]:
     full: dict[str, Any] = orjson.loads(record.payload)
     line = {
-        k: full[k] for k in ("number", "before", "ts_ms", "raw_us", "seq", "transactions", "end", "skipped", "removed")
+        k: full[k]
+        for k in ("number", "before", "ts_ms", "raw_us", "seq", "transactions", "framing", "end", "skipped", "removed")
     }
     return {
         **line,

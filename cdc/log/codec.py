@@ -97,7 +97,7 @@ def encode(
             raise TableStoppedError(
                 f"a row change needs {size} bytes in the log; {RECORD_MAXIMUM} are possible",
                 where=f"{gtids[txn]}/{event}.{row}",
-                hint="leave the large column's table out, or shorten the value and `lakesync resync` the table",
+                hint="leave the large column out (`exclude:`), or shorten the value; then `lakesync resync` the table",
             )
         else:
             todo += [(start + count // 2, count - count // 2), (start, count // 2)]
