@@ -41,7 +41,7 @@ demo: setup ## A shop database, kept in step while it is written to and the daem
 fetch: setup ## Download the servers that tests talk to, once
 	@$(BIN)/python -m dev fetch
 
-test: fetch ## Unit, contract and integration tests, on real MySQL and Kafka
+test: fetch ## Unit, contract and integration tests, on real MySQL, MariaDB and Kafka
 	$(PYTEST) tests/unit tests/contract tests/integration $(ARGS)
 
 test-native: ## The native module's own tests; these need no Python
