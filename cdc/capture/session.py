@@ -122,6 +122,11 @@ class Session:
         self.decoder.pass_over([again] if again else [])
 
     @property
+    def is_mariadb(self) -> bool:
+        """Whether the server is one of MariaDB's."""
+        return self._mariadb
+
+    @property
     def is_eager(self) -> bool:
         """Only with a mutant: whether every drain is published."""
         return faults.mutant("position_at_gtid") or faults.mutant("create_select_position")

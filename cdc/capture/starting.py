@@ -112,7 +112,12 @@ class _Start:
         """Follow from `gtids`, and read the last one of them again."""
         session = self._session
         session.follow(gtids.without(last), last)
-        return identity.meet(session.queue, session.decoder, last, session.server.binlog_end(), self._stops)
+        found = identity.meet(session.queue, session.decoder, last, session.server.binlog_end(), self._stops)
+        if found is not None and session.is_mariadb:
+            # What it logged of a transaction when it was killed stays in the file's end, where it cannot be read. A stream from the
+            # position itself begins behind it.
+            session.follow(gtids)
+        return found
 
     def _fresh_position(self) -> Position:
         """Where the server is now; and follow from there."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 
 from cdc.capture import identity
@@ -293,6 +295,44 @@ def test_a_server_killed_and_restarted_is_gone_on_with(start: Start) -> None:
         after = rig.caught_up()
     exactly_once(rig)
     assert before.end.server_uuid == after.end.server_uuid
+
+
+def killed_while_it_logs(server: MariaDBServer) -> bool:
+    """Whether the server was killed with a part of a transaction in its binary log. It runs again then."""
+    file = server.folder / "data" / str(server.execute("SHOW MASTER STATUS")[0][0])
+    size = file.stat().st_size
+    with server.root("s") as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        for i in range(20):
+            cursor.execute("INSERT INTO large VALUES (%s, REPEAT('x', 6000000))", (i,))
+
+        def commit() -> None:
+            with contextlib.suppress(pymysql.err.Error):
+                cursor.execute("COMMIT")
+
+        thread = threading.Thread(target=commit)
+        thread.start()
+        while thread.is_alive() and file.stat().st_size < size + 20_000_000:
+            time.sleep(0.0005)
+        server.kill()
+        thread.join()
+    server.start()
+    return not server.execute("SELECT COUNT(*) FROM s.large")[0][0] and file.stat().st_size > size + 10_000_000
+
+
+def test_killed_while_it_logs_a_transaction_a_server_is_gone_on_with(start: Start) -> None:
+    rig = start()
+    run(rig.server, "s", "CREATE TABLE large (id INT PRIMARY KEY, v LONGBLOB)")
+    with rig.run():
+        added(rig)
+        run(rig.server, "s", "INSERT INTO t VALUES (1, 'before')")
+        rig.caught_up()
+    assert isinstance(rig.server, MariaDBServer)
+    assert killed_while_it_logs(rig.server)
+    with rig.run():
+        run(rig.server, "s", "UPDATE t SET v = 'after'")
+        rig.caught_up()
+    exactly_once(rig)
 
 
 # statements
