@@ -205,7 +205,8 @@ class BinlogStream:
         """What the server said in the stream in place of an event: MySQL's error code (0: it ended the stream) and message.
 
         `SourcePurgedError` (the log does not reach back to `gtids`), `SourceIdentityError` (`gtids` holds transactions of the server
-        that it does not have), `SourceError` (REPLICATION SLAVE is missing, another stream took over), `SourceUnavailableError`.
+        that it does not have), `SourceError` (REPLICATION SLAVE is missing, another stream took over), `SourceUnavailableError` (it
+        ended the stream, or a file in which it was killed).
         """
         if not code:
             return SourceUnavailableError("the server ended the stream", where=place(self._source))
@@ -235,6 +236,12 @@ class BinlogStream:
         if code == _SAME_ID or "same server_uuid" in text or "same server_id" in text:
             return SourceError(
                 "another stream took over under the same id", where=where, hint="run one capture of a pipeline only"
+            )
+        if "truncated in the middle" in text:
+            return SourceUnavailableError(
+                "a file of the binary log ends within an event",
+                where=where,
+                hint="nothing, if the server was killed while it wrote: the next connection begins behind it",
             )
         return SourceError(f"the server cannot send the binary log: {message} (error {code})", where=where)
 
