@@ -392,6 +392,32 @@ def _column(dice: random.Random, name: str, flavor: Flavor) -> CaseColumn:
     return CaseColumn(name, sql, literal, can_be_key)
 
 
+def _referred_column(dice: random.Random, name: str) -> CaseColumn:
+    """Of what the reference decoder is right about: see `tests.reference.decoder.KNOWN_GAPS`."""
+    unsigned = dice.random() < 0.4
+    sign = " UNSIGNED" if unsigned else ""
+    scale = dice.randint(0, 6)
+    bits, kind = dice.choice(((8, "TINYINT"), (16, "SMALLINT"), (24, "MEDIUMINT"), (32, "INT"), (64, "BIGINT")))
+    precision = dice.randint(1, 38)
+    fraction = dice.randint(0, min(precision, 30))
+    made: tuple[str, Callable[[random.Random], str], bool] = dice.choice(
+        (
+            (f"{kind}{sign}", _integer(bits, unsigned), True),
+            (f"DECIMAL({precision},{fraction}){sign}", _decimal(precision, fraction, unsigned), True),
+            (f"DOUBLE{sign}", _floating("<d", unsigned), False),
+            ("DATE", lambda d: f"'{_moment(d)}'", True),
+            (f"DATETIME({scale})", lambda d: f"'{_moment(d)} {_clock(d, scale)}'", True),
+            (f"TIMESTAMP({scale}) NULL", lambda d: f"'{d.randint(1971, 2037)}-06-15 {_clock(d, scale)}'", True),
+            _text_column(dice, dice.choice(("utf8mb4", "utf8mb3", "ascii"))),
+            (f"BINARY({(n := dice.choice((1, 8, 255)))})", _bytes(n), True),
+            (f"VARBINARY({(n := dice.choice((1, 20, 256, 1000)))})", _bytes(n), n < 1000),
+            (dice.choice(("TINYBLOB", "BLOB", "MEDIUMBLOB", "LONGBLOB")), _bytes(255), False),
+            _enum_column(dice, "utf8mb4"),
+        )
+    )
+    return CaseColumn(name, *made)
+
+
 def _decimal_column(
     dice: random.Random, sign: str, unsigned: bool, flavor: Flavor
 ) -> tuple[str, Callable[[random.Random], str], bool]:
@@ -439,10 +465,11 @@ def _plain(text: str) -> str:
 # cases
 
 
-def make(seed: int, flavor: Flavor) -> Case:
-    """The case of this seed."""
+def make(seed: int, flavor: Flavor, *, referred: bool = False) -> Case:
+    """The case of this seed. `referred`: only of what the reference decoder is right about."""
     dice = random.Random(f"{flavor} {seed}")
-    columns = [_column(dice, f"c{i}" if i else "weird `name` é", flavor) for i in range(dice.randint(1, 12))]
+    names = [f"c{i}" if i else "weird `name` é" for i in range(dice.randint(1, 12))]
+    columns = [_referred_column(dice, name) if referred else _column(dice, name, flavor) for name in names]
     key = ["id"]
     keyed = [c for c in columns if c.can_be_key]
     if keyed and dice.random() < 0.4:
@@ -462,7 +489,8 @@ def make(seed: int, flavor: Flavor) -> Case:
     create = f"CREATE TABLE t ({', '.join(parts)}) DEFAULT CHARACTER SET utf8mb4 ROW_FORMAT=DYNAMIC"
     case = Case(seed, flavor, create)
     if flavor == "mysql":
-        case.prepare.append(f"SET SESSION binlog_transaction_compression = {dice.choice(('ON', 'OFF', 'OFF'))}")
+        compressed = "OFF" if referred else dice.choice(("ON", "OFF", "OFF"))
+        case.prepare.append(f"SET SESSION binlog_transaction_compression = {compressed}")
         case.prepare.append(f"SET SESSION binlog_rows_query_log_events = {dice.choice(('ON', 'OFF'))}")
     _fill(case, dice, columns, key)
     return case

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from cdc import unfit
+from cdc.capture.base import Decoder, Drained
 from cdc.capture.native import NativeDecoder
 from cdc.config import SourceConfig
 from cdc.epoch import Op
@@ -112,6 +113,31 @@ def streamed(source: SourceConfig, table: TableName, schema: TableSchema, before
             if decoder.idle and drained.end.file and drained.end >= end:
                 break
     return pa.Table.from_batches(batches) if batches else pa.table([])
+
+
+def sent(source: SourceConfig, before: Position, end: BinlogEnd) -> list[bytes]:
+    """What the server sends from `before` to `end`, in pieces."""
+    pieces: list[bytes] = []
+    probe = NativeDecoder()
+    with BinlogStream(source, before.gtids, heartbeat_s=0.1) as stream:
+        for data in stream:
+            pieces.append(data)
+            assert probe.feed(data)
+            at = probe.drain().end
+            if probe.idle and at.file and at >= end:
+                return pieces
+    raise AssertionError("the stream ended")
+
+
+def decoded(decoder: Decoder, pieces: list[bytes], table: TableName, schema: TableSchema) -> tuple[Drained, pa.Table]:
+    """All that a decoder makes of these pieces, and the table's changes alone."""
+    decoder.capture({table: schema})
+    for piece in pieces:
+        assert decoder.feed(piece)
+    drained = decoder.drain()
+    assert not drained.stops, drained.stops
+    batches = [changes.batch for changes in drained.changes]
+    return drained, pa.Table.from_batches(batches).combine_chunks() if batches else pa.table([])
 
 
 def left(changes: pa.Table, schema: TableSchema) -> dict[tuple[Any, ...], int]:

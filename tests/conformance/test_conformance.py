@@ -15,12 +15,14 @@ import pyarrow as pa
 import pymysql
 import pytest
 
+from cdc.capture.native import NativeDecoder
 from cdc.config import SourceConfig
 from cdc.names import TableName
 from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
 from tests.conformance import reading
 from tests.conformance.cases import Flavor, make
+from tests.reference.decoder import ReferenceDecoder
 
 SECONDS = float(os.environ.get("CONFORMANCE_SECONDS", "20"))
 LEAST_ROWS = 1000
@@ -96,3 +98,29 @@ def test_snapshot_stream_and_server_agree(flavor: Flavor, request: pytest.Fixtur
         rows += check(server, schema, seed, flavor)
         seed += 1
     print(f"{rows} rows compared on {flavor}")
+
+
+@pytest.mark.timeout(0)
+def test_the_reference_decoder_gives_the_same(mysql: MySQLServer, schema: str) -> None:
+    source, table = SourceConfig(url=mysql.url()), TableName(schema, "t")
+    given = os.environ.get("CONFORMANCE_SEED")
+    seed = int(given) if given else random.SystemRandom().randrange(10**9)
+    print(f"CONFORMANCE_SEED={seed}")
+    deadline, rows = time.monotonic() + SECONDS / 2, 0
+    while time.monotonic() < deadline or rows < LEAST_ROWS:
+        case = make(seed, "mysql", referred=True)
+        told = f"seed {seed}: {case.create}"
+        execute(mysql, schema, ["DROP TABLE IF EXISTS t", case.create])
+        before = reading.position(source)
+        execute(mysql, schema, [*case.prepare, *case.statements])
+        of = reading.schema_of(source, table)
+        pieces = reading.sent(source, before, reading.end(source))
+        one, changes = reading.decoded(NativeDecoder(), pieces, table, of)
+        other, expected = reading.decoded(ReferenceDecoder(), pieces, table, of)
+        compare(changes, expected, told)
+        for name in ("whole", "executed", "end", "framing", "last", "partial", "skipped"):
+            assert getattr(one, name) == getattr(other, name), told
+        assert (list(one.gtids), list(one.commit_us)) == (list(other.gtids), list(other.commit_us)), told
+        rows += changes.num_rows
+        seed += 1
+    print(f"{rows} rows compared")
