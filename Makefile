@@ -13,6 +13,8 @@ CARGO  := cargo
 ARGS ?=
 # Of fuzzing for each target, of conformance for each server: make fuzz SECONDS=600
 SECONDS ?= 60
+# Processes that share the tests, each with servers of its own: most tests wait most of their time.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-spec fuzz fetch lint format bench bench-decode \
@@ -42,7 +44,7 @@ fetch: setup ## Download the servers that tests talk to, once
 	@$(BIN)/python -m dev fetch
 
 test: fetch ## Unit, contract and integration tests, on real MySQL, MariaDB and Kafka
-	$(PYTEST) tests/unit tests/contract tests/integration $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile tests/unit tests/contract tests/integration $(ARGS)
 
 test-native: ## The native module's own tests; these need no Python
 	cd native && $(CARGO) test --quiet --locked --no-default-features
@@ -79,7 +81,7 @@ bench: fetch ## Measure snapshot, stream and latency beside their peers
 	$(BIN)/python -m bench $(ARGS)
 
 bench-decode: fetch ## Measure decoding and capture beside mysql-replication, MySQL's clients and Debezium (JDK, Maven)
-	$(BIN)/python -m bench decode captured flat large $(ARGS)
+	$(BIN)/python -m bench decode captured flat stages large $(ARGS)
 
 bench-quick: fetch ## The same with small sizes, to see that it works
 	$(BIN)/python -m bench --quick
