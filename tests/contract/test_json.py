@@ -129,7 +129,7 @@ def stored(events: list[bytes], kind: int) -> Iterator[tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(2_000, id="2000"), pytest.param(50_000, id="50000", marks=pytest.mark.slow)]
+    "count", [pytest.param(2_000, id="2000"), pytest.param(10_000, id="10000", marks=pytest.mark.slow)]
 )
 @pytest.mark.timeout(1200)
 def test_documents_are_printed_as_the_server_prints_them(mysql: MySQLServer, schema: str, count: int) -> None:
@@ -163,14 +163,17 @@ def test_an_empty_value_is_null(mysql: MySQLServer, schema: str) -> None:
     assert [json_text(binary) for _, binary in stored(recorded.events, Type.WRITE_ROWS)] == ["null"]
 
 
-def differences(event: bytes) -> bytes:
-    """Of the only row of a partial update of a table of INT and JSON: id, old document, id, differences."""
+def differences(event: bytes) -> bytes | None:
+    """Of the only row of a partial update of a table of INT and JSON: id, old document, id, differences. None where the server found
+    the new document to be shorter."""
     body = event[HEADER:-4]
     at = 8 + struct.unpack_from("<H", body, 8)[0] + 3
     assert body[at] == 0
     at += 5
     at += 4 + struct.unpack_from("<I", body, at)[0]
     options, partial, nulls = body[at : at + 3]
+    if not options:
+        return None
     assert (options, partial, nulls) == (1, 1, 0)
     at += 7
     (size,) = struct.unpack_from("<I", body, at)
@@ -218,8 +221,11 @@ def test_differences_lead_from_the_old_document_to_the_new(mysql: MySQLServer, s
         numbers = [struct.unpack_from("<i", event, HEADER + 8 + 2 + 4)[0] for event in partial]
         assert len(partial) > 100
         for number, event in zip(numbers, partial, strict=True):
+            found = differences(event)
+            if found is None:
+                continue
             document = json.dumps(before)
-            for op, path, value_text in json_diffs(differences(event)):
+            for op, path, value_text in json_diffs(found):
                 seen.add(op)
                 document = applied(cursor, document, op, path, value_text)
             assert document == wanted[number], number
