@@ -7,12 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from bench import latency, reconcile, report, snapshot, stream, upsert
+from bench import captured, decode, flat, large, latency, reconcile, report, snapshot, stages, stream, upsert
 from bench.setting import QUICK, Setting, Sizes
 
 BENCHMARKS = {
     "snapshot": snapshot,
     "stream": stream,
+    "decode": decode,
+    "captured": captured,
+    "flat": flat,
+    "stages": stages,
+    "large": large,
     "latency": latency,
     "upsert": upsert,
     "reconcile": reconcile,

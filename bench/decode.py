@@ -82,13 +82,13 @@ def _from_memory(setting: Setting) -> Table:
             turns[OURS].append(from_memory(setting, file, [table], count))
             if readable:
                 turns[PEER].append(_replication(setting, file, table, max(1, count // PEER_ROWS)))
-        ours = medians(turns[OURS])
-        result.add(f"{OURS}: {title}", *_cells(ours, count, file.stat().st_size, _rate(ours, count)))
-        if readable:
-            part = max(1, count // PEER_ROWS)
-            used = medians(turns[PEER])
-            size = file.stat().st_size * part // count
-            result.add(f"{PEER}: the same, the first part", *_cells(used, part, size, _rate(ours, count)))
+        ours, size = medians(turns[OURS]), file.stat().st_size
+        if not readable:
+            result.add(f"{OURS}: {title}", *_cells(ours, count, size, None))
+            continue
+        part, peer = max(1, count // PEER_ROWS), medians(turns[PEER])
+        result.add(f"{OURS}: {title}", *_cells(ours, count, size, _rate(peer, part)))
+        result.add(f"{PEER}: the same, the first part", *_cells(peer, part, size * part // count, _rate(peer, part)))
     return result
 
 
@@ -96,8 +96,8 @@ def _rate(used: Usage, rows: int) -> float:
     return rows / max(used.cpu_s, 1e-9)
 
 
-def _cells(used: Usage, rows: int, size: int, base: float) -> tuple[str, ...]:
-    """`speed` by rows per CPU second: one thread each, and no server at work."""
+def _cells(used: Usage, rows: int, size: int, base: float | None) -> tuple[str, ...]:
+    """`speed` by rows per CPU second, where there is something to compare with: one thread each, and no server at work."""
     rate = _rate(used, rows)
     return (
         f"{rows:,}",
@@ -105,7 +105,7 @@ def _cells(used: Usage, rows: int, size: int, base: float) -> tuple[str, ...]:
         f"{used.cpu_s:.3f}",
         thousands(rate),
         thousands(size / 1e6 / max(used.cpu_s, 1e-9)),
-        f"{rate / base:.4f}" if rate < base / 10 else f"{rate / base:.2f}",
+        "-" if base is None else f"{rate / base:.2f}" if rate < 10 * base else f"{rate / base:.0f}",
     )
 
 

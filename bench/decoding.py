@@ -53,7 +53,7 @@ def _batches(pieces: Iterable[Any], tables: Iterable[str]) -> Iterator[pa.Record
     yield from drained()
 
 
-def _pieces(data: bytes) -> Iterator[memoryview]:
+def pieces(data: bytes) -> Iterator[memoryview]:
     view = memoryview(data)
     return (view[at : at + PIECE] for at in range(0, len(view), PIECE))
 
@@ -62,7 +62,7 @@ def memory(file: str, tables: str) -> None:
     """A recording into Arrow, each batch given up as it comes."""
     data = Path(file).read_bytes()
     with measured():
-        changes = sum(batch.num_rows for batch in _batches(_pieces(data), tables.split(",")))
+        changes = sum(batch.num_rows for batch in _batches(pieces(data), tables.split(",")))
     print(json.dumps({"changes": changes}))
 
 
@@ -70,7 +70,7 @@ def summary(file: str, tables: str, part: str) -> None:
     """What the first changes of a recording are in sum, for comparison; and how many it has."""
     data = Path(file).read_bytes()
     with measured():
-        batches = list(_batches(_pieces(data), tables.split(",")))
+        batches = list(_batches(pieces(data), tables.split(",")))
     found: Any = pa.Table.from_batches(batches)
     first: Any = found.slice(0, int(part))
     sums = [

@@ -99,6 +99,7 @@ def _measured(setting: Setting, title: str, head: str, variants: Sequence[Varian
         firsts = firsts or [decoded, taken]
         cells = []
         for cost, first in zip((decoded, taken), firsts, strict=True):
-            cells += [thousands(1 / cost), f"{cost * 1e9:.0f}", f"{cost / first:.2f}"] if cost else ["-", "-", "-"]
+            known = cost and first  # not less than a start with nothing to read
+            cells += [thousands(1 / cost), f"{cost * 1e9:.0f}", f"{cost / first:.2f}"] if known else ["-", "-", "-"]
         result.add(variant.title, f"{variant.rows:,}", *cells)
     return result
