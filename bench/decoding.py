@@ -21,7 +21,7 @@ from cdc.config import SourceConfig
 from cdc.source import results
 from cdc.source.connection import connect
 
-DRAIN_BYTES, PART_BYTES = 16 << 20, 64 << 20
+DRAIN_BYTES, PART_BYTES = 8 << 20, 64 << 20
 PIECE = 256 * 1024
 """Bytes fed at once, as capture does."""
 

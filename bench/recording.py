@@ -15,9 +15,9 @@ from dev.server import Server
 
 
 def asked(port: int, gtids: str) -> Connection[Any]:
-    """A connection over TCP whose socket gives everything in the binary log that is not in `gtids`, up to its present end."""
+    """A connection over TCP, without TLS, whose socket gives everything in the binary log that is not in `gtids`, up to its present end."""
     connection: Connection[Any] = pymysql.connect(
-        host="127.0.0.1", port=port, user=USER, password=PASSWORD, autocommit=True
+        host="127.0.0.1", port=port, user=USER, password=PASSWORD, autocommit=True, ssl_disabled=True
     )
     binlog.ask(connection, gtids)
     return connection
