@@ -25,7 +25,6 @@ use crate::transaction::{Action, Input, State};
 const FILE_BITS: u64 = 1 << 32;
 /// Bytes of row events of prepared XA transactions that may wait.
 const HELD_BYTES: u64 = 256 << 20;
-const STATEMENT_END: u16 = 1;
 
 #[derive(Debug, Clone)]
 pub struct Options {

@@ -6,43 +6,10 @@
 use crate::charset::{self, Charset};
 use crate::cursor::Cursor;
 use crate::error::{Error, Result, damaged};
-use crate::image::WireColumn;
+use crate::image::{WireColumn, types as wire};
 
 /// MySQL's and MariaDB's own limit.
 pub const COLUMNS: usize = 4096;
-
-/// Column types as they stand in a TABLE_MAP event.
-mod wire {
-    pub const TINY: u8 = 1;
-    pub const SHORT: u8 = 2;
-    pub const LONG: u8 = 3;
-    pub const FLOAT: u8 = 4;
-    pub const DOUBLE: u8 = 5;
-    pub const TIMESTAMP: u8 = 7;
-    pub const LONGLONG: u8 = 8;
-    pub const INT24: u8 = 9;
-    pub const DATE: u8 = 10;
-    pub const TIME: u8 = 11;
-    pub const DATETIME: u8 = 12;
-    pub const YEAR: u8 = 13;
-    pub const NEWDATE: u8 = 14;
-    pub const VARCHAR: u8 = 15;
-    pub const BIT: u8 = 16;
-    pub const TIMESTAMP2: u8 = 17;
-    pub const DATETIME2: u8 = 18;
-    pub const TIME2: u8 = 19;
-    pub const BLOB_COMPRESSED: u8 = 140;
-    pub const VARCHAR_COMPRESSED: u8 = 141;
-    pub const VECTOR: u8 = 242;
-    pub const JSON: u8 = 245;
-    pub const NEWDECIMAL: u8 = 246;
-    pub const ENUM: u8 = 247;
-    pub const SET: u8 = 248;
-    pub const BLOB: u8 = 252;
-    pub const VAR_STRING: u8 = 253;
-    pub const STRING: u8 = 254;
-    pub const GEOMETRY: u8 = 255;
-}
 
 /// Kinds of optional metadata.
 mod optional {
@@ -243,8 +210,10 @@ fn wire_columns(types: &[u8], metadata: &[u8]) -> Result<Vec<WireColumn>> {
     for type_ in types {
         let meta = match *type_ {
             wire::FLOAT | wire::DOUBLE | wire::TIMESTAMP2 | wire::DATETIME2 | wire::TIME2 => u16::from(cursor.u8()?),
-            wire::BLOB | wire::GEOMETRY | wire::JSON | wire::VECTOR | wire::BLOB_COMPRESSED => u16::from(cursor.u8()?),
-            wire::VARCHAR | wire::VAR_STRING | wire::BIT | wire::VARCHAR_COMPRESSED => cursor.u16()?,
+            wire::BLOB | wire::GEOMETRY | wire::JSON | wire::VECTOR | wire::MARIADB_BLOB_COMPRESSED => {
+                u16::from(cursor.u8()?)
+            }
+            wire::VARCHAR | wire::VAR_STRING | wire::BIT | wire::MARIADB_VARCHAR_COMPRESSED => cursor.u16()?,
             wire::STRING | wire::ENUM | wire::SET | wire::NEWDECIMAL => u16::from_be_bytes(cursor.array()?),
             wire::TINY | wire::SHORT | wire::INT24 | wire::LONG | wire::LONGLONG | wire::YEAR => 0,
             wire::DATE | wire::NEWDATE | wire::TIME | wire::DATETIME | wire::TIMESTAMP => 0,
@@ -289,7 +258,7 @@ fn is_text(real: u8, mariadb: bool) -> bool {
     match real {
         wire::STRING | wire::VAR_STRING | wire::VARCHAR | wire::BLOB => true,
         wire::VECTOR => !mariadb,
-        wire::GEOMETRY | wire::BLOB_COMPRESSED | wire::VARCHAR_COMPRESSED => mariadb,
+        wire::GEOMETRY | wire::MARIADB_BLOB_COMPRESSED | wire::MARIADB_VARCHAR_COMPRESSED => mariadb,
         _ => false,
     }
 }
@@ -322,8 +291,8 @@ fn describe(column: &WireColumn, real: u8) -> Column {
         wire::VECTOR => named("vector"),
         wire::ENUM => named("enum"),
         wire::SET => named("set"),
-        wire::BLOB_COMPRESSED => named("compressed blob"),
-        wire::VARCHAR_COMPRESSED => named("compressed varchar"),
+        wire::MARIADB_BLOB_COMPRESSED => named("compressed blob"),
+        wire::MARIADB_VARCHAR_COMPRESSED => named("compressed varchar"),
         _ => named(TEXT),
     }
 }

@@ -1,13 +1,13 @@
 //! Table maps, row events, and what a drain gives.
 
-use super::{Asked, Drained, Framing, HELD_BYTES, STATEMENT_END, Stop, Stream, TableAsked, Txn};
+use super::{Asked, Drained, Framing, HELD_BYTES, Stop, Stream, TableAsked, Txn};
 use crate::batches::{Mapped, Mark, Target, unfit};
 use crate::cursor::Cursor;
 use crate::error::{Error, Result, damaged};
 use crate::events;
 use crate::mariadb;
 use crate::plan::ColumnPlan;
-use crate::rowevent;
+use crate::rowevent::{self, STATEMENT_END};
 use crate::tablemap::TableMap;
 
 impl Stream {
