@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from dev import packages
 from dev.certificates import write_certificates
@@ -138,24 +139,12 @@ class MySQLServer(SqlServer):
         *,
         server_id: int | None = None,
         options: Sequence[str] = (),
-        replica_of: MySQLServer | None = None,
+        replica_of: Self | None = None,
     ) -> None:
         self._installation = Installation.find()
-        super().__init__(folder)
-        self.source = replica_of
-        self.server_id: int = server_id or (1 if replica_of is None else replica_of.server_id + 1)
-        self.options = tuple(options)
-        if replica_of is not None and replica_of.server_id == self.server_id:
-            raise ValueError(f"replica and source both have server_id {self.server_id}")
+        super().__init__(folder, self._installation.template, server_id, options, replica_of)
 
     # life
-
-    def _prepare(self) -> None:
-        if not self.datadir.exists():
-            part = self.folder / "data.part"
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(self._installation.template() / "data", part)
-            part.rename(self.datadir)
 
     def _command(self) -> list[str]:
         return self._installation.server(
@@ -171,10 +160,6 @@ class MySQLServer(SqlServer):
             *(() if self.source is None else ("--read-only=ON", "--replica-net-timeout=10")),
             *self.options,
         )
-
-    def _after_first_start(self) -> None:
-        if self.source is not None and not self.execute("SHOW REPLICA STATUS"):
-            self.follow(self.source)
 
     # talking to it
 
@@ -200,7 +185,7 @@ class MySQLServer(SqlServer):
 
     # replication
 
-    def follow(self, source: MySQLServer) -> None:
+    def follow(self, source: Self) -> None:
         """Replicate from `source` from now on, by GTID auto-position."""
         if not source.execute("SELECT 1 FROM mysql.user WHERE user = %s", REPLICATION_USER):
             source.add_user(REPLICATION_USER, REPLICATION_PASSWORD, "REPLICATION SLAVE ON *.*")

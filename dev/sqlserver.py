@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import pymysql
@@ -17,10 +18,26 @@ from dev.server import Server
 
 
 class SqlServer(Server):
-    """A server that speaks MySQL's protocol, on 127.0.0.1 and a unix socket. root has no password."""
+    """A server that speaks MySQL's protocol, on 127.0.0.1 and a unix socket. root has no password.
 
-    def __init__(self, folder: Path | None = None) -> None:
+    `template` gives a folder of which `data` is copied. `replica_of`: `follow` that running server from the first start on.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        template: Callable[[], Path],
+        server_id: int | None,
+        options: Sequence[str],
+        replica_of: Self | None,
+    ) -> None:
         super().__init__(folder)
+        self._template = template
+        self.source = replica_of
+        self.server_id: int = server_id or (1 if replica_of is None else replica_of.server_id + 1)
+        self.options = tuple(options)
+        if replica_of is not None and replica_of.server_id == self.server_id:
+            raise ValueError(f"replica and source both have server_id {self.server_id}")
         self.datadir = self.folder / "data"
         self.socket = self.folder / "mysql.sock"
         self.ca = self.datadir / "ca.pem"
@@ -29,6 +46,21 @@ class SqlServer(Server):
     @abstractmethod
     def executed(self) -> str:
         """What the server has executed, as GTIDs on one line."""
+
+    @abstractmethod
+    def follow(self, source: Self) -> None:
+        """Replicate from `source` from now on."""
+
+    def _prepare(self) -> None:
+        if not self.datadir.exists():
+            part = self.folder / "data.part"
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(self._template() / "data", part)
+            part.rename(self.datadir)
+
+    def _after_first_start(self) -> None:
+        if self.source is not None and not self.execute("SHOW REPLICA STATUS"):
+            self.follow(self.source)
 
     def _answers(self) -> bool:
         # Knock first: PyMySQL leaves its socket open when nobody listens on a unix socket.
