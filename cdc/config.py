@@ -193,6 +193,14 @@ class TableConfig(_Model):
     """Columns that become another type than their own: TINYINT `boolean`, anything `string`."""
     exclude: tuple[str, ...] = ()
     """Columns that are left out; not those of the primary key."""
+    backfill: bool = False
+    """append: begin with the rows that are there, instead of with the first change."""
+    into: str | None = None
+    """`schema.table`: the tables of this entry are shards, and land in this one together."""
+    shard_column: str = "_cdc_shard"
+    """The column that says which shard a row is of, and is part of the key."""
+    from_position: str | None = None
+    """The lake has the table already, as of this GTID set (MariaDB: GTID list); it is taken over as it is."""
 
     @field_validator("name")
     @classmethod
@@ -271,13 +279,43 @@ class MergeConfig(_Model):
         return _not_zero(value)
 
 
+class ThrottleConfig(_Model):
+    """`snapshot.throttle:`"""
+
+    threads_running: int | None = Field(default=64, ge=1)
+    """Reading pauses while the server's own Threads_running is above this; null: whatever it is."""
+    replica_lag: Duration | None = None
+    """… while a replica that is read from, or one of `replicas`, is further behind than this."""
+    replicas: tuple[SourceConfig, ...] = ()
+    """Replicas that are looked at for their lag."""
+    every: Duration = 1.0
+    """Between looks."""
+
+    @field_validator("every")
+    @classmethod
+    def _check_pause(cls, value: float) -> float:
+        return _not_zero(value)
+
+
 class SnapshotConfig(_Model):
     """`snapshot:`"""
 
-    chunk_rows: int = Field(default=50_000, ge=1)
-    """Rows that one SELECT reads."""
+    chunk_rows: int = Field(default=1_000_000, ge=1)
+    """Rows that one SELECT of a first reading reads at most; fewer if they fill a data file."""
+    window_rows: int = Field(default=50_000, ge=1)
+    """Rows that one windowed read reads at most."""
+    window_size: Size = 16 * 1024**2
+    """… or about so many bytes of them."""
     readers: int = Field(default=2, ge=1, le=64)
-    """Connections that read chunks at once."""
+    """Connections that read at once."""
+    rows_per_second: int | None = Field(default=None, ge=1)
+    """Over all readers; null: no limit."""
+    bytes_per_second: Size | None = None
+    """Over all readers, as Arrow holds the rows; null: no limit."""
+    source: SourceConfig | None = None
+    """A replica that rows are read from; it has to replicate from the server that is followed. Default: that server itself."""
+    throttle: ThrottleConfig = ThrottleConfig()
+    """When reading pauses."""
 
 
 class TraceConfig(_Model):

@@ -22,20 +22,27 @@ VERSION = 1
 
 class Op:
     """Values of `_op`, one a row of a table's data. An update that changes the key is a MOVE_OUT (the row before) followed by an
-    UPDATE (the row after) with the same global ID; together they are one change."""
+    UPDATE (the row after) with the same global ID; together they are one change.
+
+    READ is the row as a windowed read saw it; a key that such a read did not find is a DELETE of which only the key's columns are
+    known. TRUNCATE says that all rows of one shard are gone: of its row only the shard's column is known.
+    """
 
     INSERT = 0
     UPDATE = 1
     DELETE = 2
     MOVE_OUT = 3
+    READ = 4
+    TRUNCATE = 5
 
 
 class Counts(NamedTuple):
-    """Row changes by operation. A MOVE_OUT is not counted: it is half of an update."""
+    """Row changes by operation. A MOVE_OUT is not counted: it is half of an update; nor is a TRUNCATE, which is no change of a row."""
 
     inserts: int = 0
     updates: int = 0
     deletes: int = 0
+    reads: int = 0
 
     @property
     def changes(self) -> int:
@@ -46,6 +53,10 @@ class Counts(NamedTuple):
         """The sum by operation."""
         return Counts(*(a + b for a, b in zip(self, other, strict=True)))
 
+    def to_list(self) -> list[int]:
+        """For JSON; `Counts(*…)` is the way back."""
+        return list(self) if self.reads else list(self[:3])
+
 
 class EpochId(NamedTuple):
     """An epoch: the number for people, the hash for identity."""
@@ -55,6 +66,27 @@ class EpochId(NamedTuple):
 
     def __str__(self) -> str:
         return f"#{self.number} ({self.hash[:12]})"
+
+
+class WindowId(NamedTuple):
+    """A windowed read: the `number`th window (from 1) of a job. Its rows' global IDs are `snap:<job>/<number>.<row>`."""
+
+    job: str
+    number: int
+
+
+@dataclass(frozen=True)
+class WindowEntry:
+    """A windowed read whose rows an epoch holds, as of the epoch's end. `read` and `emitted` are rows (keys that were not found
+    included) before and after those that the stream touched in the window were left out; `progress` is what its job needs to go on
+    after it, and nobody else's business."""
+
+    id: WindowId
+    table: str
+    """The source's table, which may be a shard of the one that the rows go to."""
+    read: int
+    emitted: int
+    progress: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -99,7 +131,8 @@ class TableState:
     """What is known of a captured table after an epoch; restated whole in every checkpoint record.
 
     `last` is the epoch that touched it last, None if none did since it was added. `since` is the number of the epoch that added
-    it. `schema` is `TableSchema.to_dict()`, `options` what the pipeline file says of the table (mode, types).
+    it. `schema` is `TableSchema.to_dict()`, `options` what the pipeline file says of the table (mode, types), and of a table that is
+    made of shards which ones they are.
     """
 
     schema: dict[str, Any]
@@ -118,7 +151,8 @@ class CommitRecord:
 
     `added` are tables captured from this epoch's end on (never with data in the same record, never in a part); a table that is added
     again starts anew, its totals at zero. `removed` maps tables no longer captured to the reason: `removed`, or a stop's error as by
-    `LakesyncError.to_dict`. `checkpoint` is the number of the newest record, this one included, whose `states` restates every
+    `LakesyncError.to_dict`. `altered` are captured tables whose options are others from here on (a shard came or went); nothing else of
+    them changes. `windows` maps tables to the windowed reads whose rows are in. `checkpoint` is the number of the newest record, this one included, whose `states` restates every
     captured table; elsewhere, and in every part, `states` is None. In `states` a table that this very record touched has `last` None, since a record
     cannot hold its own hash: `states_after` resolves it.
     """
@@ -149,6 +183,9 @@ class CommitRecord:
     skipped: tuple[str, ...] = ()
     """GTIDs passed over by `lakesync skip`."""
     states: Mapping[str, TableState] | None = None
+    altered: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """New options by table."""
+    windows: Mapping[str, tuple[WindowEntry, ...]] = field(default_factory=dict)
 
     @property
     def id(self) -> EpochId:
@@ -170,8 +207,8 @@ class CommitRecord:
         """The record's bytes: JSON with sorted keys."""
         tables = {
             t: {
-                "rows": list(e.rows),
-                "totals": list(e.totals),
+                "rows": e.rows.to_list(),
+                "totals": e.totals.to_list(),
                 "extent": [e.extent.first, e.extent.last, e.extent.records, e.extent.bytes, e.extent.digest],
                 "previous": e.previous and list(e.previous),
                 "schema": e.schema,
@@ -199,6 +236,11 @@ class CommitRecord:
             "skipped": list(self.skipped),
             "states": None if self.states is None else {t: _state_out(s) for t, s in self.states.items()},
         }
+        # Only where there are some: records of before these were known stay as they are.
+        if self.altered:
+            data["altered"] = dict(self.altered)
+        if self.windows:
+            data["windows"] = {t: [_window_out(w) for w in found] for t, found in self.windows.items()}
         return orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
 
     @classmethod
@@ -237,6 +279,8 @@ class CommitRecord:
                 removed=data["removed"],
                 skipped=tuple(data["skipped"]),
                 states=None if states is None else {t: _state_in(s) for t, s in states.items()},
+                altered=data.get("altered", {}),
+                windows={t: tuple(map(_window_in, found)) for t, found in data.get("windows", {}).items()},
             )
             canonical = record.payload == payload
         except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
@@ -251,6 +295,9 @@ class CommitRecord:
             return {t: self._resolved(t, s) for t, s in self.states.items()}
         after = {t: s for t, s in before.items() if t not in self.removed}
         after.update(self.added)
+        for t, options in self.altered.items():
+            if t in after:
+                after[t] = replace(after[t], options=options)
         for t, entry in self.tables.items():
             if t in after:
                 after[t] = replace(after[t], totals=entry.totals, last=self.id)
@@ -264,7 +311,7 @@ def _state_out(state: TableState) -> dict[str, Any]:
     return {
         "schema": state.schema,
         "options": state.options,
-        "totals": list(state.totals),
+        "totals": state.totals.to_list(),
         "last": state.last and list(state.last),
         "since": state.since,
     }
@@ -273,3 +320,12 @@ def _state_out(state: TableState) -> dict[str, Any]:
 def _state_in(data: dict[str, Any]) -> TableState:
     last = data["last"]
     return TableState(data["schema"], data["options"], Counts(*data["totals"]), last and EpochId(*last), data["since"])
+
+
+def _window_out(window: WindowEntry) -> list[Any]:
+    return [window.id.job, window.id.number, window.table, window.read, window.emitted, window.progress]
+
+
+def _window_in(data: list[Any]) -> WindowEntry:
+    job, number, table, read, emitted, progress = data
+    return WindowEntry(WindowId(job, number), table, read, emitted, progress)

@@ -33,6 +33,11 @@ POINTS = frozenset(
         "snapshot.chunk-recorded",
         "snapshot.before-commit",  # all chunks are read, the Delta commit is not made
         "snapshot.after-commit",  # the Delta commit is made, the state is not changed
+        "window.opened",  # capture has set a window's C0
+        "window.read",  # a window's rows are read, its mark is not taken
+        "window.delivered",  # … and taken: capture may emit
+        "window.emitting",  # capture has put them into the next epoch
+        "window.emitted",  # the epoch is durable, the job's progress is not recorded
         "merge.round",  # a round begins
         "merge.after-round",  # all tables are committed, the manifest is not written
         "lake.after-data-files",  # data files are written and fsynced, their folder is not
@@ -67,6 +72,20 @@ MUTANTS = frozenset(
         "e0_at_part",  # e0 may be an epoch that ends within a transaction
         "token_only",  # the embedded log checks the fencing token and not its own tail
         "no_fingerprint",  # the last transaction is not compared on connect
+        # Windowed reads, as in spec/window.py.
+        "c0_after_select",  # C0 is taken after the SELECT
+        "window_no_wait",  # the SELECT does not wait for C0
+        "no_point_read",  # a key that the SELECT did not return is deleted without a point read
+        "only_new_keys_win",  # a change in the window wins by its new key only
+        "no_window",  # nothing wins over the rows that were read
+        "point_read_outside",  # point reads do not wait for C0
+        "point_read_by_collation",  # a point read that returns an equal key of other bytes keeps the candidate
+        "emission_before_mark",  # rows are emitted at any later point of the stream
+        "mark_before_point_reads",  # the mark is the end of the binary log before the point reads
+        "truncate_ignored",  # a TRUNCATE in the window cancels nothing
+        "window_survives_restart",  # capture starts again and goes on with the window
+        "mariadb_wait_by_gtid",  # MariaDB's readers wait for gtid_binlog_pos
+        "window_rows_always",  # the merger applies windowed rows wherever they stand
         "create_select_position",  # the CREATE TABLE inside CREATE … SELECT ends its transaction
     }
 )
