@@ -13,12 +13,14 @@ CARGO  := cargo
 ARGS ?=
 # Of fuzzing for each target, of conformance for each server: make fuzz SECONDS=600
 SECONDS ?= 60
+# Of windowed reads, over all kinds of keys: make test-windows WINDOWS=1000
+WINDOWS ?= 10000
 # Processes that share the tests, each with servers of its own: most tests wait most of their time.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-spec fuzz fetch lint format bench bench-decode \
-  bench-quick clean
+.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-windows test-spec fuzz fetch lint format bench \
+  bench-decode bench-snapshot bench-quick clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +57,9 @@ test-conformance: fetch ## Random tables read three ways, on MySQL and MariaDB; 
 test-faults: fetch ## Kills, power loss and planted mistakes: everything
 	$(PYTEST) tests/faults $(ARGS)
 
+test-windows: fetch ## Windowed reads under a workload in the same keys, on MySQL and MariaDB; WINDOWS=1000 for less
+	WINDOWS=$(WINDOWS) $(PYTEST) -s tests/faults/test_windows.py $(ARGS)
+
 test-faults-short: fetch ## The fault tests that run on every change
 	$(PYTEST) tests/faults -m ci $(ARGS)
 
@@ -82,6 +87,9 @@ bench: fetch ## Measure snapshot, stream and latency beside their peers
 
 bench-decode: fetch ## Measure decoding and capture beside mysql-replication, MySQL's clients and Debezium (JDK, Maven)
 	$(BIN)/python -m bench decode captured flat stages large $(ARGS)
+
+bench-snapshot: fetch ## Measure a first reading beside the mysql client and Debezium, and a stream beside a re-read
+	$(BIN)/python -m bench snapshot reread $(ARGS)
 
 bench-quick: fetch ## The same with small sizes, to see that it works
 	$(BIN)/python -m bench --quick
