@@ -18,16 +18,23 @@ from typing import Any, Literal, get_args
 
 import orjson
 
+from cdc import reads
 from cdc.epoch import EpochId
 from cdc.errors import LakesyncError, StateError
+from cdc.journal import logger
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Position
+from cdc.reads import UNSET as _UNSET
+from cdc.reads import Read, ReadPhase, ReadSpec, Why
 
+__all__ = ["Node", "Phase", "Read", "ReadPhase", "ReadSpec", "Request", "State", "TableStatus", "Why"]
+
+LOG = logger("state")
 VERSION = 1
 BUSY_TIMEOUT_S = 30.0
-Phase = Literal["new", "added", "snapshot", "catching-up", "ready", "stopped", "removed"]
+Phase = Literal["new", "added", "snapshot", "reading", "catching-up", "ready", "stopped", "removed"]
+"""`snapshot`: its rows are read into files of the lake. `reading`: they are read in windows, through the log, and are merged as they come."""
 RequestKind = Literal["resync", "resume", "skip"]
-_UNSET: Any = object()
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class State:
                         where=str(self._file),
                         hint="run the version that wrote it, or move the file away: tables that are not ready bootstrap again",
                     )
-                for statement in _SCHEMA.split(";"):
+                for statement in (_SCHEMA + reads.SCHEMA).split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {VERSION}")
         except OSError as error:
@@ -239,6 +246,76 @@ class State:
         """Recorded with its outcome, one sentence."""
         with self._transaction() as db:
             db.execute("UPDATE requests SET done_us = ?, outcome = ? WHERE number = ?", (_now_us(), outcome, number))
+
+    # -- rereading -----------------------------------------------------------------------------------------------------
+
+    def ask_read(self, table: TableName, target: TableName, spec: ReadSpec, why: Why, job: str = "") -> Read:
+        """Have rows of a source's table read again, in windows; `target` is the lake's table. `job` names it: the one that is there, if
+        it was asked for before."""
+        with self._transaction() as db:
+            return reads.ask(db, table, target, spec, why, job)
+
+    def reads(self, open_only: bool = False) -> list[Read]:
+        """All jobs ever asked for, oldest first; `open_only`: those that are waiting, running or paused."""
+        with self._transaction() as db:
+            return reads.find(db, open_only=open_only)
+
+    def read(self, job: str) -> Read | None:
+        """One job; None if there is none of this name."""
+        with self._transaction() as db:
+            return next(iter(reads.find(db, job)), None)
+
+    def set_read(
+        self,
+        job: str,
+        *,
+        phase: ReadPhase = _UNSET,
+        when: tuple[ReadPhase, ...] | None = None,
+        run: int | None = None,
+        epoch: EpochId | None = _UNSET,
+        progress: dict[str, Any] | None = _UNSET,
+        rows_read: int = _UNSET,
+        rows_emitted: int = _UNSET,
+        rows_gone: int = _UNSET,
+        rows_estimate: int = _UNSET,
+        last: EpochId | None = _UNSET,
+        error: dict[str, Any] | None = _UNSET,
+        started_us: int | None = _UNSET,
+    ) -> bool:
+        """Change a job, keeping what is not given; with `when`, only from one of these phases; with `run`, only in this one. Whether it was done."""
+        given = {
+            "phase": phase,
+            "epoch": epoch,
+            "progress": progress,
+            "rows_read": rows_read,
+            "rows_emitted": rows_emitted,
+            "rows_gone": rows_gone,
+            "rows_estimate": rows_estimate,
+            "last": last,
+            "error": error,
+            "started_us": started_us,
+        }
+        with self._transaction() as db:
+            return reads.change(db, job, when, run, given)
+
+    def restart_read(self, job: str, reason: str) -> None:
+        """Rows of its windows did not reach the lake, for this reason: from the beginning, in new windows, unless it was cancelled."""
+        with self._transaction() as db:
+            reads.restart(db, job)
+        LOG.warning("read-again", job=job, reason=reason)
+
+    def pause(self, table: TableName, paused: bool) -> None:
+        """Have the first reading of a table pause, or go on. What is read again pauses by job (`set_read`)."""
+        with self._transaction() as db:
+            if paused:
+                db.execute("INSERT OR IGNORE INTO pauses VALUES (?, ?)", (table.id, _now_us()))
+            else:
+                db.execute("DELETE FROM pauses WHERE id = ?", (table.id,))
+
+    def paused(self) -> frozenset[TableName]:
+        """The tables whose first reading shall pause."""
+        with self._transaction() as db:
+            return frozenset(TableName.from_id(table) for (table,) in db.execute("SELECT id FROM pauses"))
 
     # -- nodes and errors ----------------------------------------------------------------------------------------------
 

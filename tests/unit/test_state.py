@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from cdc.epoch import EpochId
 from cdc.errors import LakeError, StateError, TableStoppedError
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
-from cdc.state import State
+from cdc.state import ReadSpec, State
 
 UUID = "11111111-1111-1111-1111-111111111111"
 ORDERS = TableName("shop", "orders")
@@ -174,3 +175,59 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="not usable"):
         State(tmp_path / "file" / "state")
+
+
+def test_a_job_of_rereading(state: State) -> None:
+    spec = ReadSpec(where="a > 1", low=(1, "x"), high=(9, "0xff"))
+    job = state.ask_read(ORDERS, USERS, spec, "shard")
+    assert (job.table, job.target, job.spec, job.phase, job.fresh, job.open) == (
+        ORDERS,
+        USERS,
+        spec,
+        "waiting",
+        True,
+        True,
+    )
+    assert state.ask_read(ORDERS, ORDERS, ReadSpec(), "asked", job.job) == job
+    assert not state.ask_read(ORDERS, ORDERS, ReadSpec(keys=((1,), (2,))), "asked").fresh
+    assert state.set_read(job.job, phase="running", when=("waiting",), epoch=E7, progress={"at": [1]}, rows_read=5)
+    assert not state.set_read(job.job, phase="cancelled", when=("waiting",))
+    assert state.set_read(job.job, rows_emitted=4, last=E7)
+    found = state.read(job.job)
+    assert found is not None
+    assert (found.phase, found.epoch, found.progress, found.rows_read) == ("running", E7, {"at": [1]}, 5)
+    assert (found.rows_emitted, found.last, found.spec) == (4, E7, spec)
+    assert state.set_read(job.job, phase="done")
+    assert [r.spec for r in state.reads(open_only=True)] == [ReadSpec(keys=((1,), (2,)))]
+    assert len(state.reads()) == 2
+
+
+def test_a_job_that_begins_anew_does_not_listen_to_its_run_before(state: State) -> None:
+    job = state.ask_read(ORDERS, ORDERS, ReadSpec(), "backfill").job
+    state.set_read(job, phase="done", epoch=E7, progress={"at": [1]}, rows_read=5)
+    state.restart_read(job, "the log lost them")
+    found = state.read(job)
+    assert found is not None
+    assert (found.phase, found.run, found.epoch, found.progress, found.rows_read) == ("waiting", 1, E7, None, 0)
+    assert not state.set_read(job, run=0, rows_read=9)
+    state.set_read(job, phase="cancelled")
+    state.restart_read(job, "again")
+    found = state.read(job)
+    assert found is not None
+    assert (found.phase, found.run, found.rows_read) == ("cancelled", 1, 0)
+
+
+def test_a_state_of_before_gets_the_new_tables(tmp_path: Path) -> None:
+    State(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        db.execute("DROP TABLE reads")
+        db.execute("DROP TABLE pauses")
+    assert State(tmp_path).reads() == []
+
+
+def test_a_first_reading_that_pauses(state: State) -> None:
+    state.pause(ORDERS, True)
+    state.pause(ORDERS, True)
+    state.pause(USERS, True)
+    state.pause(USERS, False)
+    assert state.paused() == {ORDERS}
