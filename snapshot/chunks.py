@@ -7,14 +7,19 @@ decides order and equality, and any collation will do; all that is needed of a k
 from __future__ import annotations
 
 import base64
+import datetime
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from cdc import unfit
+from cdc import _native, unfit
 from cdc.errors import TableStoppedError
 from cdc.names import TableName, quote_identifier
 from cdc.schema import UTF8, Column, TableSchema
@@ -89,30 +94,54 @@ class Walk:
         return [Part(n, a, b) for n, (a, b) in enumerate(itertools.pairwise(edges))]
 
     def select(
-        self, after: Bound | None, high: Bound | None, limit: int, also: Sequence[str] = (), *, text: bool = False
+        self,
+        after: Bound | None,
+        high: Bound | None,
+        limit: int,
+        also: Sequence[str] = (),
+        *,
+        text: bool = False,
+        where: str = "",
+        after_included: bool = False,
     ) -> tuple[str, tuple[object, ...]]:
-        """The statement for at most `limit` rows after `after` and up to `high`, and its arguments; `text` as of `select_list`.
+        """The statement for at most `limit` rows after `after` (with it, if `after_included`) and up to `high`, which is included, and its
+        arguments. Both are compared as whole keys; `where` is a condition of the server's own SQL, for it to judge; `text` as of
+        `select_list`.
 
         It gives the columns of `select_list`, then what `bound` needs besides, then the expressions `also`, which give bytes.
         """
-        where: list[str] = []
+        conditions: list[str] = []
         arguments: list[object] = []
         if after is not None:
-            terms = []
-            for n, column in enumerate(self.key):
-                same = [_compared(c, "=", cell) for c, cell in zip(self.key[:n], after, strict=False)]
-                conditions = [*same, self._beyond(column, after[n])]
-                terms.append(f"({' AND '.join(condition for condition, _ in conditions)})")
-                arguments += [value for _, values in conditions for value in values]
-            where.append(f"({' OR '.join(terms)})")
-        if high is not None:
-            condition, values = _compared(self.key[0], "<=", high[0])
-            where.append(condition)
+            condition, values = self.beyond(after, ">", included=after_included)
+            conditions.append(condition)
             arguments += values
-        order = ", ".join(map(_name, self.key))
+        if high is not None:
+            condition, values = self.beyond(high, "<", included=True)
+            conditions.append(condition)
+            arguments += values
+        if where:
+            # On lines of its own: it may end in a comment.
+            conditions.append(f"(\n{_escaped(where)}\n)")
         sql = f"SELECT {self._columns(also, text)} FROM {_escaped(self.table.quoted)} FORCE INDEX (PRIMARY)"
-        sql += f" WHERE {' AND '.join(where)}" if where else ""
-        return f"{sql} ORDER BY {order} LIMIT %s", (*arguments, limit)
+        sql += f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return f"{sql} ORDER BY {self.order()} LIMIT %s", (*arguments, limit)
+
+    def order(self, direction: str = "") -> str:
+        """The key's columns for ORDER BY; `direction`: ` DESC`."""
+        return ", ".join(f"{_name(c)}{direction}" for c in self.key)
+
+    def beyond(self, bound: Bound, operator: str, *, included: bool) -> tuple[str, tuple[object, ...]]:
+        """The condition that a key is after (`>`) or before (`<`) a bound, or is it, if `included`; and its arguments."""
+        terms: list[str] = []
+        arguments: list[object] = []
+        last = len(self.key) - 1
+        for n, (column, cell) in enumerate(zip(self.key, bound, strict=True)):
+            same = [_compared(c, "=", other) for c, other in zip(self.key[:n], bound, strict=False)]
+            conditions = [*same, _beyond(column, f"{operator}=" if included and n == last else operator, cell)]
+            terms.append(f"({' AND '.join(condition for condition, _ in conditions)})")
+            arguments += [value for _, values in conditions for value in values]
+        return f"({' OR '.join(terms)})", tuple(arguments)
 
     def plans(self, also: int = 0) -> list[dict[str, Any]]:
         """The columns of `select`, for `results.read`, with so many expressions."""
@@ -139,12 +168,6 @@ class Walk:
         columns += [_besides(c) for c in self._besides]
         return ", ".join([*columns, *map(_escaped, also)])
 
-    def _beyond(self, column: Column, cell: Cell) -> tuple[str, tuple[object, ...]]:
-        if column.type == "enum" and isinstance(cell, int) and len(column.members) <= MEMBERS_LISTED:
-            rest = tuple(range(cell + 1, len(column.members) + 1))
-            return (f"{_name(column)} IN ({', '.join(['%s'] * len(rest))})", rest) if rest else ("FALSE", ())
-        return _compared(column, ">", cell)
-
     def extremes(self) -> str:
         """The statement for the smallest and the largest key of a table that `splits`."""
         key = quote_identifier(self.key[0].name)
@@ -163,6 +186,61 @@ class Walk:
             cell: Any = besides.get(column.name, text)
             cells.append(int(cell) if column.type in ("enum", "set") else _cell(column, cell))
         return tuple(cells)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the lake orders keys as the server does. Not what the lake has as text: a collation orders texts, and which one is not
+        known here; members of ENUM and SET go by their numbers."""
+        return not any(pa.types.is_string(self.schema.arrow_type(c)) for c in self.key)
+
+    def lake_range(self, after: Bound | None, high: Bound | None) -> tuple[Any | None, Any | None]:
+        """`key_range` for `LakeTable.scan`: the first key column of every key that is `within` these bounds, and of some others."""
+        first = self.key[0]
+        low = None if after is None else self._lake_value(first, after[0])
+        top = None if high is None else _next(self._lake_value(first, high[0]))
+        return None if low is None else low.as_py(), top
+
+    def within(self, keys: pa.Table, after: Bound | None, high: Bound | None) -> pa.ChunkedArray[Any]:
+        """For each of these keys (the key's columns, in the lake's types) whether it is after `after` and not after `high`, as the lake
+        orders values: texts by their bytes.
+
+        Where that is not the server's order (`ordered`), a chunk's rows need not be within its own bounds. But however the bounds jump,
+        consecutive chunks from None to None have every key within some of them, since each is passed upwards at least once.
+        """
+        found: Any = pa.chunked_array([pa.repeat(True, keys.num_rows)])
+        if after is not None:
+            found = pc.and_(found, pc.invert(self._not_after(keys, after)))
+        if high is not None:
+            found = pc.and_(found, self._not_after(keys, high))
+        assert isinstance(found, pa.ChunkedArray)
+        return found
+
+    def _not_after(self, keys: pa.Table, bound: Bound) -> Any:
+        found: Any = pa.scalar(True)
+        for column, cell in reversed(list(zip(self.key, bound, strict=True))):
+            values, value = keys.column(column.name), self._lake_value(column, cell)
+            found = pc.or_(pc.less(values, value), pc.and_(pc.equal(values, value), found))
+        return found
+
+    def _lake_value(self, column: Column, cell: Cell) -> pa.Scalar[Any]:
+        """A bound's cell as the lake has it."""
+        kind = self.schema.arrow_type(column)
+        if pa.types.is_boolean(kind):
+            return pa.scalar(bool(cell), kind)
+        if column.type == "bit" and isinstance(cell, int):
+            cell = cell.to_bytes((column.length + 7) // 8)
+        if column.name in self.schema.overrides and isinstance(cell, bytes) and column.type != "text":
+            return pa.scalar(
+                str(int(cell[0])) if column.length == 1 and column.type == "bit" else cell.hex().upper(), kind
+            )
+        if pa.types.is_binary(kind):
+            return pa.scalar(cell, kind)
+        text = _printed(column, cell)
+        if column.type == "time" and not pa.types.is_string(kind):
+            return pa.scalar(_micros(text), kind)
+        if pa.types.is_timestamp(kind):
+            return pa.scalar(text).cast(pa.timestamp("us")).cast(kind)
+        return pa.scalar(text).cast(kind)
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The table's columns of a batch that `select` gave, and `_cdc_unfit` if it has that."""
@@ -221,6 +299,15 @@ def _slot(column: Column) -> str:
             return "%s"
 
 
+def _beyond(column: Column, operator: str, cell: Cell) -> tuple[str, tuple[object, ...]]:
+    if column.type != "enum" or not isinstance(cell, int) or len(column.members) > MEMBERS_LISTED:
+        return _compared(column, operator, cell)
+    members = range(len(column.members) + 1)  # 0: what was none of them
+    own = cell + 1 if operator in (">", "<=") else cell
+    rest = tuple(members[own:] if operator[0] == ">" else members[:own])
+    return (f"{_name(column)} IN ({', '.join(['%s'] * len(rest))})", rest) if rest else ("FALSE", ())
+
+
 def _equal(column: Column, cell: Cell) -> tuple[str, tuple[object, ...]]:
     """As `_compared`, of a value without what is selected besides."""
     return f"{_name(column)} = {_slot(column)}", (cell,)
@@ -235,3 +322,53 @@ def _compared(column: Column, operator: str, cell: Cell) -> tuple[str, tuple[obj
     if column.type == "set":
         name = f"CAST({name} AS UNSIGNED)"
     return f"{name} {operator} {_slot(column)}", (cell,)
+
+
+def _printed(column: Column, cell: Cell) -> str:
+    """The canonical text of a bound's cell that is not of a binary type."""
+    if column.type == "enum" and isinstance(cell, int):
+        return column.members[cell - 1] if 0 < cell <= len(column.members) else ""
+    if column.type == "set" and isinstance(cell, int):
+        return ",".join(member for n, member in enumerate(column.members) if cell >> n & 1)
+    if isinstance(cell, bytes):
+        found = _native.decode_text(column.charset, cell)
+        if found is None:
+            raise TableStoppedError("a key cannot be decoded", where=f"column {column.name}")
+        return found
+    return str(cell)
+
+
+def _micros(text: str) -> int:
+    """A TIME's canonical text in microseconds."""
+    hours, minutes, seconds = text.lstrip("-").split(":")
+    whole, fraction = seconds.split(".")
+    micros = ((int(hours) * 60 + int(minutes)) * 60 + int(whole)) * 1_000_000 + int(fraction)
+    return -micros if text.startswith("-") else micros
+
+
+def _next(value: pa.Scalar[Any]) -> Any:
+    """The least value of a type that is greater; None if there is none."""
+    kind, plain = value.type, value.as_py()
+    if isinstance(plain, bool):
+        return None if plain else True
+    if isinstance(plain, int):
+        return plain + 1 if plain < 2 ** (kind.bit_width - 1) - 1 else None
+    if isinstance(plain, float):
+        return math.nextafter(plain, math.inf) if kind == pa.float64() else _next_float(plain)
+    if isinstance(plain, str):
+        return plain + "\0"
+    if isinstance(plain, bytes):
+        return plain + b"\0"
+    if isinstance(plain, Decimal):
+        with localcontext(prec=80):
+            above = plain + Decimal(1).scaleb(-kind.scale)
+        return above if len(above.as_tuple().digits) <= kind.precision else None
+    step = datetime.timedelta(microseconds=1) if isinstance(plain, datetime.datetime) else datetime.timedelta(days=1)
+    try:
+        return plain + step
+    except OverflowError:
+        return None
+
+
+def _next_float(value: float) -> float:
+    return float(np.nextafter(np.float32(value), np.float32(np.inf)))

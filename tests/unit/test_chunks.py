@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import sqlite3
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +24,7 @@ from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
 from cdc.schema import Column, TableSchema
 from cdc.source import canonical
-from snapshot.chunks import Bound, Part, Walk, bound_from_json, bound_to_json
+from snapshot.chunks import Bound, Cell, Part, Walk, bound_from_json, bound_to_json
 from snapshot.progress import FILE, Progress, Purpose
 
 TABLE = TableName("shop", "orders")
@@ -93,8 +94,41 @@ def test_a_composite_key_goes_on_in_the_keys_order() -> None:
 
 def test_a_part_ends_at_its_upper_bound() -> None:
     sql, arguments = walk(ID, key=("id",)).select((5,), (9,), 10)
-    assert "WHERE ((`id` > %s)) AND `id` <= %s" in sql
+    assert "WHERE ((`id` > %s)) AND ((`id` <= %s)) ORDER" in sql
     assert arguments == (5, 9, 10)
+
+
+def test_an_upper_bound_is_compared_over_the_whole_key() -> None:
+    sql, arguments = walk(ID, NAME, key=("name", "id")).select(None, ("x", 5), 10)
+    assert "WHERE ((`name` < %s) OR (`name` = %s AND `id` <= %s)) ORDER BY `name`, `id`" in sql
+    assert arguments == ("x", "x", 5, 10)
+
+
+def test_a_bound_can_be_included() -> None:
+    sql, arguments = walk(ID, NAME, key=("name", "id")).select(("x", 5), None, 10, after_included=True)
+    assert "WHERE ((`name` > %s) OR (`name` = %s AND `id` >= %s)) ORDER" in sql
+    assert arguments == ("x", "x", 5, 10)
+
+
+def test_a_condition_of_the_users_stands_by_itself() -> None:
+    sql, arguments = walk(ID, key=("id",)).select((5,), (9,), 10, where="a LIKE '5%' OR b -- all")
+    assert sql % arguments == (
+        "SELECT `id` FROM `shop`.`orders` FORCE INDEX (PRIMARY)"
+        " WHERE ((`id` > 5)) AND ((`id` <= 9)) AND (\na LIKE '5%' OR b -- all\n) ORDER BY `id` LIMIT 10"
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "included", "high", "members"),
+    [(1, False, None, (2, 3)), (1, True, None, (1, 2, 3)), (None, False, 2, (0, 1, 2)), (None, False, 0, (0,)), (3, True, None, (3,))],
+)  # fmt: skip
+def test_an_enums_members_are_listed(
+    after: int | None, included: bool, high: int | None, members: tuple[int, ...]
+) -> None:
+    low, top = (None if cell is None else (cell,) for cell in (after, high))
+    sql, arguments = walk(COLOUR, key=("colour",)).select(low, top, 10, after_included=included)
+    assert f"`colour` IN ({', '.join(['%s'] * len(members))})" in sql
+    assert arguments == (*members, 10)
 
 
 def test_an_enum_is_compared_by_index() -> None:
@@ -181,6 +215,82 @@ def test_a_bound_names_its_key_exactly(column: Column, value: object, cell: obje
         text = Walk(TABLE, TableSchema(plan.schema.columns, ("k",), {"k": "string"}))
         (printed,) = canonical.texts(column, pa.array([value], column.arrow_type)).to_pylist()
         assert last(text, k=printed, id=None) == bound, "an override changes nothing"
+
+
+LAKE_VALUES: list[tuple[Column, Cell, Cell]] = [
+    (Column("k", "int"), -5, 7),
+    (Column("k", "bigint"), 2**63 - 2, 2**63 - 1),
+    (Column("k", "bigint", unsigned=True), 2**63, 2**64 - 1),
+    (Column("k", "decimal", precision=38, scale=3), "-1.500", "9" * 35 + ".999"),
+    (Column("k", "decimal", precision=50, scale=0), "1", "2"),
+    (Column("k", "double"), "-1e22", "0.1"),
+    (Column("k", "float"), "0.5", "1.100000023841858"),
+    (Column("k", "date"), "2024-02-29", "9999-12-31"),
+    (Column("k", "datetime", scale=6), "2024-02-29 01:02:03.000001", "9999-12-31 23:59:59.999999"),
+    (Column("k", "timestamp", scale=6), "2024-02-29 01:02:03.000001", "2024-02-29 01:02:03.000002"),
+    (Column("k", "time", scale=6), "-838:59:59.000001", "00:00:01.500000"),
+    (Column("k", "year"), 0, 2155),
+    (Column("k", "bit", length=1), 0, 1),
+    (Column("k", "bit", length=12), 255, 4095),
+    (Column("k", "varbinary"), b"", b"\xff"),
+    (Column("k", "text", charset="utf8mb4"), "Z", "a"),
+    (Column("k", "text", charset="cp932"), b"a", b"\xfa\x54"),
+    (Column("k", "set", charset="latin1", members=("a", "b")), 1, 3),
+]
+
+
+@pytest.mark.parametrize(("column", "low", "high"), LAKE_VALUES, ids=lambda x: x.type if isinstance(x, Column) else "")
+@pytest.mark.parametrize("override", [False, True])
+def test_bounds_are_found_in_the_lake(column: Column, low: Cell, high: Cell, override: bool) -> None:
+    """The range of a scan includes both ends, whatever the type; what is within excludes the lower and includes the upper one."""
+    plan = Walk(TABLE, TableSchema((column, ID), ("k", "id"), {"k": "string"} if override else {}))
+    kind = plan.schema.arrow_type(column)
+    ends: list[Any] = [plan.lake_range((cell, 1), None)[0] for cell in (low, high)]
+    if not override or column.type in ("text", "set"):
+        assert ends[0] < ends[1]
+    least, above = plan.lake_range((ends_of := (low, 1)), (high, 1))
+    assert least == ends[0]
+    assert above is None or above > ends[1]
+    keys = pa.table({"k": pa.array([*ends, *ends], kind), "id": pa.array([1, 1, 2, 0], ID.arrow_type)})
+    if not override or column.type in ("text", "set"):
+        assert plan.within(keys, ends_of, (high, 1)).to_pylist() == [False, True, True, True]
+        assert plan.within(keys, ends_of, None).to_pylist() == [False, True, True, True]
+        assert plan.within(keys, None, (low, 1)).to_pylist() == [True, False, False, False]
+    if override and column.type not in ("text", "set"):
+        (printed,) = canonical.texts(
+            column,
+            pa.array([Walk(TABLE, TableSchema((column,), ("k",))).lake_range((low,), None)[0]], column.arrow_type),
+        ).to_pylist()
+        assert ends[0] == printed
+
+
+@given(
+    st.lists(
+        st.tuples(st.text("aBc", max_size=2), st.integers(0, 3)), min_size=1, unique_by=lambda k: (k[0].lower(), k[1])
+    )
+)
+def test_every_key_of_the_lake_is_within_some_chunk_whatever_the_servers_order(ends: list[tuple[str, int]]) -> None:
+    plan = walk(NAME, Column("id", "int"), key=("name", "id"))
+    assert not plan.ordered
+    bounds: list[Bound | None] = [None, *sorted(ends, key=lambda k: (k[0].lower(), k[1])), None]
+    names = ["", "B", "Ba", "a", "aB", "c", "cc", "x"]
+    keys = pa.table(
+        {"name": [n for n in names for _ in range(5)], "id": pa.array([*range(5)] * len(names), pa.int32())}
+    )
+    covered = [False] * keys.num_rows
+    for after, high in itertools.pairwise(bounds):
+        low, above = plan.lake_range(after, high)
+        for n, inside in enumerate(plan.within(keys, after, high).to_pylist()):
+            name = keys.column("name")[n].as_py()
+            assert not inside or ((low is None or low <= name) and (above is None or name < above))
+            covered[n] = covered[n] or bool(inside)
+    assert all(covered)
+
+
+def test_what_the_lake_has_as_text_is_not_in_the_servers_order() -> None:
+    assert walk(ID, key=("id",)).ordered
+    assert not walk(COLOUR, ID, key=("id", "colour")).ordered
+    assert not Walk(TABLE, TableSchema((ID,), ("id",), {"id": "string"})).ordered
 
 
 def test_sets_and_texts_with_several_codes_for_a_character_are_compared_as_they_are_stored() -> None:
