@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import (
@@ -31,9 +31,12 @@ from ruamel.yaml.error import YAMLError
 
 from cdc.errors import ConfigError
 from cdc.names import TableName, encode
+from cdc.position import GtidSet
 
 Mode = Literal["upsert", "append"]
 Tls = Literal["verify-identity", "verify-ca", "disabled"]
+SHARD_COLUMN = "_cdc_shard"
+"""What the column is called that says of which shard a row is, unless it is told."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -197,7 +200,7 @@ class TableConfig(_Model):
     """append: begin with the rows that are there, instead of with the first change."""
     into: str | None = None
     """`schema.table`: the tables of this entry are shards, and land in this one together."""
-    shard_column: str = "_cdc_shard"
+    shard_column: str = SHARD_COLUMN
     """The column that says which shard a row is of, and is part of the key."""
     from_position: str | None = None
     """The lake has the table already, as of this GTID set (MariaDB: GTID list); it is taken over as it is."""
@@ -211,6 +214,28 @@ class TableConfig(_Model):
             raise ValueError(str(error)) from error
         return name
 
+    @field_validator("into")
+    @classmethod
+    def _check_into(cls, into: str | None) -> str | None:
+        if into is not None:
+            cls._check_name(into)
+            if any(c in into for c in "*?"):
+                raise ValueError("one table, and no pattern: schema.table")
+        return into
+
+    @field_validator("from_position")
+    @classmethod
+    def _check_position(cls, text: str | None) -> str | None:
+        if text is None:
+            return None
+        try:
+            found = GtidSet.parse(text)
+        except ValueError:
+            raise ValueError("write a GTID set, uuid:1-5 (on MariaDB a list, 0-1-100)") from None
+        if not found:
+            raise ValueError("an empty GTID set is no position")
+        return str(found)
+
     @model_validator(mode="after")
     def _check_exclude(self) -> TableConfig:
         if len(set(self.exclude)) != len(self.exclude) or not all(self.exclude):
@@ -219,10 +244,46 @@ class TableConfig(_Model):
             raise ValueError(f"column {both[0]} stands in types: and in exclude:")
         return self
 
+    @model_validator(mode="after")
+    def _check_together(self) -> TableConfig:
+        if self.backfill and self.mode != "append":
+            raise ValueError(
+                "backfill: is for `mode: append`; an upsert table always begins with the rows that are there"
+            )
+        if self.into is None:
+            if "shard_column" in self.model_fields_set:
+                raise ValueError("shard_column: goes with `into:`")
+        else:
+            self._check_shards()
+        if self.from_position is not None:
+            for is_so, what in (
+                (self.is_pattern, "a pattern"),
+                (self.into is not None, "`into:`"),
+                (self.mode == "append", "`mode: append`"),
+            ):
+                if is_so:
+                    raise ValueError(f"from_position: is for one table as it is, not with {what}")
+        return self
+
+    def _check_shards(self) -> None:
+        if self.mode == "append":
+            raise ValueError("into: is not for `mode: append`")
+        if not self.shard_column:
+            raise ValueError("shard_column: a column has a name")
+        if self.shard_column.lower().startswith("_cdc_") and self.shard_column != SHARD_COLUMN:
+            raise ValueError(f"shard_column: names that begin with _cdc_ are lakesync's own, but for {SHARD_COLUMN}")
+        if self.shard_column in self.exclude or self.shard_column in self.types:
+            raise ValueError(f"shard_column: {self.shard_column} is no column of the shards")
+
     @property
     def table(self) -> TableName:
         """The table, or the two halves of the pattern."""
         return TableName.parse(self.name)
+
+    @property
+    def target(self) -> TableName | None:
+        """The lake's table that the tables of this entry are shards of; None if each one is its own."""
+        return TableName.parse(self.into) if self.into is not None else None
 
     @property
     def is_pattern(self) -> bool:
@@ -348,6 +409,13 @@ class TraceConfig(_Model):
         return _not_zero(value)
 
 
+class _Index(NamedTuple):
+    tables: tuple[TableConfig, ...]
+    exact: dict[TableName, TableConfig]
+    patterns: list[TableConfig]
+    targets: dict[TableName, TableConfig]
+
+
 class PipelineConfig(_Model):
     """The whole file. `path` is where it was read from, and no key of it."""
 
@@ -376,7 +444,7 @@ class PipelineConfig(_Model):
     path: Path = Path("lakesync.yaml")
     # Of the tables beside it, since a copy with other tables takes it along: names, and patterns. Every table is looked up every
     # half second, and there may be hundreds.
-    _index: tuple[tuple[TableConfig, ...], dict[TableName, TableConfig], list[TableConfig]] = PrivateAttr(((), {}, []))
+    _index: _Index | None = PrivateAttr(None)
 
     @field_validator("name")
     @classmethod
@@ -418,13 +486,52 @@ class PipelineConfig(_Model):
             seen.add(entry.table)
         return tables
 
+    @field_validator("tables")
+    @classmethod
+    def _check_shards(cls, tables: tuple[TableConfig, ...]) -> tuple[TableConfig, ...]:
+        first: dict[TableName, TableConfig] = {}
+        exact = {e.table: e for e in tables if not e.is_pattern}
+        for entry in tables:
+            if (target := entry.target) is None:
+                continue
+            if (named := exact.get(target)) and named.target != target:
+                raise ValueError(f"into: {entry.into} (at {entry.name}) is a table of its own here, {named.name}")
+            other = first.setdefault(target, entry)
+            for key in ("mode", "types", "exclude", "shard_column"):
+                if getattr(other, key) != getattr(entry, key):
+                    raise ValueError(f"{other.name} and {entry.name} are into {entry.into}, with different {key}:")
+        return tables
+
     def entry(self, table: TableName) -> TableConfig | None:
         """The entry that `table` takes: one that names it exactly, else the first pattern that matches it."""
-        if self._index[0] is not self.tables:
-            names = {e.table: e for e in self.tables if not e.is_pattern}
-            self._index = (self.tables, names, [e for e in self.tables if e.is_pattern])
-        _, exact, patterns = self._index
-        return exact.get(table) or next((e for e in patterns if e.matches(table)), None)
+        index = self._indexed()
+        return index.exact.get(table) or next((e for e in index.patterns if e.matches(table)), None)
+
+    def landing(self, table: TableName) -> TableConfig | None:
+        """The entry that a table of the lake is of: the first one that is `into` it, else the one that the source's table takes."""
+        if shards := self._indexed().targets.get(table):
+            return shards
+        own = self.entry(table)
+        return own if own is not None and own.into is None else None
+
+    def named(self) -> list[TableName]:
+        """The lake's tables that the file names, in its order, each once: not those of patterns, which the server knows."""
+        named = (e.target or e.table for e in self.tables if e.into is not None or not e.is_pattern)
+        return list(dict.fromkeys(named))
+
+    def _indexed(self) -> _Index:
+        if self._index is None or self._index.tables is not self.tables:
+            targets: dict[TableName, TableConfig] = {}
+            for entry in self.tables:
+                if (target := entry.target) is not None:
+                    targets.setdefault(target, entry)
+            self._index = _Index(
+                self.tables,
+                {e.table: e for e in self.tables if not e.is_pattern},
+                [e for e in self.tables if e.is_pattern],
+                targets,
+            )
+        return self._index
 
     def log_settings(self) -> dict[str, str]:
         """`log_options` with their secrets, for `open_log`. Raises `ConfigError`."""

@@ -21,8 +21,9 @@ from cdc.source.connection import account, grant, is_mariadb, place, translated
 SYSTEM_SCHEMAS = frozenset({"mysql", "sys", "information_schema", "performance_schema", "ndbinfo"})
 """Never matched by a pattern."""
 
-# gh-ost: _t_gho, _t_ghc, _t_del; pt-online-schema-change: _t_new, __t_new, _t_old; LHM: lhmn_t, lhma_….
-_GHOST = re.compile(r"_.*_(gho|ghc|del|new|old)|lhm[na]_.*", re.DOTALL)
+# gh-ost: _t_gho, _t_ghc, _t_ghk, _t_del, _t_20240101120000_del; pt-online-schema-change: _t_new, __t_new, _t_old; Spirit: _t_chkpnt;
+# LHM: lhmn_t, lhma_….
+_GHOST = re.compile(r"_.*_(gho|ghc|ghk|del|new|old|chkpnt)|lhm[na]_.*", re.DOTALL)
 
 _TYPES = {
     "char": "text",
@@ -287,6 +288,28 @@ def select(
         for table in matched:
             chosen.setdefault(table, entry)
     return {t: chosen[t] for t in sorted(chosen)}, idle
+
+
+class Target(NamedTuple):
+    """What is to land in one table of the lake. `shards` is None where it is the source's table itself, else the tables that it is
+    made of. `entry` says how; of shards it is the first one's, and the others' say the same."""
+
+    entry: TableConfig
+    shards: tuple[TableName, ...] | None = None
+    clash: bool = False
+    """Whether a table of the source that has the name of the shards' is meant by a pattern as well. Then it is left out."""
+
+
+def targets(chosen: Mapping[TableName, TableConfig]) -> dict[TableName, Target]:
+    """The lake's tables that the tables which were chosen (`select`, `match`) land in. Pure."""
+    found = {table: Target(entry) for table, entry in chosen.items() if entry.target is None}
+    shards: dict[TableName, list[TableName]] = {}
+    for table, entry in chosen.items():
+        if entry.target is not None:
+            shards.setdefault(entry.target, []).append(table)
+    for table, parts in shards.items():
+        found[table] = Target(chosen[parts[0]], tuple(sorted(parts)), clash=table in found)
+    return {table: found[table] for table in sorted(found)}
 
 
 def _glob(part: str) -> re.Pattern[str]:

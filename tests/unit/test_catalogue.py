@@ -6,8 +6,18 @@ import pytest
 
 from cdc.config import TableConfig
 from cdc.errors import TableStoppedError
+from cdc.names import TableName
 from cdc.schema import Column, TableSchema
-from cdc.source.catalogue import as_catalogued, as_configured, as_followed, difference, make_column
+from cdc.source.catalogue import (
+    TableInfo,
+    as_catalogued,
+    as_configured,
+    as_followed,
+    difference,
+    make_column,
+    select,
+    targets,
+)
 
 ID = Column("id", "int")
 NAME = Column("name", "text", charset="utf8mb4")
@@ -87,3 +97,63 @@ def test_what_mariadb_compresses_has_a_type_of_its_own() -> None:
     assert column.type == "compressed varchar"
     assert column.unsupported() == "column c: type compressed varchar is not known"
     assert make_column("c", "enum", "enum('/*M!100301 COMPRESS')", 36, 0, 0, 0, "utf8mb4").type == "enum"
+
+
+GHOSTS = (
+    "_orders_gho",
+    "_orders_ghc",
+    "_orders_ghk",
+    "_orders_del",
+    "_orders_20240101_del",
+    "_orders_20240101120000_del",
+    "_orders_new",
+    "__orders_new",
+    "_orders_old",
+    "_orders_chkpnt",
+    "lhmn_orders",
+    "lhma_2024_01_01_12_00_00_000_orders",
+)
+
+
+@pytest.mark.parametrize("into", [None, "shop.all"])
+def test_tables_of_online_schema_changes_are_never_meant_by_a_pattern(into: str | None) -> None:
+    def table(name: str) -> TableInfo:
+        return TableInfo(TableName("shop", name), "BASE TABLE", "InnoDB")
+
+    present = [table(n) for n in (*GHOSTS, "orders", "old", "orders_new", "_orders")]
+    chosen, idle = select([TableConfig(name="shop.*", into=into)], present)
+    assert [t.name for t in chosen] == ["_orders", "old", "orders", "orders_new"]
+    # What is named exactly is meant, whatever it is called.
+    chosen, idle = select([TableConfig(name="shop._orders_new", into=into)], present)
+    assert [t.name for t in chosen] == ["_orders_new"]
+    assert not idle
+
+
+def test_shards_land_in_one_table_and_others_in_their_own() -> None:
+    def table(schema: str, name: str) -> TableInfo:
+        return TableInfo(TableName(schema, name), "BASE TABLE", "InnoDB")
+
+    entries = [
+        TableConfig(name="a.*"),
+        TableConfig(name="a.orders_*", into="a.orders"),
+        TableConfig(name="b.orders_?", into="a.orders"),
+        TableConfig(name="b.orders_9", into="a.nine"),
+    ]
+    present = [table("a", n) for n in ("users", "orders_0")] + [table("b", f"orders_{i}") for i in (0, 1, 9)]
+    # The first pattern that matches takes a table.
+    assert set(targets(select(entries, present)[0])) == {
+        ("a", "users"),
+        ("a", "orders_0"),
+        ("a", "orders"),
+        ("a", "nine"),
+    }
+    found = targets(select([*entries[1:], entries[0]], present)[0])
+    assert list(found) == [("a", "nine"), ("a", "orders"), ("a", "users")]
+    assert found[TableName("a", "orders")].shards == (("a", "orders_0"), ("b", "orders_0"), ("b", "orders_1"))
+    assert found[TableName("a", "nine")].shards == (("b", "orders_9"),)
+    assert found[TableName("a", "users")].shards is None
+    assert not any(t.clash for t in found.values())
+    present.append(table("a", "orders"))
+    found = targets(select([*entries[1:], entries[0]], present)[0])
+    assert found[TableName("a", "orders")].clash
+    assert len(found[TableName("a", "orders")].shards or ()) == 3

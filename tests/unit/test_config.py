@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from cdc.config import PipelineConfig, format_duration, json_schema, load, read_secret
 from cdc.errors import ConfigError
+from cdc.names import TableName
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = """\
@@ -86,6 +87,41 @@ def test_a_formatted_duration_reads_back(seconds: float) -> None:
         ("tables: {a: b}\n", "`tables`"),
         ("tables: [{name: a.b, exclude: [x, x]}]\n", "exclude: each column's name once"),
         ("tables: [{name: a.b, exclude: [x], types: {x: string}}]\n", "column x stands in types: and in exclude:"),
+        ("tables: [{name: a.b, backfill: true}]\n", "backfill: is for `mode: append`"),
+        ("tables: [{name: a.b, into: orders}]\n", "`tables.0.into`: 'orders': not a table name (write schema.table)"),
+        ("tables: [{name: 'a.*', into: 'a.b*'}]\n", "`tables.0.into`: one table, and no pattern"),
+        ("tables: [{name: 'a.*', into: a.b, mode: append}]\n", "into: is not for `mode: append`"),
+        ("tables: [{name: a.b, shard_column: s}]\n", "shard_column: goes with `into:`"),
+        ("tables: [{name: 'a.*', into: a.b, shard_column: ''}]\n", "shard_column: a column has a name"),
+        ("tables: [{name: 'a.*', into: a.b, shard_column: _cdc_seq}]\n", "shard_column: names that begin with _cdc_"),
+        ("tables: [{name: 'a.*', into: a.b, shard_column: s, exclude: [s]}]\n", "shard_column: s is no column"),
+        ("tables: [a.b, {name: 'a.b_*', into: a.b}]\n", "into: a.b (at a.b_*) is a table of its own here"),
+        (
+            "tables: [{name: 'a.b', into: x.y}, {name: 'a.b_*', into: a.b}]\n",
+            "into: a.b (at a.b_*) is a table of its own here",
+        ),
+        (
+            "tables: [{name: 'a.b_*', into: a.b}, {name: 'c.b_*', into: a.b, shard_column: s}]\n",
+            "a.b_* and c.b_* are into a.b, with different shard_column:",
+        ),
+        (
+            "tables: [{name: 'a.b_*', into: a.b}, {name: 'c.b_*', into: a.b, exclude: [x]}]\n",
+            "a.b_* and c.b_* are into a.b, with different exclude:",
+        ),
+        ("tables: [{name: a.b, from_position: here}]\n", "`tables.0.from_position`: write a GTID set"),
+        ("tables: [{name: a.b, from_position: ''}]\n", "`tables.0.from_position`: an empty GTID set"),
+        (
+            "tables: [{name: 'a.*', from_position: 0-1-9}]\n",
+            "from_position: is for one table as it is, not with a pattern",
+        ),
+        (
+            "tables: [{name: a.b, from_position: 0-1-9, mode: append}]\n",
+            "from_position: is for one table as it is, not with `mode: append`",
+        ),
+        (
+            "tables: [{name: a.b, from_position: 0-1-9, into: a.c}]\n",
+            "from_position: is for one table as it is, not with `into:`",
+        ),
         ("log_options: {sasl.password: hunter2}\n", "`sasl.password` holds a secret"),
         ("trace: clickhouse://u:hunter2@h:8123/d\n", "the URL holds a password"),
         ("trace: {url: 'clickhouse://u@h:8123/d', password: hunter2}\n", "a secret is a reference"),
@@ -170,6 +206,38 @@ def test_files_named_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
     assert config.source.tls_ca == tmp_path / "ca.pem"
     assert config.log_settings() == {"sasl.password": "hunter2", "client.id": "me"}
     assert "hunter2" not in repr(config)
+
+
+def test_tables_of_the_lake_take_the_entry_that_lands_in_them(tmp_path: Path) -> None:
+    text = "tables: [a.x, {name: 'a.orders_*', into: a.orders}, {name: 'b.orders_*', into: a.orders}, 'a.*']\n"
+    config = parse(tmp_path, MINIMAL + text)
+    expected = {
+        "a.x": "a.x",
+        "a.orders": "a.orders_*",
+        "a.orders_1": None,
+        "b.orders_1": None,
+        "b.orders": None,
+        "a.y": "a.*",
+    }
+    for table, name in expected.items():
+        entry = config.landing(TableName.parse(table))
+        assert (entry and entry.name) == name, table
+    assert [str(t) for t in config.named()] == ["a.x", "a.orders"]
+    other = config.model_copy(update={"tables": ()})
+    assert other.landing(TableName("a", "x")) is None
+    assert config.landing(TableName("a", "x")) is not None
+
+
+def test_a_table_may_be_a_shard_of_one_that_has_its_own_name(tmp_path: Path) -> None:
+    text = "tables: [{name: a.orders, into: a.orders}, {name: 'a.orders_*', into: a.orders}]\n"
+    assert parse(tmp_path, MINIMAL + text).named() == [TableName("a", "orders")]
+
+
+def test_a_position_is_kept_as_the_server_writes_it(tmp_path: Path) -> None:
+    uuid = "3E11FA47-71CA-11E1-9E33-C80AA9429562"
+    for text, kept in ((f"{uuid}:5-9:1-4", f"{uuid.lower()}:1-9"), ("0-1-9", "0-1-9"), ("1-2-7, 0-1-9", "0-1-9,1-2-7")):
+        entry = parse(tmp_path, MINIMAL + f"tables: [{{name: a.b, from_position: '{text}'}}]\n").tables[0]
+        assert entry.from_position == kept
 
 
 def test_the_schema_in_configs_is_the_one_of_the_code() -> None:
