@@ -58,6 +58,10 @@ class Counts(NamedTuple):
         return list(self) if self.reads else list(self[:3])
 
 
+WINDOW = "snap:"
+"""How the global IDs of windowed reads' rows begin."""
+
+
 class EpochId(NamedTuple):
     """An epoch: the number for people, the hash for identity."""
 
@@ -73,6 +77,11 @@ class WindowId(NamedTuple):
 
     job: str
     number: int
+
+    @property
+    def gtid(self) -> str:
+        """What stands in a row's global ID where others have their transaction's GTID; no server has one like it."""
+        return WINDOW + self.job
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from cdc.names import TableName
 
 _join: Any = pc.binary_join_element_wise
 """Its stubs know no separator."""
-OPERATIONS = ("insert", "update", "delete", "update-old-key")
+OPERATIONS = ("insert", "update", "delete", "update-old-key", "read", "truncate")
 """Names of `cdc.epoch.Op`. A key change is `update-old-key`, the row before, and `update`, the row after, with the same `_gid`."""
 
 

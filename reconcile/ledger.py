@@ -6,8 +6,11 @@ Per table, from its newest bootstrap to the newest lake commit, by the trace (wh
     logged          = merged                                       over exactly the epochs that the lake's commits name
     merged          = superseded + duplicate + effective
     effective + key changes = inserted + replaced + removed + absent      a changed key is one change with two effects
-    inserted - removed      = rows added - rows deleted            by lookups, and by the files' own row counts
-    rows before + inserted - removed = rows now                    counted in the footers of the files that are live now
+    inserted - removed - truncated   = rows added - rows deleted   by lookups, and by the files' own row counts
+    rows before + inserted - removed - truncated = rows now        counted in the footers of the files that are live now
+    read in windows         = emitted + superseded by the stream   rows that windowed reads found; rows of theirs in the log's data
+
+`truncated` are rows that the TRUNCATE of a shard took: no row changes, so they are in no count of those.
 
 and for the source: every epoch begins where the one before ended, and has as many transactions as its GTID set grew by.
 What is logged and not yet in the lake is no imbalance: it is shown as in flight.
@@ -22,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from cdc.config import PipelineConfig
+from cdc.epoch import Counts
 from cdc.errors import ConfigError, NotFollowingError
 from cdc.lake import LakeTable, Snapshot, applied_everywhere
 from cdc.log.base import Log
@@ -32,6 +36,7 @@ from cdc.trace.tables import NODES
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
+NOW = "rows before + inserted - removed - truncated = rows now"
 SOURCE = "(source)"
 """Stands where a table's name does, in the equations of the source node."""
 
@@ -103,12 +108,16 @@ class _Epoch:
 
 @dataclass
 class _Rows:
-    """Row changes of one table in one epoch, as two nodes count them: (inserts, updates, deletes); capture's running total."""
+    """Row changes of one table in one epoch, as two nodes count them; capture's running total. Of windowed reads: rows that were read,
+    those of them that the stream touched meanwhile, and those that the log has."""
 
-    captured: tuple[int, int, int] = (0, 0, 0)
-    logged: tuple[int, int, int] = (0, 0, 0)
+    captured: Counts = Counts()
+    logged: Counts = Counts()
     number: int = 0
     total: int = 0
+    read: int = 0
+    touched: int = 0
+    windowed: int = 0
 
 
 @dataclass
@@ -151,14 +160,18 @@ def _read(client: Client, pipeline: str) -> _Trace:
         f"SELECT hash, number, before, transactions, gtids {select} = 'source'", parameters=names
     ).result_rows:
         trace.epochs[row[0]] = _Epoch(*row[1:])
-    query = f"SELECT node, `table`, hash, number, total, inserts, updates, deletes {select} IN ('capture', 'log')"
-    for node, table, digest, number, total, *counts in client.query(query, parameters=names).result_rows:
+    columns = f"node, `table`, hash, number, total, superseded, windowed, {', '.join(Counts._fields)}"
+    query = f"SELECT {columns} {select} IN ('capture', 'window', 'log')"
+    for node, table, digest, number, total, touched, windowed, *counts in client.query(
+        query, parameters=names
+    ).result_rows:
         rows = trace.rows.setdefault((table, digest), _Rows())
-        operations = (counts[0], counts[1], counts[2])
         if node == "capture":
-            rows.captured, rows.number, rows.total = operations, number, total
+            rows.captured, rows.number, rows.total = Counts(*counts), number, total
+        elif node == "window":
+            rows.read, rows.touched = total, touched
         else:
-            rows.logged = operations
+            rows.logged, rows.windowed = Counts(*counts), windowed
     answer = client.query(f"SELECT * {select} IN ('merge', 'snapshot') ORDER BY `table`, version", parameters=names)
     for commit in answer.named_results():
         trace.commits.setdefault(str(commit["table"]), []).append(dict(commit))
@@ -205,9 +218,9 @@ def _table(
         digest = merge["hash"].partition("@")[0]
         # Not by numbers alone: after a log lost records they recur, and only the chain says which epoch was merged.
         chain, met = _chain(trace, digest, at, merge["first_number"])
-        changes = merge["inserts"] + merge["updates"] + merge["deletes"]
+        changes = sum(merge[operation] for operation in Counts._fields)
         if met:
-            logged_of += sum(sum(trace.rows.get((table, d), none).logged) for d in chain)
+            logged_of += sum(trace.rows.get((table, d), none).logged.changes for d in chain)
             merged_of += changes
         else:
             lost += changes
@@ -218,10 +231,11 @@ def _table(
     waiting = [trace.rows.get((table, digest), none) for digest in flight]
     total = {column: sum(m[column] for m in merges) for column in _SUMMED}
     effects = total["inserted"] + total["replaced"] + total["removed"] + total["absent"]
+    growth = total["inserted"] - total["removed"] - total["truncated"]
     last = merges[-1] if merges else base
-    captured = sum(sum(r.captured) for r in (*rows, *waiting))
-    logged = sum(sum(r.logged) for r in (*rows, *waiting))
-    merged = total["inserts"] + total["updates"] + total["deletes"]
+    captured = sum(r.captured.changes for r in (*rows, *waiting))
+    logged = sum(r.logged.changes for r in (*rows, *waiting))
+    merged = sum(total[operation] for operation in Counts._fields)
     equations = [
         Equation("captured = logged", captured, logged, _first_gap(trace, table, [*covered, *flight])),
         Equation("logged = merged", logged_of, merged_of),
@@ -245,24 +259,25 @@ def _table(
             effects,
         ),
         Equation(
-            "inserted - removed = rows added - rows deleted",
-            total["inserted"] - total["removed"],
+            "inserted - removed - truncated = rows added - rows deleted",
+            growth,
             total["rows_added"] - total["rows_deleted"],
         ),
         Equation(
-            "rows before + inserted - removed = rows now",
-            base["live_after"] + total["inserted"] - total["removed"],
+            NOW,
+            base["live_after"] + growth,
             _live(snapshot),
         ),
     ]
-    in_flight = sum(sum(r.logged) for r in waiting)
+    if read := sum(r.read for r in (*rows, *waiting)):
+        emitted = sum(r.windowed + r.touched for r in (*rows, *waiting))
+        equations.append(Equation("read in windows = emitted + superseded by the stream", read, emitted))
+    in_flight = sum(r.logged.changes for r in waiting)
     return TableLedger(str(name), base["number"], last["number"], tuple(equations), in_flight, note)
 
 
 _SUMMED = (
-    "inserts",
-    "updates",
-    "deletes",
+    *Counts._fields,
     "key_changes",
     "superseded",
     "duplicate",
@@ -271,6 +286,7 @@ _SUMMED = (
     "replaced",
     "removed",
     "absent",
+    "truncated",
     "rows_added",
     "rows_deleted",
 )

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdc.errors import ConfigError
-from reconcile.ledger import LedgerReport
+from reconcile.ledger import NOW, LedgerReport
 from reconcile.values import ValuesReport
 
 VERSION = 1
@@ -74,7 +74,7 @@ def _print_ledger(console: Console, report: LedgerReport) -> None:
     for one in report.tables:
         sides = {e.name: e for e in one.equations}
         captured, merged = sides.get("captured = logged"), sides.get("merged = superseded + duplicate + effective")
-        now = sides.get("rows before + inserted - removed = rows now")
+        now = sides.get(NOW)
         table.add_row(
             one.table,
             f"{one.first + 1:,}-{one.last:,}" if one.last > one.first else "none yet",

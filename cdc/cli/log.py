@@ -53,12 +53,27 @@ def _epoch(record: CommitRecord) -> dict[str, Any]:
         **line,
         "hash": record.hash,
         "tables": {
-            str(TableName.from_id(t)): dict(zip(("inserts", "updates", "deletes"), e.rows, strict=True))
+            str(TableName.from_id(t)): {n: count for n, count in e.rows._asdict().items() if count or n != "reads"}
             for t, e in record.tables.items()
         },
         "added": [str(TableName.from_id(t)) for t in record.added],
         "removed": {str(TableName.from_id(t)): why for t, why in record.removed.items()},
+        **_windowed(record),
     }
+
+
+def _windowed(record: CommitRecord) -> dict[str, Any]:
+    """What only some epochs have: windowed reads, tables whose options changed."""
+    found: dict[str, Any] = {}
+    if record.windows:
+        found["windows"] = [
+            {"gid": f"{w.id.gtid}/{w.id.number}", "table": w.table, "read": w.read, "emitted": w.emitted}
+            for windows in record.windows.values()
+            for w in windows
+        ]
+    if record.altered:
+        found["altered"] = [str(TableName.from_id(t)) for t in record.altered]
+    return found
 
 
 def _changes(pipeline: Pipeline, table: str, from_epoch: int | None) -> Iterator[dict[str, Any]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from cdc.epoch import Counts
+
+TRUNCATED = "truncate"
+"""`_cdc_op` of the row of an `append` table that says that a shard was truncated."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Folded:
 
     `upserts` has the source's columns in lake types, then `_cdc_ts_ms` and `_cdc_seq` (int64), and `_cdc_unfit` if a row has a value
     that does not fit; `deletes` the key columns only, in the key's order. At most one row a key in each, no key in both.
+    `truncated`: values of the key's first column of which all rows go that are in neither.
     """
 
     upserts: pa.Table
     deletes: pa.Table
     counts: FoldCounts
+    truncated: pa.Array[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class MergeCounts:
 
 
 class Effects(NamedTuple):
-    """What effective changes did, each found by looking its key up in the table."""
+    """What a merge did: effective changes, each found by looking its key up in the table, and truncations."""
 
     inserted: int = 0
     """The key was not there, and is."""
@@ -64,3 +69,16 @@ class Effects(NamedTuple):
     """The key was there, and is not."""
     absent: int = 0
     """A deletion of a key that was not there."""
+    truncated: int = 0
+    """No changes' effect, but what the TRUNCATE of a shard took: rows whose key no later change has. In an `append` table, which loses
+    none and gets a row for each TRUNCATE, so many less than 0."""
+
+    @property
+    def of_changes(self) -> int:
+        """Those of row changes."""
+        return self.inserted + self.replaced + self.removed + self.absent
+
+    @property
+    def growth(self) -> int:
+        """By how much the number of rows grew."""
+        return self.inserted - self.removed - self.truncated

@@ -2,8 +2,9 @@
 
 `lakesync` names the epoch and position that the table contains, how many changes were folded into it and what they did (`counts`),
 and the same sums since the bootstrap (`totals`), so that commits that are cleaned up lose detail and never the balance. For both
-holds: bootstrapped + inserted - removed = rows_added - rows_deleted = live_after - live_before, where the totals' `live_before` is
-0 and a bootstrap's own counts also delete what it replaces. `foreign` is how many rows others brought (negative: took) since the
+holds: bootstrapped + inserted - removed - truncated = rows_added - rows_deleted = live_after - live_before, where the totals'
+`live_before` is 0 and a bootstrap's own counts also delete what it replaces. `logged` are inserts, updates, deletes and, where there
+are some, rows of windowed reads. `foreign` is how many rows others brought (negative: took) since the
 commit before.
 """
 
@@ -24,7 +25,7 @@ from cdc.schema import TableSchema
 VERSION = 1
 """Of `commitInfo.lakesync`."""
 ENGINE = "lakesync"
-Kind = Literal["bootstrap", "create", "merge"]
+Kind = Literal["bootstrap", "create", "merge", "adopt"]
 
 _SUMS = (
     "superseded",
@@ -99,7 +100,7 @@ def _counts(change: Change, before: Mapping[str, Any] | None) -> dict[str, Any]:
     rows_added = sum(file.rows for file in change.added)
     fold = change.merged.fold if change.merged else None
     return {
-        "logged": list(fold.logged) if fold else [0, 0, 0],
+        "logged": (fold.logged if fold else Counts()).to_list(),
         "superseded": fold.superseded if fold else 0,
         "duplicate": fold.duplicate if fold else 0,
         "effective": fold.effective if fold else 0,
@@ -120,12 +121,12 @@ def _counts(change: Change, before: Mapping[str, Any] | None) -> dict[str, Any]:
 def _totals(change: Change, counts: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
     if change.kind != "merge" or before is None:
         start = {name: counts[name] for name in _SUMS} | {"rows_deleted": 0, "files_removed": 0, "foreign": 0}
-        logged = list(change.logged or (0, 0, 0))
+        logged = (change.logged or Counts()).to_list()
         return {"logged": logged, **start, "live_before": 0, "live_after": counts["live_after"]}
     totals = before["totals"]
     return {
-        "logged": [a + b for a, b in zip(totals["logged"], counts["logged"], strict=True)],
-        **{name: totals[name] + counts[name] for name in _SUMS},
+        "logged": Counts(*totals["logged"]).plus(Counts(*counts["logged"])).to_list(),
+        **{name: totals.get(name, 0) + counts[name] for name in _SUMS},
         "live_before": 0,
         "live_after": counts["live_after"],
     }
@@ -148,10 +149,13 @@ def _metrics(change: Change, counts: Mapping[str, Any]) -> dict[str, str]:
     }
     if change.kind == "merge":
         metrics |= {
-            "numSourceRows": sum(effects),
+            "numSourceRows": effects.of_changes,
             "numTargetRowsInserted": effects.inserted,
             "numTargetRowsUpdated": effects.replaced,
-            "numTargetRowsDeleted": effects.removed,
-            "numTargetRowsCopied": counts["rows_added"] - effects.inserted - effects.replaced,
+            "numTargetRowsDeleted": effects.removed + max(0, effects.truncated),
+            "numTargetRowsCopied": counts["rows_added"]
+            - effects.inserted
+            - effects.replaced
+            + min(0, effects.truncated),
         }
     return {name: str(number) for name, number in metrics.items()}

@@ -20,10 +20,11 @@ from cdc.epoch import Counts
 from cdc.errors import LakeConflictError, LakeError, LakeOccupiedError
 from cdc.journal import logger
 from cdc.lake import checkpoint, deltalog
-from cdc.lake.changes import Effects, Folded, MergeCounts
+from cdc.lake.changes import TRUNCATED, Effects, Folded, MergeCounts
 from cdc.lake.checkpoint import Action
 from cdc.lake.columns import (
     CONFIGURATION,
+    OP,
     SEQ,
     TS_MS,
     conform,
@@ -40,7 +41,7 @@ from cdc.lake.info import Change, commit_info
 from cdc.lake.keys import KeyIndex
 from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, opened, row_groups
 from cdc.lake.rewrite import Found, look_up, read_keys, rewrite
-from cdc.lake.snapshot import AddFile, Applied, Snapshot
+from cdc.lake.snapshot import AddFile, Applied, Snapshot, decoded
 from cdc.lake.store import TEMPORARY, Store, failed
 from cdc.names import TableName
 from cdc.schema import TableSchema
@@ -211,8 +212,8 @@ class LakeTable:
         return self._found(Change("create", mode, schema, applied, logged=logged), on)
 
     def upsert(self, on: Snapshot, folded: Folded, applied: Applied, merged: MergeCounts) -> Snapshot:
-        """One commit: the upserts replace or become rows, the deletes' rows go. It gives the table the column `_cdc_unfit` if they are
-        the first to have it.
+        """One commit: the upserts replace or become rows, the deletes' rows go, and those of truncated shards. It gives the table the
+        column `_cdc_unfit` if they are the first to have it.
 
         Raises `LakeConflictError`, `LakeUnknownError`, `LakeDamagedError`, `LakeError`.
         """
@@ -220,18 +221,39 @@ class LakeTable:
         keys = key_columns(on.schema)
         images = conform(folded.upserts, columns, str(self.table))
         gone = conform(folded.deletes, keys, str(self.table))
-        index = KeyIndex(pa.concat_tables([images.select(keys.names), gone]), str(self.table))
+        changed = pa.concat_tables([images.select(keys.names), gone])
+        index = KeyIndex(changed, str(self.table))
+        if folded.truncated is not None:
+            others = self._others(on, folded.truncated, index)
+            index = KeyIndex(pa.concat_tables([changed, *others]), str(self.table))
         found = look_up(on, index)
-        replaced, removed = found.count(below=images.num_rows)
-        effects = Effects(images.num_rows - replaced, replaced, removed, gone.num_rows - removed)
+        replaced, _ = found.count(below=images.num_rows)
+        known, truncated = found.count(below=changed.num_rows)
+        removed = known - replaced
+        effects = Effects(images.num_rows - replaced, replaced, removed, gone.num_rows - removed, truncated)
         return self._merge(on, columns, index, found, images, effects, applied, merged)
+
+    def _others(self, on: Snapshot, values: pa.Array[Any], known: KeyIndex) -> list[pa.Table]:
+        """The keys that begin with one of these values and are not among the known ones. Of their rows only the keys are read."""
+        columns = key_columns(on.schema)
+        found = []
+        for value in values.to_pylist():
+            if not isinstance(value, str):
+                raise LakeError("the key of a table of shards begins with the shard's name", where=str(self.table))
+            # In the order of strings by their bytes nothing is between a text and the same with a NUL.
+            for batch in self.scan(on, columns.names, (value, value + "\0")):
+                keys = pa.Table.from_batches([batch])
+                found.append(keys.filter(pc.is_null(known.locate(keys))))
+        return found
 
     def append(self, on: Snapshot, rows: pa.Table, applied: Applied, merged: MergeCounts) -> Snapshot:
         """One commit: `rows` (the source's columns, `_cdc_ts_ms`, `_cdc_seq`, `_cdc_op`, `_cdc_gid`, `_cdc_unfit` or not) are added.
         Raises as `upsert`."""
         columns = self._writable(on, "append", rows)
         rows = conform(rows, columns, str(self.table))
-        return self._merge(on, columns, None, Found(), rows, Effects(inserted=rows.num_rows), applied, merged)
+        says = rows.filter(pc.equal(rows.column(OP), pa.scalar(TRUNCATED))).num_rows
+        effects = Effects(inserted=rows.num_rows - says, truncated=-says)
+        return self._merge(on, columns, None, Found(), rows, effects, applied, merged)
 
     def _merge(
         self,
@@ -251,10 +273,10 @@ class LakeTable:
         done = rewrite(on, columns, index, found, images, new_file, self.file_size)
         rows_added = sum(file.rows for file in done.added)
         try:
-            if effects.inserted - effects.removed != rows_added - done.rows_deleted:
+            if effects.growth != rows_added - done.rows_deleted:
                 raise LakeError(
-                    f"the files do not balance: by keys {effects.inserted} rows are inserted and {effects.removed} removed,"
-                    f" by files {rows_added} added and {done.rows_deleted} deleted",
+                    f"the files do not balance: by keys {effects.inserted} rows are inserted, {effects.removed} removed and"
+                    f" {effects.truncated} truncated, by files {rows_added} added and {done.rows_deleted} deleted",
                     where=str(self.folder),
                     hint="nothing was committed; report this",
                 )
@@ -314,7 +336,19 @@ class LakeTable:
             actions.append({"metaData": metadata})
         return self._commit(on, change, actions)
 
-    def _commit(self, on: Snapshot | None, change: Change, actions: Sequence[Action]) -> Snapshot:
+    def take_over(
+        self, on: Snapshot, change: Change, actions: Sequence[Action], files: Sequence[AddFile]
+    ) -> Snapshot:
+        """One commit of kind `adopt`: the table that someone else wrote, `on`, is this pipeline's. `files` are its files, all of them, as
+        they are from now on said to be; `actions` its protocol and metadata. For `adopt.adopt`; raises as `bootstrap`."""
+        if on.folder != self.folder or change.kind != "adopt" or {file.path for file in files} != set(on.files):
+            raise LakeError("is no adoption", where=str(self.folder), hint="report this")
+        return self._commit(on, change, actions, files)
+
+    def _commit(
+        self, on: Snapshot | None, change: Change, actions: Sequence[Action], restated: Sequence[AddFile] = ()
+    ) -> Snapshot:
+        """`restated`: files that are live already, as they are from now on said to be."""
         now_us = self._clock.now_us()
         now_ms = now_us // 1000
         before = on.info if on and change.kind == "merge" else None
@@ -326,7 +360,8 @@ class LakeTable:
             "version": change.applied.epoch.number,
             "lastUpdated": now_ms,
         }
-        adds = [AddFile(file.name, file.size, file.rows, file.stats, now_ms) for file in change.added]
+        new = () if restated else change.added
+        adds = [AddFile(file.name, file.size, file.rows, file.stats, now_ms) for file in new]
         snapshot = deltalog.commit(
             self._store,
             self.folder,
@@ -337,6 +372,7 @@ class LakeTable:
                 {"txn": txn},
                 *({"remove": file.removed(now_ms)} for file in change.removed),
                 *({"add": file.to_action()} for file in adds),
+                *({"add": file.to_action() | {"dataChange": False}} for file in restated),
             ],
         )
         if snapshot.version - (snapshot.checkpoint or 0) >= CHECKPOINT_EVERY:
@@ -360,14 +396,30 @@ class LakeTable:
         """Delete the files that were removed longer ago than this. How many. Raises `LakeError`."""
         limit_ms = self._clock.now_us() // 1000 - int(retention_s * 1000)
         dead = {path for path, tombstone in snapshot.tombstones.items() if tombstone.removed_ms < limit_ms}
-        return self._unlink(sorted(dead.intersection(self._names()) - set(snapshot.files)))
+        return self._unlink(sorted(self._there(dead) - _decoded(snapshot.files)))
 
     def forget(self, snapshot: Snapshot, retention_s: float = RETENTION_S) -> Snapshot:
         """The snapshot without the removed files that `vacuum` deleted: they would be in every snapshot and checkpoint from then on.
         Raises `LakeError`."""
-        limit_ms, there = self._clock.now_us() // 1000 - int(retention_s * 1000), set(self._names())
-        kept = {p: dead for p, dead in snapshot.tombstones.items() if dead.removed_ms >= limit_ms or p in there}
+        limit_ms = self._clock.now_us() // 1000 - int(retention_s * 1000)
+        old = {path for path, dead in snapshot.tombstones.items() if dead.removed_ms < limit_ms}
+        there = self._there(old)
+        kept = {p: dead for p, dead in snapshot.tombstones.items() if p not in old or decoded(p) in there}
         return replace(snapshot, tombstones=kept)
+
+    def _there(self, paths: Iterable[str]) -> set[str]:
+        """Of these paths of the log those that are there, as names relative to the folder; others may have files in folders below.
+        What lies outside of it is not ours to look at."""
+        top, found = set(self._names()), set()
+        for name in _decoded(paths):
+            relative = Path(name)
+            if len(relative.parts) == 1:
+                inside = name in top
+            else:
+                inside = not relative.is_absolute() and ".." not in relative.parts and (self.folder / relative).is_file()
+            if inside and relative.parts[0] != LOG:
+                found.add(name)
+        return found
 
     def remove_orphans(self, keep: Collection[str], older_than_s: float) -> int:
         """Delete data files that nothing refers to, but those named in `keep` and those younger; temporary files too. How many.
@@ -375,7 +427,7 @@ class LakeTable:
         Raises as `load`.
         """
         snapshot = self.load()
-        known = {*keep, *(snapshot.files if snapshot else ()), *(snapshot.tombstones if snapshot else ())}
+        known = {*keep, *_decoded((*snapshot.files, *snapshot.tombstones) if snapshot else ())}
         limit_s = self._clock.now_us() / 1e6 - older_than_s
         found = [self.folder / name for name in self._names() if NAME.fullmatch(name) and name not in known]
         if (self.folder / LOG).is_dir():
@@ -451,6 +503,10 @@ def _stamped(rows: pa.Table, ts_ms: int, seq: int) -> pa.Table:
     stamps = [pa.repeat(pa.scalar(v, pa.int64()), rows.num_rows) for v in (ts_ms, seq)]
     columns = [*rows.columns[:source], *stamps, *rows.columns[source:]]
     return pa.table(columns, names=[*rows.column_names[:source], TS_MS, SEQ, *rows.column_names[source:]])
+
+
+def _decoded(paths: Iterable[str]) -> set[str]:
+    return {decoded(path) for path in paths}
 
 
 def _live(snapshot: Snapshot) -> int:

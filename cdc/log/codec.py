@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc import unfit
+from cdc.epoch import Op
 from cdc.errors import LogDamagedError, TableStoppedError
 from cdc.log.base import RECORD_LIMIT, RECORD_MAXIMUM, Payload
 
@@ -37,7 +38,7 @@ METADATA = pa.schema(
 WIDTH = len(METADATA)
 COLUMN_LIMIT = 4096 + 64
 """Columns behind those that a record may have: MySQL's own limit and room for ours. More is no record."""
-OP_LIMIT = 3
+OP_LIMIT = Op.TRUNCATE
 """The largest `Op`."""
 NESTING_LIMIT = 8
 """Levels of nested types; ours have two."""
@@ -63,7 +64,7 @@ class Changes:
         return types if self.unfit is None else types[:-1]
 
     def gid(self, i: int) -> str:
-        """The global ID of row `i`: `<gtid>/<event>.<row>`."""
+        """The global ID of row `i`: `<gtid>/<event>.<row>`, or `snap:<job>/<window>.<row>` of a windowed read."""
         txn, event, row = (self.batch.column(c)[i].as_py() for c in (1, 2, 3))
         return f"{self.gtids[txn]}/{event}.{row}"
 

@@ -4,14 +4,18 @@ Terms of the ledger, in *changes* (one global ID is one change; the two halves o
 
     logged = superseded + duplicate + effective
 
-A change is a `duplicate` if it is before the position `exclude` or another change has its global ID; `effective` if it decides what
-becomes of a key, and a key change does if either half does; `superseded` otherwise. A key change of which both halves decide has two
-effects, so in effects (inserted, replaced, removed, absent): effective + key_changes = rows of `upserts` + rows of `deletes`.
+A change is a `duplicate` if it is before the position `exclude`, or of a window that is `dropped`, or another change has its global ID;
+`effective` if it decides what becomes of a key, and a key change does if either half does; `superseded` otherwise. A key change of which
+both halves decide has two effects, so in effects (inserted, replaced, removed, absent): effective + key_changes = rows of `upserts` +
+rows of `deletes`.
+
+A row of a windowed read is a change like another: it has its place behind all that the stream had given before. The TRUNCATE of a
+shard is none: it supersedes the shard's changes before it, and what the table has of the shard goes too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -19,15 +23,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc import unfit
-from cdc.epoch import Counts, Op
+from cdc.epoch import WINDOW, Counts, Op, WindowId
 from cdc.errors import LakeError, LogDamagedError
 from cdc.lake import FoldCounts, Folded
+from cdc.lake.changes import TRUNCATED
 from cdc.log.codec import Changes
 from cdc.position import Gtid, Position
 from cdc.schema import TableSchema
 
-OPERATIONS = ("insert", "update", "delete")
-"""`_cdc_op` of an `append` table, by `Op`."""
+OPERATIONS = ("insert", "update", "delete", "", "read", TRUNCATED)
+"""`_cdc_op` of an `append` table, by `Op`: it has no MOVE_OUT."""
 
 _UNFIT = "unfit"
 _NO_EVENT = 2**32
@@ -45,24 +50,33 @@ class Appended(NamedTuple):
     counts: FoldCounts
 
 
-def fold(changes: Sequence[Changes], schema: TableSchema, exclude: Position | None = None) -> Folded:
-    """The last change of every key, less what is before `exclude`: of the transaction in part its first row events.
+def fold(
+    changes: Sequence[Changes],
+    schema: TableSchema,
+    exclude: Position | None = None,
+    dropped: Collection[WindowId] = (),
+) -> Folded:
+    """The last change of every key, less what is before `exclude` (of the transaction in part its first row events) and the rows of the
+    windows `dropped`. Rows of other windows have no place in `exclude`, they stay.
 
     `upserts` has the lake's columns (the source's, `_cdc_ts_ms`, `_cdc_seq`, and `_cdc_unfit` if a row needs it), `deletes` the key's columns in the key's order; no key is
-    twice in either, none in both. Keys are compared by their Arrow value, bytes and all. Raises `LakeError` for a NULL in a key's
+    twice in either, none in both. `truncated` are the truncated shards: values of the key's first column. Keys are compared by their Arrow value, bytes and all. Raises `LakeError` for a NULL in a key's
     column or a table without a key, `LogDamagedError` for rows of another schema and for half a key change.
     """
     if not schema.key:
         raise LakeError("a table without a key cannot be folded", hint="write `mode: append` for the table")
-    rows, logged = _gather(changes, schema, exclude)
+    rows, logged = _gather(changes, schema, exclude, dropped)
     places = [f"c{schema.names.index(name)}" for name in schema.key]
-    if nulls := [name for name, place in zip(schema.key, places, strict=True) if rows.column(place).null_count]:
+    # Of a truncation only the key's first column is known.
+    whole = rows.filter(pc.invert(_is(rows, Op.TRUNCATE))) if _count(rows, Op.TRUNCATE) else rows
+    of_place = zip(schema.key, places, (rows, *(whole for _ in places[1:])), strict=True)
+    if nulls := [name for name, place, found in of_place if found.column(place).null_count]:
         raise LakeError(
             f"NULL in the key's column {nulls[0]}",
             hint="is the table's key a primary key? Then the log is damaged: `lakesync resync` the table",
         )
     rows, distinct = _distinct(rows)
-    ranked = _ranked(rows)
+    ranked, truncated = _truncated(_ranked(rows), places[0])
     last = ranked.group_by(places, use_threads=False).aggregate([("rank", "max")]).column("rank_max")
     winners = rows if len(last) == rows.num_rows else rows.take(last.take(pc.sort_indices(last)))
     gone = pc.or_(_is(winners, Op.DELETE), _is(winners, Op.MOVE_OUT))
@@ -81,16 +95,22 @@ def fold(changes: Sequence[Changes], schema: TableSchema, exclude: Position | No
             [deletes.column(place) for place in places], schema=pa.schema([schema.arrow.field(n) for n in schema.key])
         ),
         counts=counts,
+        truncated=truncated,
     )
 
 
-def sequence(changes: Sequence[Changes], schema: TableSchema, exclude: Position | None = None) -> Appended:
-    """Every change once, less what is before `exclude`, in commit order, for an `append` table.
+def sequence(
+    changes: Sequence[Changes],
+    schema: TableSchema,
+    exclude: Position | None = None,
+    dropped: Collection[WindowId] = (),
+) -> Appended:
+    """Every change once, less what is before `exclude` and the rows of the windows `dropped`, in commit order, for an `append` table.
 
-    A change is one row: of an update the row after it, also where it changed the key. Columns: the source's, `_cdc_ts_ms`, `_cdc_seq`,
-    `_cdc_op` (insert, update, delete), `_cdc_gid`, and `_cdc_unfit` if a row needs it. Raises `LogDamagedError` for rows of another schema.
+    A change is one row: of an update the row after it, also where it changed the key; so is a truncation. Columns: the source's,
+    `_cdc_ts_ms`, `_cdc_seq`, `_cdc_op` (insert, update, delete, read, truncate), `_cdc_gid`, and `_cdc_unfit` if a row needs it. Raises `LogDamagedError` for rows of another schema.
     """
-    rows, logged = _gather(changes, schema, exclude)
+    rows, logged = _gather(changes, schema, exclude, dropped)
     rows, distinct = _distinct(rows.filter(pc.invert(_is(rows, Op.MOVE_OUT))))
     names = pa.array([g for one in changes for g in one.gtids], pa.string())
     parts: list[Any] = [rows.column(c).cast(pa.string()).combine_chunks() for c in ("event", "row")]
@@ -104,8 +124,10 @@ def sequence(changes: Sequence[Changes], schema: TableSchema, exclude: Position 
     )
 
 
-def _gather(changes: Sequence[Changes], schema: TableSchema, exclude: Position | None) -> tuple[pa.Table, Counts]:
-    """All changes that are not before `exclude` as one table, in the order given, and the count of all.
+def _gather(
+    changes: Sequence[Changes], schema: TableSchema, exclude: Position | None, dropped: Collection[WindowId]
+) -> tuple[pa.Table, Counts]:
+    """All changes that are not before `exclude` and of no `dropped` window as one table, in the order given, and the count of all.
 
     Columns by place, since a source's column may have any name: `op`, `gtid` (a number, the same for the same transaction), `name` (index
     into all `gtids` in a row), `event`, `row`, `ts_ms`, `order`, then `c0`, `c1` … the source's, and `unfit` if a record has it.
@@ -143,12 +165,18 @@ def _gather(changes: Sequence[Changes], schema: TableSchema, exclude: Position |
     )
     if exclude:
         rows = _after(rows, gtids.dictionary, exclude)
+    for window in dropped:
+        of_job = pc.equal(rows.column("gtid"), pc.index(gtids.dictionary, window.gtid).cast(pa.int32()))
+        rows = rows.filter(
+            pc.invert(pc.and_(of_job, pc.equal(rows.column("event"), pa.scalar(window.number, pa.int32()))))
+        )
     return _sorted(rows, gtids.dictionary), logged
 
 
 def _after(rows: pa.Table, gtids: pa.Array[Any], position: Position) -> pa.Table:
-    """The rows that are not before the position."""
-    firsts = [position.first_event(Gtid.parse(str(gtid))) for gtid in gtids.to_pylist()]
+    """The rows that are not before the position. A windowed read has no place in it."""
+    names = [str(gtid) for gtid in gtids.to_pylist()]
+    firsts = [0 if n.startswith(WINDOW) else position.first_event(Gtid.parse(n)) for n in names]
     if not any(first is None or first > 0 for first in firsts):
         return rows
     # All of a transaction is before the position: no row event has so high a number.
@@ -157,8 +185,20 @@ def _after(rows: pa.Table, gtids: pa.Array[Any], position: Position) -> pa.Table
 
 
 def _logged(rows: pa.Table) -> Counts:
-    found = [pc.sum(_is(rows, op)).as_py() or 0 for op in (Op.INSERT, Op.UPDATE, Op.DELETE)]
-    return Counts(*found)
+    return Counts(*(_count(rows, op) for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.READ)))
+
+
+def _truncated(rows: pa.Table, shard: str) -> tuple[pa.Table, pa.Array[Any] | None]:
+    """Sorted, ranked rows without truncations and without what the last one of its shard supersedes; the truncated shards."""
+    truncations = rows.filter(_is(rows, Op.TRUNCATE))
+    if not truncations.num_rows:
+        return rows, None
+    last = truncations.group_by([shard], use_threads=False).aggregate([("rank", "max")]).combine_chunks()
+    values: Any = last.column(shard).combine_chunks()
+    places: Any = pc.index_in(rows.column(shard), value_set=values)
+    by_value: Any = last.column("rank_max").combine_chunks().take(places.combine_chunks())
+    kept = pc.greater(rows.column("rank"), by_value.fill_null(-1))
+    return rows.filter(kept), values
 
 
 def _sorted(rows: pa.Table, gtids: pa.Array[Any]) -> pa.Table:
@@ -179,20 +219,20 @@ def _sorted(rows: pa.Table, gtids: pa.Array[Any]) -> pa.Table:
 
 
 def _distinct(rows: pa.Table) -> tuple[pa.Table, int]:
-    """Sorted rows without those that repeat an earlier one's global ID (and half), and how many changes they are."""
+    """Sorted rows without those that repeat an earlier one's global ID (and half), and how many changes they are, truncations not
+    counted."""
     if not _gids_rise(rows):
         halves = rows.append_column("half", _is(rows, Op.MOVE_OUT))
         first = _ranked(halves).group_by([*_GID, "half"], use_threads=False).aggregate([("rank", "min")])
         if first.num_rows < rows.num_rows:
             keep = first.column("rank_min")
             rows = rows.take(keep.take(pc.sort_indices(keep)))
-    moves = pc.sum(_is(rows, Op.MOVE_OUT)).as_py() or 0
-    distinct = rows.num_rows - moves
-    if moves and _changes(rows) != distinct:
+    moves = _count(rows, Op.MOVE_OUT)
+    if moves and _changes(rows) != rows.num_rows - moves:
         raise LogDamagedError(
             "a key change has its row before and not its row after", hint="`lakesync resync` the table"
         )
-    return rows, distinct
+    return rows, rows.num_rows - moves - _count(rows, Op.TRUNCATE)
 
 
 def _gids_rise(rows: pa.Table) -> bool:
@@ -214,6 +254,10 @@ def _changes(rows: pa.Table) -> int:
 
 def _is(rows: pa.Table, op: int) -> Any:
     return pc.equal(rows.column("op"), pa.scalar(op, pa.int8()))
+
+
+def _count(rows: pa.Table, op: int) -> int:
+    return pc.sum(_is(rows, op)).as_py() or 0
 
 
 def _ranked(rows: pa.Table) -> pa.Table:

@@ -142,7 +142,7 @@ class TableMerge:
             said = said.plus(record.tables[self.table.id].rows)
         if counts.logged != said:
             raise LogDamagedError(
-                f"{tuple(counts.logged)} inserts, updates and deletes were read, the commit records say {tuple(said)}",
+                f"{tuple(counts.logged)} inserts, updates, deletes and windowed rows were read, the commit records say {tuple(said)}",
                 where=f"{self.table}, epochs {first} to {at.epoch.number}",
                 hint=f"`lakesync resync {self.table}`",
             )

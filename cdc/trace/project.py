@@ -1,7 +1,8 @@
 """From two durable things, the log's commit records and the lake's commits, to counts of every node in ClickHouse.
 
-Each node counts at its own boundary: `source` the framing of events against the GTID set, `capture` the rows it decoded, `log` the
-rows that its data holds when it is read back, `merge` what it folded, `lake` and `snapshot` what the files hold.
+Each node counts at its own boundary: `source` the framing of events against the GTID set, `capture` the rows it decoded, `window` what
+windowed reads read and what of that was emitted, `log` the rows that its data holds when it is read back, `merge` what it folded,
+`snapshot` what the files hold.
 
 How far it came is in `<state>/trace.json`; when that is lost, or the log is another one, or ClickHouse is empty, it begins anew:
 rows have keys, so writing them twice changes nothing.
@@ -22,12 +23,13 @@ import pyarrow.compute as pc
 
 from cdc import faults
 from cdc.config import PipelineConfig
-from cdc.epoch import CommitRecord, Op
+from cdc.epoch import WINDOW, CommitRecord, Counts, Op
 from cdc.lake import folders
+from cdc.lake.changes import Effects
 from cdc.lake.deltalog import commits as lake_commits
 from cdc.log.base import Log
 from cdc.log.codec import decode
-from cdc.trace.tables import ARROW, CREATE, NODES
+from cdc.trace.tables import ARROW, CREATE, NODES, widen
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -78,6 +80,8 @@ def project(client: Client, config: PipelineConfig, log: Log, *, rebuild: bool =
     started = time.monotonic()
     path = config.state / "trace.json"
     client.command(CREATE)
+    if statement := widen({row[0] for row in client.query(f"DESCRIBE TABLE {NODES}").result_rows}):
+        client.command(statement)
     cursor = Cursor() if rebuild or _is_empty(client, config.name) else Cursor.read(path)
     if cursor.log and (cursor.log != log.uuid or not _still_there(log, cursor)):
         cursor = Cursor(versions=cursor.versions)
@@ -142,11 +146,20 @@ def _record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[dict
         yield common | {
             "node": "capture",
             "table": table,
-            **_operations(entry.rows),
+            **entry.rows._asdict(),
             "total": entry.totals.changes,
             "bytes": entry.extent.bytes,
         }
         counted = _count(log.data(table, entry.extent))
+        if windows := record.windows.get(table):
+            read, emitted = sum(w.read for w in windows), sum(w.emitted for w in windows)
+            yield common | {
+                "node": "window",
+                "table": table,
+                "total": read,
+                "windowed": emitted,
+                "superseded": read - emitted,
+            }
         yield common | {
             "node": "log",
             "table": table,
@@ -156,24 +169,32 @@ def _record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[dict
         }
 
 
-def _operations(rows: tuple[int, int, int]) -> dict[str, int]:
-    return dict(zip(("inserts", "updates", "deletes"), rows, strict=True))
-
-
 def _count(payloads: list[bytes]) -> dict[str, int]:
-    """Row changes by operation, counted from the log's own data; `key_changes` are the updates that moved a row."""
-    names = {Op.INSERT: "inserts", Op.UPDATE: "updates", Op.DELETE: "deletes", Op.MOVE_OUT: "key_changes"}
-    found = dict.fromkeys(names.values(), 0)
+    """Row changes by operation, counted from the log's own data; `key_changes` are the updates that moved a row, `windowed` the rows
+    of windowed reads, their deletions included."""
+    names = {
+        Op.INSERT: "inserts",
+        Op.UPDATE: "updates",
+        Op.DELETE: "deletes",
+        Op.MOVE_OUT: "key_changes",
+        Op.READ: "reads",
+    }
+    found = dict.fromkeys((*names.values(), "windowed"), 0)
     for payload in payloads:
-        operations: Any = decode(payload).batch.column(0)
+        changes = decode(payload)
+        operations: Any = changes.batch.column(0)
         for op, name in names.items():
             found[name] += pc.sum(pc.equal(operations, pa.scalar(op, pa.int8()))).as_py() or 0
+        windows = [i for i, gtid in enumerate(changes.gtids) if gtid.startswith(WINDOW)]
+        if windows:
+            of_windows: Any = pc.is_in(changes.batch.column(1), value_set=pa.array(windows, pa.int32()))
+            found["windowed"] += pc.sum(of_windows).as_py() or 0
     return found
 
 
 def _lake_row(pipeline: str, table: str, version: int, info: Mapping[str, Any]) -> dict[str, Any]:
     counts = info["counts"]
-    names = ("superseded", "duplicate", "effective", "key_changes", "inserted", "replaced", "removed", "absent")
+    names = ("superseded", "duplicate", "effective", "key_changes", *Effects._fields)
     measured = ("rows_added", "rows_deleted", "live_before", "live_after")
     return {
         "pipeline": pipeline,
@@ -186,7 +207,7 @@ def _lake_row(pipeline: str, table: str, version: int, info: Mapping[str, Any]) 
         "first_number": info.get("first_epoch", info["epoch"]),
         "committed": info["raw_us"],
         "done": info["committed_us"],
-        **_operations(counts["logged"]),
+        **Counts(*counts["logged"])._asdict(),
         "total": sum(info["totals"]["logged"]),
         "bytes": counts.get("bytes_added", 0),
         **{name: counts.get(name, 0) for name in (*names, *measured)},

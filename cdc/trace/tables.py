@@ -1,11 +1,12 @@
 """The trace's tables in ClickHouse. Rows are keyed by the hash of the commit record, so writing them twice changes nothing.
 
-`lakesync_nodes` has one row a node, table and epoch (nodes source, capture, log) or lake commit (nodes merge, lake, snapshot),
+`lakesync_nodes` has one row a node, table and epoch (nodes source, capture, window, log) or lake commit (nodes merge, snapshot),
 named by the epoch's hash; ask it with FINAL. What a column means at which node is in docs/trace.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import pyarrow as pa
@@ -31,6 +32,8 @@ _COLUMNS: Final = (
     ("updates", "Int64", pa.int64()),
     ("deletes", "Int64", pa.int64()),
     ("key_changes", "Int64", pa.int64()),
+    ("reads", "Int64", pa.int64()),
+    ("windowed", "Int64", pa.int64()),
     ("total", "Int64", pa.int64()),
     ("superseded", "Int64", pa.int64()),
     ("duplicate", "Int64", pa.int64()),
@@ -39,6 +42,7 @@ _COLUMNS: Final = (
     ("replaced", "Int64", pa.int64()),
     ("removed", "Int64", pa.int64()),
     ("absent", "Int64", pa.int64()),
+    ("truncated", "Int64", pa.int64()),
     ("rows_added", "Int64", pa.int64()),
     ("rows_deleted", "Int64", pa.int64()),
     ("live_before", "Int64", pa.int64()),
@@ -54,3 +58,9 @@ CREATE: Final = (
     + ",\n    ".join(f"`{name}` {kind}" for name, kind, _ in _COLUMNS)
     + "\n) ENGINE = ReplacingMergeTree ORDER BY (pipeline, node, `table`, hash)"
 )
+
+
+def widen(have: Collection[str]) -> str | None:
+    """The statement for a table that another version made and that has these columns; None if it has all."""
+    new = [f"ADD COLUMN IF NOT EXISTS `{name}` {kind}" for name, kind, _ in _COLUMNS if name not in have]
+    return f"ALTER TABLE {NODES} " + ", ".join(new) if new else None

@@ -104,7 +104,7 @@ def test_counts_of_all_commits_balance(pipeline: Pipeline, log: Log) -> None:
     for table in SCHEMAS:
         snapshot = pipeline.snapshot(table)
         totals, logged = snapshot.totals, states[table.id].totals
-        assert list(totals["logged"]) == list(logged)
+        assert totals["logged"] == logged.to_list()
         assert sum(totals["logged"]) == totals["superseded"] + totals["duplicate"] + totals["effective"]
         effects = totals["inserted"] + totals["replaced"] + totals["removed"] + totals["absent"]
         assert totals["effective"] + totals["key_changes"] == effects

@@ -30,7 +30,7 @@ def encode(batch: pa.RecordBatch, names: Any, schema_hash: str, limit: int = REC
 def changes(txns: list[int], *source: tuple[pa.Field[Any], Any]) -> pa.RecordBatch:
     rows = len(txns)
     columns: list[pa.Array[Any]] = [
-        pa.array([i % 4 for i in range(rows)], pa.int8()),
+        pa.array([i % 6 for i in range(rows)], pa.int8()),
         pa.array(txns, pa.int32()),
         pa.array(range(rows), pa.int32()),
         pa.array([0] * rows, pa.int32()),
@@ -265,7 +265,7 @@ def stream(batch: pa.RecordBatch, batches: int = 1, metadata: dict[str, str] | N
 
 
 GOOD = changes([0, 1], text(2))
-WRONG_OP = GOOD.set_column(0, METADATA.field(0), pa.array([0, 4], pa.int8()))
+WRONG_OP = GOOD.set_column(0, METADATA.field(0), pa.array([0, 6], pa.int8()))
 NEGATIVE = GOOD.set_column(2, METADATA.field(2), pa.array([0, -1], pa.int32()))
 
 
