@@ -187,6 +187,18 @@ class Walk:
             cells.append(int(cell) if column.type in ("enum", "set") else _cell(column, cell))
         return tuple(cells)
 
+    def bound_of(self, texts: Sequence[str]) -> Bound:
+        """The bound that the canonical texts of a key's columns say. Raises `ValueError` for what is none of the column's type."""
+        return tuple(_told(column, text) for column, text in zip(self.key, texts, strict=True))
+
+    def keys_of(self, bounds: Sequence[Bound]) -> pa.Table:
+        """The key's columns, in the lake's types, of these bounds. Raises `ValueError` for what is none of the column's type."""
+        arrays = []
+        for n, column in enumerate(self.key):
+            values = [self._lake_value(column, bound[n]).as_py() for bound in bounds]
+            arrays.append(pa.array(values, self.schema.arrow_type(column)))
+        return pa.Table.from_arrays(arrays, [c.name for c in self.key])
+
     @property
     def ordered(self) -> bool:
         """Whether the lake orders keys as the server does. Not what the lake has as text: a collation orders texts, and which one is not
@@ -280,6 +292,15 @@ def _cell(column: Column, cell: str | bytes) -> Cell:
     if column.type == "bit":
         return int(cell, 16)
     return bytes.fromhex(cell) if column.type in ("binary", "varbinary") else cell
+
+
+def _told(column: Column, text: str) -> Cell:
+    """As `_cell`, of a text that a person wrote: members of ENUM and SET by their names."""
+    if column.type == "enum":
+        return column.members.index(text) + 1 if text else 0
+    if column.type == "set":
+        return sum(1 << column.members.index(member) for member in filter(None, text.split(",")))
+    return _cell(column, text)
 
 
 def _slot(column: Column) -> str:

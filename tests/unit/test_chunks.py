@@ -376,3 +376,33 @@ def test_unreadable_progress_is_none(tmp_path: Path) -> None:
         db.execute("UPDATE purpose SET data = '{\"v\": 99}'")
     db.close()
     assert Progress.resume(tmp_path / "q") is None
+
+
+def test_a_key_as_a_person_writes_it() -> None:
+    schema = TableSchema(
+        (
+            Column("i", "int", unsigned=True),
+            Column("t", "text", charset="latin1"),
+            Column("b", "varbinary"),
+            Column("e", "enum", charset="utf8mb4", members=("x", "y")),
+            Column("s", "set", charset="utf8mb4", members=("p", "q", "r")),
+            Column("d", "datetime", scale=3),
+        ),
+        ("i", "t", "b", "e", "s", "d"),
+    )
+    walk = Walk(TableName("a", "b"), schema)
+    bound = walk.bound_of(["7", "ä", "00FF", "y", "p,r", "2024-01-02 03:04:05.500000"])
+    assert bound == (7, "ä", b"\x00\xff", 2, 5, "2024-01-02 03:04:05.500000")
+    (row,) = walk.keys_of([bound]).to_pylist()
+    assert row == {
+        "i": 7,
+        "t": "ä",
+        "b": b"\x00\xff",
+        "e": "y",
+        "s": "p,r",
+        "d": datetime.datetime(2024, 1, 2, 3, 4, 5, 500000),  # noqa: DTZ001 - as the server has it
+    }
+    with pytest.raises(ValueError):
+        walk.bound_of(["7", "ä", "00FF", "z", "p,r", ""])
+    with pytest.raises(ValueError):
+        walk.bound_of(["seven", "", "", "x", "", ""])
