@@ -72,6 +72,8 @@ MUTANTS = frozenset(
         "e0_at_part",  # e0 may be an epoch that ends within a transaction
         "token_only",  # the embedded log checks the fencing token and not its own tail
         "no_fingerprint",  # the last transaction is not compared on connect
+        "wait_once",  # a replica that is read from is not waited for
+        "capture_behind_reader",  # what a reader's server shows need not be on the server that capture reads
         # Windowed reads, as in spec/window.py.
         "c0_after_select",  # C0 is taken after the SELECT
         "window_no_wait",  # the SELECT does not wait for C0

@@ -352,7 +352,7 @@ class _Copy:
         """Raises `Ended` if it was stopped before the end."""
         snapshot = self._bootstrap.config.snapshot
         end = self._progress.purpose.record.end
-        with Reader(self._bootstrap.config.source, self._walk, end, self._ending) as reader, self._watching():
+        with Reader(self._bootstrap.config, self._walk, end, self._ending) as reader, self._watching():
             self._estimate = reader.rows_estimate()
             if not self._progress.planned:
                 extremes = reader.extremes() if self._walk.splits else None
@@ -399,7 +399,7 @@ class _Copy:
     def _work_alone(self, left: queue.SimpleQueue[tuple[Part, Bound | None]]) -> None:
         end = self._progress.purpose.record.end
         try:
-            with Reader(self._bootstrap.config.source, self._walk, end, self._ending) as reader:
+            with Reader(self._bootstrap.config, self._walk, end, self._ending) as reader:
                 self._work(left, reader)
         except BaseException:
             self._ending.set()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from pymysql.connections import Connection
-from pymysql.cursors import Cursor
+from pymysql.cursors import Cursor, DictCursor
 
+from cdc import faults
 from cdc.errors import SourceError, SourceUnavailableError
 from cdc.position import BinlogEnd, Gtid, GtidSet, Position
 from cdc.source.connection import is_mariadb, place, release, translated, version_of
@@ -35,6 +38,24 @@ class ServerIdentity:
     version: str
     server_id: int
     is_mariadb: bool = False
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One of the servers that a replica replicates from, and how it goes. `source_uuid` is empty where the replica does not know it.
+    `behind_s` is None where it is not known: replication stands still, or is not connected. `error` is the number of its last error."""
+
+    source_uuid: str
+    source_id: int
+    receives: bool
+    applies: bool
+    behind_s: int | None
+    error: int
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is connected and applies."""
+        return self.receives and self.applies
 
 
 class Server:
@@ -65,6 +86,67 @@ class Server:
         """What is committed and visible, at least."""
         ((text,),) = self._query("SELECT @@global.gtid_executed")
         return GtidSet.parse(str(text))
+
+    def shown(self) -> GtidSet:
+        """At least everything that a SELECT may have shown before this call."""
+        # What is visible and not counted has an owner still; whose ownership ended between the two questions is counted.
+        owned = self._owned()
+        return owned.union(self.executed())
+
+    def logged(self) -> GtidSet:
+        """What its binary log holds for sure: what is executed, and what it wrote itself and waits for a semi-synchronous replica."""
+        uuid = self.identity().uuid
+        # A transaction of its own gets its number as it is written.
+        own = {sid: numbers for sid, numbers in self._owned().sids.items() if sid.startswith(uuid)}
+        return GtidSet(own).union(self.executed())
+
+    def _owned(self) -> GtidSet:
+        """Those that threads have in hand: begun, written or visible, and not counted."""
+        ((text,),) = self._query("SELECT @@global.gtid_owned")
+        # uuid:number#thread#thread:number#thread,uuid:…
+        return GtidSet.parse(re.sub(r"#\d+", "", str(text)))
+
+    def replication(self) -> list[Channel]:
+        """The servers that it replicates from; none for one that is no replica. Needs REPLICATION CLIENT."""
+        new = release(version_of(self._connection)) >= (8, 0, 22)
+        return self._channels("SHOW REPLICA STATUS" if new else "SHOW SLAVE STATUS")
+
+    def _channels(self, statement: str) -> list[Channel]:
+        with translated(self._connection), self._connection.cursor(DictCursor) as cursor:
+            cursor.execute(statement)
+            rows: Any = cursor.fetchall()
+        found = []
+        for row in rows:
+            # Older versions have other words for them.
+            new = {str(k).replace("Master", "Source").replace("Slave", "Replica"): v for k, v in row.items()}
+            behind = new.get("Seconds_Behind_Source")
+            found.append(
+                Channel(
+                    str(new.get("Source_UUID") or ""),
+                    int(new.get("Source_Server_Id") or 0),
+                    new.get("Replica_IO_Running") == "Yes",
+                    new.get("Replica_SQL_Running") == "Yes",
+                    None if behind is None else int(behind),
+                    int(new.get("Last_SQL_Errno") or new.get("Last_IO_Errno") or 0),
+                )
+            )
+        return found
+
+    def logs_replicated(self) -> bool:
+        """Whether what it replicates is in its own binary log."""
+        # MariaDB's name, and MySQL's before 8.0.26, which newer ones know too, until they do not.
+        settings = self._query("SHOW GLOBAL VARIABLES LIKE 'log\\_%\\_updates'")
+        return any(str(value) == "ON" for _, value in settings)
+
+    def end(self, thread: int) -> None:
+        """End another connection of the same account, if it is there still."""
+        with contextlib.suppress(SourceError):
+            self._query(f"KILL {int(thread)}")
+
+    def threads_running(self) -> int:
+        """How many threads do something now; the one that answers is among them."""
+        ((_, count),) = self._query("SHOW GLOBAL STATUS LIKE 'Threads\\_running'")
+        return int(count)
 
     def purged(self) -> GtidSet:
         """What the binary log does not hold any more."""
@@ -138,6 +220,19 @@ class MariaDBServer(Server):
         ((text,),) = self._query("SELECT @@global.gtid_binlog_pos")
         return GtidSet.parse(str(text))
 
+    def shown(self) -> GtidSet:
+        """At least everything that a SELECT may have shown before this call, if it logs what it replicates."""
+        ((current, logged),) = self._query("SELECT @@global.gtid_current_pos, @@global.gtid_binlog_pos")
+        return GtidSet.parse(str(current)).union(GtidSet.parse(str(logged)))
+
+    def logged(self) -> GtidSet:
+        """What is in the binary log."""
+        return self.executed()
+
+    def replication(self) -> list[Channel]:
+        """The servers that it replicates from; none for one that is no replica. Needs REPLICA MONITOR."""
+        return self._channels("SHOW ALL SLAVES STATUS")
+
     def purged(self) -> GtidSet:
         """What the binary log does not hold any more. Needs BINLOG MONITOR."""
         files = self._query("SHOW BINARY LOGS")
@@ -176,6 +271,8 @@ class MariaDBServer(Server):
 
         A consistent snapshot tells the place in the binary log up to which it shows everything. Views only grow.
         """
+        if faults.mutant("mariadb_wait_by_gtid"):
+            return self.wait_executed(position.gtids, timeout_s)
         deadline = time.monotonic() + timeout_s
         own = position.server_uuid == self.identity().uuid
         while True:

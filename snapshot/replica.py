@@ -1,0 +1,138 @@
+"""A replica that rows are read from: whether it gets to a position, and whether the server that capture reads has all that it shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cdc.config import SourceConfig
+from cdc.errors import SourceError, SourceUnavailableError
+from cdc.journal import logger
+from cdc.position import GtidSet, Position
+from cdc.source.connection import place
+from cdc.source.server import Channel, Server, ServerIdentity
+
+LOG = logger("snapshot")
+
+TELL_S = 10.0
+"""How often it is said that a replica is waited for."""
+STANDS_S = 30.0
+"""A replica that does not replicate is waited for so long: it may be starting."""
+SOURCE_S = 20.0
+"""What a replica shows, the server that capture reads must have within this time: it is there before, or, if capture reads a replica itself,
+soon after."""
+POLL_S = 0.05
+SHOWN = 200
+"""Of a set of transactions so many characters are shown."""
+
+
+class Waiting:
+    """The wait of a replica for a position: what to say of it, and when to give up for now.
+
+    Raises `SourceError` where the wait could only be in vain.
+    """
+
+    def __init__(self, server: Server, at: SourceConfig, position: Position, source: ServerIdentity) -> None:
+        self._server = server
+        self._at = at
+        self._position = position
+        identity = server.identity()
+        if identity.is_mariadb != source.is_mariadb:
+            raise SourceUnavailableError(
+                "the server that rows are read from is no replica of the one that is followed: the one is MariaDB, the other MySQL",
+                where=f"snapshot.source, {place(at)}",
+                hint=_ELSE,
+            )
+        if identity.is_mariadb:
+            self._check_lines(source)
+        self._began_s = self._told_s = self._moved_s = time.monotonic()
+        self._missing: GtidSet | None = None
+
+    def _check_lines(self, source: ServerIdentity) -> None:
+        """MariaDB's GTIDs are numbers: a server of another history has them as well. So it must say whose replica it is."""
+        channels = self._server.replication()
+        if not channels:
+            raise self._no_replica()
+        if all(c.source_id != source.server_id for c in channels) and not self._server.logs_replicated():
+            raise SourceUnavailableError(
+                "the replica that rows are read from follows the server that capture reads by way of others, and does not log what it replicates:"
+                " what it shows cannot be told",
+                where=f"snapshot.source, {place(self._at)}",
+                hint="start the replica with --log-slave-updates, or " + _ELSE,
+            )
+
+    def look(self, table: str) -> None:
+        """The position was not reached in another second. Raises `SourceUnavailableError` once that will not change by waiting."""
+        now_s = time.monotonic()
+        missing = self._position.gtids.subtract(self._server.executed())
+        if missing != self._missing:
+            self._missing, self._moved_s = missing, now_s
+        channels = self._channels()
+        if now_s - self._moved_s >= STANDS_S and (channels is None or not any(c.runs for c in channels)):
+            if not channels:
+                raise self._no_replica()
+            errors = sorted({c.error for c in channels if c.error})
+            what = "is stopped" if not errors else f"has stopped with error {', '.join(map(str, errors))}"
+            raise SourceUnavailableError(
+                f"replication {what}: it lacks {_short(missing)}",
+                where=f"snapshot.source, {place(self._at)}",
+                hint=f"START REPLICA there (SHOW REPLICA STATUS says why it stopped), or {_ELSE}",
+            )
+        if now_s - self._told_s >= TELL_S:
+            self._told_s = now_s
+            behind = [c.behind_s for c in channels or () if c.behind_s is not None]
+            LOG.warning(
+                "waits-for-replica",
+                table=table,
+                server=place(self._at),
+                lacks=_short(missing),
+                behind_s=max(behind, default=None),
+                waited_s=round(now_s - self._began_s),
+            )
+
+    def _channels(self) -> list[Channel] | None:
+        """None where the account may not see them."""
+        try:
+            return self._server.replication()
+        except SourceUnavailableError:
+            raise
+        except SourceError:
+            return None
+
+    def _no_replica(self) -> SourceUnavailableError:
+        return SourceUnavailableError(
+            "it replicates from no server (or the account may not see it: GRANT REPLICATION CLIENT), and does not have what capture has read",
+            where=f"snapshot.source, {place(self._at)}",
+            hint=_ELSE,
+        )
+
+
+_ELSE = "name a replica of the server under source: in snapshot.source, or leave that out"
+
+
+def wait_for_source(source: Server, at: SourceConfig, shown: GtidSet, check_stop: Callable[[], None]) -> None:
+    """Wait until the binary log of the server that capture reads holds all that the replica `at` has shown.
+
+    Else the end of that log would not be behind what was read. Raises `SourceUnavailableError` for transactions that never were on the
+    source: what was read may hold rows that no stream will ever correct.
+    """
+    deadline_s = time.monotonic() + SOURCE_S
+    while missing := shown.subtract(source.logged()):
+        check_stop()
+        if time.monotonic() >= deadline_s:
+            raise SourceUnavailableError(
+                f"it has transactions that the server which capture reads does not have: {_short(missing)}",
+                where=f"snapshot.source, {place(at)}",
+                hint="rows were written on the replica itself, or it follows another server: repair it, or " + _ELSE,
+            )
+        time.sleep(POLL_S)
+
+
+def was_interrupted(error: SourceError) -> bool:
+    """Whether a statement was ended by the server, for its length, or by somebody else."""
+    return any(f"error {code})" in error.what for code in (1317, 1927, 1969, 3024, 3169))
+
+
+def _short(gtids: GtidSet) -> str:
+    text = str(gtids)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
