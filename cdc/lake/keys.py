@@ -28,7 +28,7 @@ class KeyIndex:
         self._pairs: list[pa.Array[Any]] = []
         ids: Any = None
         for column in self.keys.columns:
-            values = _comparable(column).combine_chunks()
+            values = comparable(column).combine_chunks()
             distinct = pc.unique(values)
             self._levels.append(distinct)
             level = pc.index_in(values, value_set=distinct)
@@ -55,7 +55,7 @@ class KeyIndex:
         ids: pa.ChunkedArray[Any] | None = None
         pairs = iter(self._pairs)
         for column, distinct in zip(keys.columns, self._levels, strict=True):
-            level = pc.index_in(_comparable(column), value_set=distinct, skip_nulls=True)
+            level = pc.index_in(comparable(column), value_set=distinct, skip_nulls=True)
             if ids is None:
                 ids = level
                 continue
@@ -77,7 +77,7 @@ class KeyIndex:
         return len(self) > 0 and (inside is None or bool(pc.any(inside).as_py()))
 
 
-def _comparable(column: Any) -> Any:
+def comparable(column: Any) -> Any:
     """The column in a type in which equal means equal bytes."""
     if pa.types.is_floating(column.type):
         bits = pa.int64() if column.type == pa.float64() else pa.int32()

@@ -195,6 +195,21 @@ def _bounds(low: Any, high: Any) -> tuple[Any, Any]:
     return low[:STATS_PREFIX], high
 
 
+def measured(stats: Mapping[str, Any], rows: int, found: Mapping[str, tuple[Any, Any]], columns: pa.Schema) -> str:
+    """Statistics of a file that someone else wrote, with its number of rows, and of these columns the bounds that were found (Arrow
+    scalars), in place of what its writer said of them; none for a column whose type has none here."""
+    least, greatest = dict(stats.get("minValues") or {}), dict(stats.get("maxValues") or {})
+    for field in columns:
+        least.pop(field.name, None)
+        greatest.pop(field.name, None)
+        if field.name not in found or not _bounded(field.type):
+            continue
+        low, high = _bounds(*(value.as_py() for value in found[field.name]))
+        if low is not None and high is not None:
+            least[field.name], greatest[field.name] = low, high
+    return orjson.dumps({**stats, "numRecords": rows, "minValues": least, "maxValues": greatest}).decode()
+
+
 def bounds(stats: Mapping[str, Any], columns: pa.Schema) -> dict[str, tuple[Any, Any]]:
     """The bounds of these columns by Delta's statistics, as Arrow scalars; columns without known bounds are left out."""
     found = {}
@@ -219,7 +234,8 @@ def opened(path: Path, size: int | None = None) -> Iterator[pq.ParquetFile]:
         found = path.stat().st_size
         if size is not None and found != size:
             raise _damaged(path, f"has {found} bytes, its commit says {size}")
-        with pq.ParquetFile(path) as file:
+        # Spark's old timestamps (INT96) reach further than nanoseconds in 64 bits do.
+        with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
             yield file
     except FileNotFoundError as error:
         raise _damaged(path, "is missing") from error
@@ -228,15 +244,26 @@ def opened(path: Path, size: int | None = None) -> Iterator[pq.ParquetFile]:
 
 
 def row_groups(file: pq.ParquetFile, columns: pa.Schema) -> Iterator[pa.Table]:
-    """The row groups' rows with these columns, in these types; a column that the file lacks is null."""
+    """The row groups' rows with these columns, in these types; a column that the file lacks is null. Those of others may be large: they
+    come in pieces."""
     have = file.schema_arrow
     present = [name for name in columns.names if name in have.names]
     for group in range(file.num_row_groups):
-        rows = file.read_row_group(group, columns=present)
-        arrays = [
-            rows.column(f.name).cast(f.type) if f.name in present else pa.nulls(rows.num_rows, f.type) for f in columns
-        ]
-        yield pa.table(arrays, schema=columns)
+        found = file.metadata.row_group(group)
+        if found.num_rows <= ROW_GROUP_ROWS and found.total_byte_size <= 2 * ROW_GROUP_BYTES:
+            yield _as(file.read_row_group(group, columns=present), columns)
+            continue
+        rows = max(1, min(ROW_GROUP_ROWS, found.num_rows * ROW_GROUP_BYTES // max(1, found.total_byte_size)))
+        for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=present):
+            yield _as(pa.Table.from_batches([batch]), columns)
+
+
+def _as(rows: pa.Table, columns: pa.Schema) -> pa.Table:
+    arrays = [
+        rows.column(f.name).cast(f.type) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
+        for f in columns
+    ]
+    return pa.table(arrays, schema=columns)
 
 
 def _damaged(path: Path, what: str) -> LakeDamagedError:

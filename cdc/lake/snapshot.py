@@ -113,6 +113,11 @@ class AddFile:
         return action | ({"deletionVector": dict(self.deletion_vector)} if self.deletion_vector else {})
 
 
+def decoded(path: str) -> str:
+    """A path of the log as the file system has it."""
+    return unquote(path)
+
+
 def _stats(text: str | None) -> Mapping[str, Any]:
     try:
         found = orjson.loads(text) if text else {}
@@ -198,7 +203,7 @@ class Snapshot:
 
     def path(self, file: AddFile) -> Path:
         """Where a data file is. Raises `LakeError` if that is not in the table's folder."""
-        relative = Path(unquote(file.path))
+        relative = Path(decoded(file.path))
         if relative.is_absolute() or ".." in relative.parts or "://" in file.path:
             raise LakeError(
                 "a data file lies outside the table's folder",

@@ -336,9 +336,7 @@ class LakeTable:
             actions.append({"metaData": metadata})
         return self._commit(on, change, actions)
 
-    def take_over(
-        self, on: Snapshot, change: Change, actions: Sequence[Action], files: Sequence[AddFile]
-    ) -> Snapshot:
+    def take_over(self, on: Snapshot, change: Change, actions: Sequence[Action], files: Sequence[AddFile]) -> Snapshot:
         """One commit of kind `adopt`: the table that someone else wrote, `on`, is this pipeline's. `files` are its files, all of them, as
         they are from now on said to be; `actions` its protocol and metadata. For `adopt.adopt`; raises as `bootstrap`."""
         if on.folder != self.folder or change.kind != "adopt" or {file.path for file in files} != set(on.files):
@@ -416,7 +414,9 @@ class LakeTable:
             if len(relative.parts) == 1:
                 inside = name in top
             else:
-                inside = not relative.is_absolute() and ".." not in relative.parts and (self.folder / relative).is_file()
+                inside = (
+                    not relative.is_absolute() and ".." not in relative.parts and (self.folder / relative).is_file()
+                )
             if inside and relative.parts[0] != LOG:
                 found.add(name)
         return found
