@@ -19,7 +19,7 @@ from typing import Any
 from cdc import faults
 from cdc.clock import Clock
 from cdc.config import PipelineConfig
-from cdc.epoch import CommitRecord, EpochId, TableState
+from cdc.epoch import CommitRecord, EpochId, TableState, WindowId
 from cdc.errors import (
     LakeConflictError,
     LakeDamagedError,
@@ -30,7 +30,7 @@ from cdc.errors import (
     LogGapError,
 )
 from cdc.journal import logger
-from cdc.lake import Applied, LakeTable, Snapshot, manifest
+from cdc.lake import Applied, LakeTable, Snapshot, deltalog, manifest
 from cdc.lake.manifest import Manifest, TableVersion
 from cdc.log import captured
 from cdc.log.base import Log
@@ -255,9 +255,15 @@ class Merger:
                 where=f"{table}: {self._root / table.folder}",
                 hint=f"`lakesync resync {table}`",
             )
-        merge = TableMerge(self._log, lake, table, snapshot, applied, status, leaving=found is None)
+        merge = TableMerge(
+            self._log, lake, table, snapshot, applied, status, leaving=found is None, dropped=self._read_again
+        )
         merge.blind_after = self._blind.get(table, -1)
         return merge
+
+    def _read_again(self, window: WindowId) -> None:
+        """A table passes over a window's rows: they were read before what it has."""
+        self._state.restart_read(window.job, f"the log lost records, and the table was ahead of window {window.number}")
 
     def _load(self, table: TableName) -> tuple[LakeTable, Snapshot | None]:
         lake, known = self._snapshots.pop(table, (None, None))
@@ -286,6 +292,7 @@ class Merger:
         record = next(iter(self._log.records(epoch.number - 1)), None)
         if record is not None and epoch.hash in (record.hash, record.before):
             return record.number - 1
+        merge.lost([commit.info["hash"] for commit in deltalog.commits(merge.lake.folder)])
         return None
 
     def _failed(self, work: _Round, table: TableName, error: LakesyncError) -> None:

@@ -1,17 +1,28 @@
-"""One table's way through the log's records: decided on one version of the lake's table, read, folded, committed on that version."""
+"""One table's way through the log's records: decided on one version of the lake's table, read, folded, committed on that version.
+
+Rows of windowed reads have no place in the source's history: they count as having the position at which they were emitted, the end of
+their record. A record that is taken whole has them applied. Where a table has taken a record's transactions from another log, or from
+this one before it lost its tail, its windowed rows were read before what the table has, and are dropped (I5), unless the table is
+exactly at that position or before it; then the job is told to read them again. An `append` table keeps what was read, whenever it comes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow.compute as pc
 
 from cdc import faults
-from cdc.epoch import CommitRecord, Counts
+from cdc.epoch import WINDOW, CommitRecord, Counts, WindowId
 from cdc.errors import LakeConflictError, LakeUnknownError, LogDamagedError, LogGapError
 from cdc.lake import Applied, LakeTable, MergeCounts, Snapshot
+from cdc.lake.columns import GID
 from cdc.log.base import Log
 from cdc.log.codec import Changes, decode
-from cdc.merge.decide import Gap, Part, Skip, advance, decide
+from cdc.merge.decide import Decision, Gap, Part, Skip, advance, decide
 from cdc.merge.fold import fold, sequence
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
@@ -27,6 +38,7 @@ class _Batch:
     """What one commit will take: whole epochs, of which the first may be taken in part."""
 
     exclude: Position | None = None
+    dropped: frozenset[WindowId] = frozenset()
     touched: list[CommitRecord] = field(default_factory=list)
     changes: list[Changes] = field(default_factory=list)
     size: int = 0
@@ -48,6 +60,7 @@ class TableMerge:
         status: TableStatus | None = None,
         *,
         leaving: bool = False,
+        dropped: Callable[[WindowId], None] = lambda _: None,
     ) -> None:
         self._log = log
         self.lake = lake
@@ -57,6 +70,13 @@ class TableMerge:
         self.status = status
         self.leaving = leaving
         """It is not captured any more: what the log still has of it is applied, up to the record that removed it."""
+        self._dropped = dropped
+        """Told of each window whose rows the table never gets, before the commit that passes over them."""
+        self._new = False
+        """Whether the records are none of those that led to what the table has."""
+        self._applied: frozenset[str] = frozenset()
+        self._pending: set[WindowId] = set()
+        """Windows of which the rows were passed over, not told yet."""
         self.held: CommitRecord | None = None
         """The record that adds the table again: its bootstrap has to commit first."""
         self.ended = False
@@ -81,6 +101,13 @@ class TableMerge:
             if faults.mutant("applied_check_skipped") and record.number <= self.blind_after:
                 continue
             decision = decide(at, record)
+            self._new = self._new or at.epoch.hash == record.before
+            without: frozenset[WindowId] = frozenset()
+            if record.windows.get(self.table.id) and self._new and record.hash != at.epoch.hash:
+                decision, without = self._windowed(at, record, decision)
+            if record.hash in self._applied:
+                self._pending.clear()
+            self._new = self._new or at.epoch.hash == record.hash
             if isinstance(decision, Skip):
                 continue
             if self.table.id in record.added and not self._passes(record):
@@ -94,21 +121,55 @@ class TableMerge:
                     where=str(self.table),
                     hint=f"`lakesync resync {self.table}`",
                 )
+            for window in sorted(self._pending):
+                self._dropped(window)
+            self._pending.clear()
             entry = record.tables.get(self.table.id)
             if isinstance(decision, Part) or (entry and batch.size + entry.extent.bytes > BATCH_BYTES):
                 batch = self._flush(batch, at)
             if isinstance(decision, Part):
-                batch.exclude = decision.exclude
+                batch.exclude, batch.dropped = decision.exclude, without
             if entry is not None:
                 batch.changes += map(decode, self._log.data(self.table.id, entry.extent))
                 batch.size += entry.extent.bytes
                 batch.touched.append(record)
             at = advance(at, record)
+            if without:
+                batch = self._flush(batch, at)
             self.blind_after = record.number
             self._look(at.position)
             self.ended = self.leaving and self.table.id in record.removed
         self._flush(batch, at)
         self.applied = at
+
+    def lost(self, applied: Collection[str]) -> None:
+        """The log does not have what the table applied last; of these epochs, by their hashes, the table has what is in the log before
+        them."""
+        self._new, self._applied = True, frozenset(applied)
+
+    def _windowed(self, at: Applied, record: CommitRecord, decision: Decision) -> tuple[Decision, frozenset[WindowId]]:
+        """What to do with a record that has windowed rows of which the table has none, and of which windows not to take them."""
+        windows = frozenset(entry.id for entry in record.windows[self.table.id] if entry.emitted)
+        if not windows or not isinstance(decision, Skip | Part):
+            return decision, frozenset()
+        if self.snapshot.mode == "append":
+            there = windows & self._there
+            return (Part(at.position) if isinstance(decision, Skip) and there < windows else decision), there
+        if record.end.contains(at.position) or faults.mutant("window_rows_always"):
+            return (Part(at.position) if isinstance(decision, Skip) else decision), frozenset()
+        self._pending |= windows
+        return decision, windows
+
+    @cached_property
+    def _there(self) -> frozenset[WindowId]:
+        """The windows that an `append` table has rows of."""
+        found: set[str] = set()
+        for batch in self.lake.scan(self.snapshot, [GID]):
+            gids: Any = batch.column(0)
+            of_windows = gids.filter(pc.starts_with(gids, WINDOW))
+            found.update(pc.unique(pc.replace_substring_regex(of_windows, r"\.[0-9]+$", "")).to_pylist())
+        names = (name.removeprefix(WINDOW).rpartition("/") for name in found)
+        return frozenset(WindowId(job, int(number)) for job, _, number in names)
 
     def _passes(self, record: CommitRecord) -> bool:
         """Whether the table is already what it is from this epoch on: the state says that it was bootstrapped since, or kept in a log
@@ -128,12 +189,12 @@ class TableMerge:
         schema, first = self.snapshot.schema, batch.touched[0].number
         write: Callable[[Snapshot], Snapshot]
         if self.snapshot.mode == "append":
-            appended = sequence(batch.changes, schema, batch.exclude)
+            appended = sequence(batch.changes, schema, batch.exclude, batch.dropped)
             counts = appended.counts
             merged = MergeCounts(counts, first, len(batch.touched))
             write = lambda on: self.lake.append(on, appended.rows, at, merged)  # noqa: E731
         else:
-            folded = fold(batch.changes, schema, batch.exclude)
+            folded = fold(batch.changes, schema, batch.exclude, batch.dropped)
             counts = folded.counts
             merged = MergeCounts(counts, first, len(batch.touched))
             write = lambda on: self.lake.upsert(on, folded, at, merged)  # noqa: E731

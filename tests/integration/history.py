@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from cdc.clock import SystemClock
 from cdc.config import Mode, PipelineConfig
-from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState
+from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState, WindowEntry, WindowId
 from cdc.lake import Applied, LakeTable, Snapshot, deltalog, manifest
 from cdc.lake.manifest import Manifest
 from cdc.log import Log, open_log
@@ -165,6 +165,22 @@ class Source:
         return sum(map(len, self.transactions[:count])) + part
 
 
+class Windowed(NamedTuple):
+    """A windowed read, as capture emits it: rows, and keys that were not found. `touched` rows more were read, and left to the stream."""
+
+    id: WindowId
+    table: TableName
+    rows: Sequence[Row] = ()
+    gone: Sequence[Key] = ()
+    touched: int = 0
+
+    def halves(self) -> list[tuple[int, Row]]:
+        """What the log has of it. Of a key that was not found the other columns are not known."""
+        names, of_key = SCHEMAS[self.table].names, SCHEMAS[self.table].key
+        keys = [dict(zip(of_key, key, strict=True)) for key in self.gone]
+        return [(Op.READ, row) for row in self.rows] + [(Op.DELETE, tuple(map(k.get, names))) for k in keys]
+
+
 class Cut(NamedTuple):
     """A table's changes of one epoch, for the log."""
 
@@ -221,6 +237,14 @@ class Capture:
         """The next epoch, of so many transactions. `start`: wrongly, as one that never looks back would, from there on."""
         return self._append(transactions, start=start)
 
+    def windows(self, *windows: Windowed, transactions: int = 0) -> CommitRecord:
+        """The next epoch, of so many transactions, and then the rows of windowed reads."""
+        return self._append(transactions, windows=windows)
+
+    def alter(self, table: TableName, options: dict[str, Any]) -> CommitRecord:
+        """The epoch from which on the table has these options."""
+        return self._append(0, altered={table.id: options})
+
     def part(self, events: int) -> CommitRecord:
         """The next epoch: of the next transaction what it lacks of its first so many row events."""
         return self._append(0, events=events)
@@ -244,8 +268,11 @@ class Capture:
         without: TableName | None = None,
         events: int = 0,
         restated: bool = False,
+        windows: Sequence[Windowed] = (),
+        altered: Mapping[str, dict[str, Any]] | None = None,
     ) -> CommitRecord:
         newest = self.writer.newest
+        more = self._windowed if start is None and not fresh else 0
         begun = newest.end.partial.row_events if newest and newest.end.partial and start is None else 0
         if start is None:
             start = fresh[1] if fresh else self.at
@@ -254,8 +281,11 @@ class Capture:
         cuts = {
             t.id: cut
             for t in SCHEMAS
-            if t.id in self.states and t != without and (cut := self._cut(t, (start, begun), (end, events)))
+            if t.id in self.states
+            and t != without
+            and (cut := self._cut(t, (start, begun), (end, events), [w for w in windows if w.table == t], more))
         }
+        emitted = sum(len(w.halves()) for w in windows)
 
         def seal(extents: Mapping[str, Extent]) -> CommitRecord:
             tables = {}
@@ -274,7 +304,7 @@ class Capture:
                 end=self.source.position(end, self.server, events),
                 ts_ms=self.source.time_us(end + bool(events)) // 1000,
                 raw_us=self.source.time_us(end + bool(events)),
-                seq=self.source.seq(end, events),
+                seq=self.source.seq(end, events) + more + emitted,
                 transactions=count,
                 framing=counts,
                 framing_totals=counts,
@@ -283,6 +313,15 @@ class Capture:
                 tables=tables,
                 added=added or {},
                 removed=removed or {},
+                altered=altered or {},
+                windows={
+                    t.id: tuple(
+                        WindowEntry(w.id, t.id, len(w.halves()) + w.touched, len(w.halves()), {})
+                        for w in windows
+                        if w.table == t
+                    )
+                    for t in {w.table for w in windows}
+                },
             )
             if checkpoint:
                 after = record.states_after(self.states)
@@ -297,11 +336,26 @@ class Capture:
         self.states = record.states_after(self.states)
         return record
 
-    def _cut(self, table: TableName, start: tuple[int, int], end: tuple[int, int]) -> Cut | None:
+    @property
+    def _windowed(self) -> int:
+        """How many rows of windowed reads are numbered so far."""
+        if self.writer.newest is None:
+            return 0
+        end = self.newest.end
+        return self.newest.seq - self.source.seq(len(end.gtids), end.partial.row_events if end.partial else 0)
+
+    def _cut(
+        self,
+        table: TableName,
+        start: tuple[int, int],
+        end: tuple[int, int],
+        windows: Sequence[Windowed],
+        more: int,
+    ) -> Cut | None:
         schema = SCHEMAS[table]
         rows: list[tuple[Any, ...]] = []
-        counts = [0, 0, 0]
-        seq = self.source.seq(*start)
+        counts = [0, 0, 0, 0]
+        seq = self.source.seq(*start) + more
         numbers = range(start[0] + 1, end[0] + 1 + bool(end[1]))
         for number in numbers:
             for change in self.source.transactions[number - 1]:
@@ -314,12 +368,19 @@ class Capture:
                 ts_ms = self.source.time_us(number) // 1000
                 at = (number - numbers[0], change.event, change.row, ts_ms, seq)
                 rows += [(op, *at, *values) for op, values in change.halves]
+        gtids = [f"{SERVER}:{number}" for number in numbers]
+        ts_ms = self.source.time_us(end[0] + bool(end[1])) // 1000
+        for window in windows:
+            for n, (op, values) in enumerate(window.halves()):
+                seq += 1
+                counts[3 if op == Op.READ else 2] += 1
+                rows.append((op, len(gtids), window.id.number, n, ts_ms, seq, *values))
+            gtids.append(window.id.gtid)
         if not rows:
             return None
         fields = [*METADATA, *schema.arrow]
         arrays = [pa.array([r[i] for r in rows], f.type) for i, f in enumerate(fields)]
         batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
-        gtids = [f"{SERVER}:{number}" for number in numbers]
         return Cut(encode(batch, gtids, schema.hash), Counts(*counts))
 
 
