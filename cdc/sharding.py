@@ -32,6 +32,14 @@ def shards(options: Mapping[str, Any]) -> dict[TableName, int | None]:
     return {TableName.from_id(shard): found[shard].get("since") for shard in sorted(found)}
 
 
+def since(options: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """These options, every shard in them as one that is since the epoch of this number, and is to be read. Of a table that is its own,
+    the same options."""
+    if not is_sharded(options):
+        return dict(options)
+    return {**options, "shards": {shard: {"since": number} for shard in options["shards"]}}
+
+
 def value(shard: TableName) -> str:
     """What the shard's column holds: `schema.table`."""
     return str(shard)

@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from cdc import faults
-from cdc.capture import identity
+from cdc import faults, sharding
+from cdc.capture import identity, joining
 from cdc.capture.base import Stop
 from cdc.capture.chain import Origin
 from cdc.capture.session import LOG, Session, is_out
-from cdc.errors import SourceIdentityError, SourcePurgedError
+from cdc.errors import SourceIdentityError, SourcePurgedError, TableStoppedError
 from cdc.lake import Applied, applied_everywhere, manifest
 from cdc.lake.deltalog import commits
 from cdc.names import TableName
 from cdc.position import Fingerprint, Gtid, GtidSet, Position
+from cdc.source.catalogue import Target
 from cdc.state import Phase
 
 
@@ -136,50 +137,70 @@ class _Start:
         session = self._session
         applied = applied_everywhere(self._config.lake_root, self._config.name)
         statuses = self._state.tables()
-        wanted = self._file.wanted(session.connection, session.known(statuses))
-        wanted = {t: e for t, e in wanted.items() if not is_out(statuses.get(t))}
+        wanted = self._file.wanted(session.connection, joining.known(session, statuses))
+        wanted = {t: target for t, target in wanted.items() if not is_out(statuses.get(t))}
+        called = {t: phase for t, phase in self._called().items() if t not in statuses}
+        kept: dict[TableName, Phase] = {t: s.phase for t, s in statuses.items() if t in applied} | called
+        wanted = self._without_half_filled(wanted, kept)
         live = {t: a.position for t, a in applied.items() if t in wanted}
         if live:
-            described = session.describe({t: wanted[t] for t in live})
+            described = joining.describe_all(session, {t: wanted[t] for t in live})
+            # Which shards the lake has, and in whole, the log knew: all of them are read.
+            number = _highest(applied).number + 1
+            described = {t: (schema, sharding.since(options, number)) for t, (schema, options) in described.items()}
             # Tables are added only where a transaction ends. What the lake has of one in part, the merger knows to be applied.
             position = replace(_lowest(live), partial=None)
             self._attach(position)
         else:
-            described = session.describe(wanted)
+            described = joining.describe_all(session, wanted)
             position = self._fresh_position()
         origin = _highest(applied)
         self._chain.begin(position, origin)
         LOG.info("log-begun", number=origin.number + 1, position=str(position.end), lake_tables=len(live))
-        kept: dict[TableName, Phase] = {t: s.phase for t, s in statuses.items() if t in live}
-        for table in self._called_ready() - set(statuses):
-            kept[table] = "ready"
-        session.add(described, kept)
+        session.add(described, {t: phase for t, phase in kept.items() if t in live})
+
+    def _without_half_filled(
+        self, wanted: Mapping[TableName, Target], phases: Mapping[TableName, Phase]
+    ) -> dict[TableName, Target]:
+        """These tables, but for those to which changes are appended and whose first rows are there in part: which ones, the log knew."""
+        found = {}
+        for table, target in wanted.items():
+            if target.entry.backfill and phases.get(table) == "reading":
+                error = TableStoppedError(
+                    "the log was lost while the table's first rows were read, and some of them may be there",
+                    where=str(table),
+                    hint=f"move its folder away from the lake, then `lakesync resync {table}`: it begins anew",
+                )
+                joining.refuse(self._session, table, error)
+            else:
+                found[table] = target
+        return found
 
     def _is_resynced_whole(self) -> bool:
         """Whether everything that would have a gap was asked to be bootstrapped anew."""
         asked = {r.argument for r in self._state.open_requests("resync")}
         statuses = self._state.tables()
-        captured = set(self._chain.schemas) or set(applied_everywhere(self._config.lake_root, self._config.name))
-        left = {t for t in captured if self._file.entry(t) and not is_out(statuses.get(t))}
+        captured = joining.captured(self._session) or set(applied_everywhere(self._config.lake_root, self._config.name))
+        left = {t for t in captured if self._file.landing(t) and not is_out(statuses.get(t))}
         return bool(left) and {str(t) for t in left} <= asked
 
     def _begin_anew(self) -> None:
         """Go on where the server is, with every table added anew."""
         session = self._session
         statuses = self._state.tables()
-        wanted = self._file.wanted(session.connection, session.known(statuses))
+        wanted = self._file.wanted(session.connection, joining.known(session, statuses))
         asked = {r.argument for r in self._state.open_requests("resync")}
-        described = session.describe(
-            {t: e for t, e in wanted.items() if str(t) in asked or not is_out(statuses.get(t))}
+        described = joining.describe_all(
+            session, {t: target for t, target in wanted.items() if str(t) in asked or not is_out(statuses.get(t))}
         )
         position = self._fresh_position()
         if self._chain.newest is None:
             self._chain.begin(position, _highest(applied_everywhere(self._config.lake_root, self._config.name)))
         else:
             self._chain.jump(position)
-        gone = set(self._chain.schemas) - set(described)
+        gone = joining.captured(session) - set(described)
         for table in gone:
-            if self._file.entry(table) is None:
+            if self._file.landing(table) is None:
                 self._state.set_table(table, "removed", error=None)
         # Not as removed: what the table has contains this epoch's position then, and not the changes before it.
         session.add(described, {}, {t: {"code": "gap"} for t in gone})
@@ -187,9 +208,10 @@ class _Start:
     # -- the state folder --------------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        """Tables that the log has and the state folder lost: those that the lake shows to be ready are, the others begin anew."""
+        """Tables that the log has and the state folder lost: those that the lake shows to be ready are, or to be read in windows; the
+        others begin anew."""
         statuses = self._state.tables()
-        ready: set[TableName] | None = None
+        found: dict[TableName, Phase] | None = None
         for table, captured in self._chain.states.items():
             name = TableName.from_id(table)
             status = statuses.get(name)
@@ -198,32 +220,46 @@ class _Start:
             record = next(iter(self._session.log.records(after=captured.since - 1)), None)
             if record is not None and (record.number != captured.since or table not in record.added):
                 record = None  # trimmed
-            if ready is None:
-                ready = self._ready_in_lake()
-            entry = self._file.entry(name)
-            if record is not None or name in ready:
-                phase: Phase = "ready" if name in ready else "added"
+            if found is None:
+                found = self._in_lake()
+            if record is not None or name in found:
+                phase: Phase = found.get(name, "added")
                 LOG.warning("state-lost", table=str(name), phase=phase)
                 self._state.set_table(name, phase, added=record.id if record else None, error=None)
-            elif entry is not None:
-                self._session.join(name, entry)
+            else:
+                self._begin_table(name)
 
-    def _ready_in_lake(self) -> set[TableName]:
-        """Tables that the newest manifest calls ready, and that were not added again since."""
+    def _begin_table(self, table: TableName) -> None:
+        """Add a table anew, of which neither log nor lake say how far it is."""
+        session = self._session
+        if self._file.landing(table) is None:
+            return
+        wanted = self._file.wanted(session.connection, joining.known(session, self._state.tables()))
+        if target := wanted.get(table):
+            joining.join(session, table, target)
+
+    def _in_lake(self) -> dict[TableName, Phase]:
+        """Tables that the newest manifest calls ready, or read in windows, and that were not added again since."""
         applied = applied_everywhere(self._config.lake_root, self._config.name)
-        ready = set()
-        for table in self._called_ready() & set(applied):
-            captured, has = self._chain.states.get(table.id), applied[table]
-            if captured and has.log == self._session.log.uuid and has.epoch.number >= captured.since:
-                ready.add(table)
-        return ready
+        found = {}
+        for table, phase in self._called().items():
+            captured, has = self._chain.states.get(table.id), applied.get(table)
+            if captured and has and has.log == self._session.log.uuid and has.epoch.number >= captured.since:
+                found[table] = phase
+        return found
 
-    def _called_ready(self) -> set[TableName]:
-        """Tables that the newest manifest calls ready, and that were not bootstrapped since: those may not be there yet."""
+    def _called(self) -> dict[TableName, Phase]:
+        """Tables that the newest manifest calls ready, or read in windows, and that were not bootstrapped since: those may not be there
+        yet."""
         root = self._config.lake_root
-        found = manifest.read(root, self._config.name)
-        ready = {t: v.commit for t, v in found.tables.items() if v.state == "ready"} if found else {}
-        return {t for t, at in ready.items() if all(c.info["kind"] == "merge" for c in commits(root / t.folder, at))}
+        newest = manifest.read(root, self._config.name)
+        found: dict[TableName, Phase] = {}
+        for table, version in newest.tables.items() if newest else ():
+            if version.state not in ("ready", "reading"):
+                continue
+            if all(c.info["kind"] == "merge" for c in commits(root / table.folder, version.commit)):
+                found[table] = "ready" if version.state == "ready" else "reading"
+        return found
 
 
 def _lowest(positions: Mapping[TableName, Position]) -> Position:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import translate as pattern
 from typing import Any, NamedTuple
@@ -321,17 +321,25 @@ def match(connection: Connection[Any], entries: Sequence[TableConfig]) -> dict[T
     that do not exist (or may not be seen), and of views."""
     present = tables(connection)
     chosen, idle = select(entries, present)
-    others = [f"{t.name} ({t.kind.lower()})" for t in present if t.name in chosen and t.kind != "BASE TABLE"]
-    if others:
-        hint = "name a view's tables; leave out sequences and system-versioned tables"
-        raise ConfigError(f"not a table that can be followed: {', '.join(others)}", where=place(connection), hint=hint)
-    missing = [e.table for e in idle if not e.is_pattern]
-    if missing:
-        names = ", ".join(map(str, missing))
-        raise ConfigError(
-            f"no such table, or it may not be read: {names}", where=place(connection), hint=nearest(missing[0], present)
-        )
+    if error := misnamed(place(connection), present, chosen, idle):
+        raise error
     return chosen
+
+
+def misnamed(
+    where: str, present: Sequence[TableInfo], chosen: Container[TableName], idle: Sequence[TableConfig]
+) -> ConfigError | None:
+    """What is wrong with the names that were chosen, or that nothing has (`select`): views, exact names of tables that do not exist
+    (or may not be seen). Pure."""
+    if others := [f"{t.name} ({t.kind.lower()})" for t in present if t.name in chosen and t.kind != "BASE TABLE"]:
+        hint = "name a view's tables; leave out sequences and system-versioned tables"
+        return ConfigError(f"not a table that can be followed: {', '.join(others)}", where=where, hint=hint)
+    if missing := [e.table for e in idle if not e.is_pattern]:
+        names = ", ".join(map(str, missing))
+        return ConfigError(
+            f"no such table, or it may not be read: {names}", where=where, hint=nearest(missing[0], present)
+        )
+    return None
 
 
 def nearest(table: TableName, present: Iterable[TableInfo]) -> str:
