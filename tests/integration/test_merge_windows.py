@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from cdc.epoch import WindowId
+from cdc.errors import LogDamagedError
 from cdc.log import Log
+from cdc.merge import resuming
 from cdc.names import TableName
 from cdc.reads import Read, ReadSpec
 from tests.integration.history import (
     EVENTS,
+    ITEMS,
     ORDERS,
     SCHEMAS,
     Capture,
@@ -114,19 +117,26 @@ def test_windows_and_stream_in_any_cut(pipeline: Pipeline, log: Log) -> None:
     assert run_of(pipeline, read) == 0
 
 
-def test_a_log_read_anew_applies_no_window_twice(pipeline: Pipeline, log: Log) -> None:
-    """A merger without a manifest or memory reads records again that the table has."""
+def test_records_that_are_read_for_another_table_are_no_new_windows(pipeline: Pipeline, log: Log) -> None:
+    """A table that was held back reads on from where it is; the others see records again that they have."""
     with Capture(log, pipeline.source) as capture:
         pipeline.start(capture)
-        read = asked(pipeline, EVENTS)
-        capture.windows(whole(pipeline, read, 10), transactions=10)
-        pipeline.merger(log).round()
-        rows = pipeline.snapshot(EVENTS).rows
+        merging = pipeline.merger(log)
+        merging.round()
+        pipeline.state.stop_table(ITEMS, "merge", LogDamagedError("made up", where=str(ITEMS)))
+        merging.round()
+        orders, events = asked(pipeline), asked(pipeline, EVENTS)
+        capture.windows(whole(pipeline, orders, 5), whole(pipeline, events, 5), transactions=5)
         capture.epoch(5)
-        pipeline.state.set_table(ORDERS, "added")
+        merging.round()
+        pipeline.state.ask("resume", str(ITEMS))
+        resuming.take_requests(pipeline.state, pipeline.config)
+        capture.epochs(random.Random(4))
         pipeline.merger(log).round()
-    assert rows == 2 * len(pipeline.source.rows(EVENTS, 10))
-    assert pipeline.snapshot(EVENTS).rows == rows + len(pipeline.source.rows(EVENTS, 15)) - rows // 2
+    pipeline.check(ORDERS, 50)
+    pipeline.check(ITEMS, 50)
+    assert pipeline.snapshot(EVENTS).rows == sum(len(pipeline.source.rows(EVENTS, n)) for n in (5, 50))
+    assert (run_of(pipeline, orders), run_of(pipeline, events)) == (0, 0)
 
 
 # -- where the log lost records -----------------------------------------------------------------------------------------
