@@ -1,7 +1,7 @@
 """Rows, positions and foreign readers for the tests of the lake.
 
 Run as `python -m tests.integration.lake_rows ROOT STEPS` it is a writer of its own process, for tests that kill it: STEPS is a
-comma-separated list of `bootstrap` and `upsert`; each is the same change every time.
+comma-separated list of `bootstrap`, `adopt` and `upsert`; each is the same change every time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from cdc.epoch import Counts, EpochId
 from cdc.lake import Applied, FoldCounts, Folded, LakeTable, MergeCounts, Snapshot
+from cdc.lake.adopt import adopt
 from cdc.lake.columns import key_columns, lake_columns
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
@@ -208,6 +209,8 @@ def main(root: Path, steps: Sequence[str]) -> None:
     for step in steps:
         if step == "bootstrap":
             bootstrap(lake, SIMPLE, BEFORE, files=2)
+        elif step == "adopt":
+            adopt(lake, SIMPLE, applied(1))
         else:
             snapshot = lake.load()
             assert snapshot is not None

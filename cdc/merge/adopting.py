@@ -1,0 +1,132 @@
+"""Tables that someone else wrote into the lake, as of a position: followed from there, if the log goes on from there.
+
+The position, P, is the user's word (`from_position`). Where the log adds the table, the stream is at S:
+
+    P contains S     the log has every change behind P: the table has P applied, and is ready
+    S contains P     changes between P and S were not captured for it: it is followed from S, and read whole once, in windows
+    neither          P is of another history, or the table lacks what others have: refused
+
+It counts once, for a table that is not this pipeline's yet: what to do is told by the lake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from cdc.epoch import CommitRecord, Counts, TableState
+from cdc.errors import LakeOccupiedError, LogGapError, TableStoppedError
+from cdc.lake import Applied, LakeTable, Snapshot
+from cdc.lake.adopt import adopt
+from cdc.log.base import Log
+from cdc.merge.decide import applied_at
+from cdc.names import TableName
+from cdc.position import GtidSet, Position
+from cdc.schema import TableSchema
+from cdc.state import Phase
+
+_SHOWN = 200
+
+
+class Adopted(NamedTuple):
+    """A table that is this pipeline's now."""
+
+    snapshot: Snapshot
+    applied: Applied
+    phase: Phase
+    """`ready`, or `reading`: it lacks changes from before the log added it."""
+
+
+def waits(log: Log, lake: LakeTable, captured: TableState) -> bool:
+    """Whether a table in phase `added` is to be adopted, and not to be bootstrapped: it has a position, and the lake does not have it from
+    an earlier time. True also where the adoption was made and is not known of yet.
+
+    Raises `LakeError` and its kin, and as the log.
+    """
+    if not captured.options.get("from_position"):
+        return False
+    try:
+        snapshot = lake.load()
+    except LakeOccupiedError:
+        return True
+    return snapshot is None or _is_adopted(log, snapshot, captured)
+
+
+def begin(log: Log, lake: LakeTable, table: TableName, captured: TableState) -> Adopted | None:
+    """Adopt the table, or find that it is; for one that `waits`. None: the log does not reach its position yet.
+
+    Raises `TableStoppedError` for a position of another history, `LakeError` for a table that cannot be adopted, `LogGapError` if the
+    log does not have the epoch any more that adds it, `LakeConflictError` and `LakeUnknownError`.
+    """
+    record = _adding(log, table, captured)
+    start, wanted = record.end, GtidSet.parse(captured.options["from_position"])
+    behind = not wanted.contains(start.gtids)
+    if behind and not start.gtids.contains(wanted):
+        raise _strange(table, wanted, start)
+    phase: Phase = "reading" if behind else "ready"
+    try:
+        found = lake.load()
+    except LakeOccupiedError:
+        found = None
+    if found is not None and found.applied is not None and _is_adopted(log, found, captured):
+        return Adopted(found, found.applied, phase)
+    applied, logged = applied_at(record), Counts()
+    if not behind:
+        reached = _reached(log, table, record, replace(start, gtids=wanted))
+        if reached is None:
+            return None
+        applied, logged = reached
+    snapshot = adopt(lake, TableSchema.from_dict(captured.schema), applied, logged)
+    return Adopted(snapshot, applied, phase)
+
+
+def _adding(log: Log, table: TableName, captured: TableState) -> CommitRecord:
+    record = next(iter(log.records(captured.since - 1)), None)
+    if record is None or record.number != captured.since or table.id not in record.added:
+        raise LogGapError(
+            f"the log does not have epoch {captured.since} any more, which adds the table",
+            where=str(table),
+            hint=f"`lakesync resync {table}`: the log adds it anew",
+        )
+    return record
+
+
+def _is_adopted(log: Log, snapshot: Snapshot, captured: TableState) -> bool:
+    """Whether the table's newest commit is the adoption that was made since the log added it."""
+    applied = snapshot.applied
+    if applied is None or (snapshot.info or {}).get("kind") != "adopt" or applied.epoch.number < captured.since:
+        return False
+    record = next(iter(log.records(applied.epoch.number - 1)), None)
+    return record is not None and record.id == applied.epoch
+
+
+def _reached(log: Log, table: TableName, record: CommitRecord, wanted: Position) -> tuple[Applied, Counts] | None:
+    """What the table has: `wanted`, and by the log's epochs the newest one that is contained in it; and what the log counts up to
+    there. None if the log ends before."""
+    at, logged = record, Counts()
+    for following in log.records(record.number):
+        if not wanted.contains(following.end):
+            break
+        at = following
+        if entry := following.tables.get(table.id):
+            logged = logged.plus(entry.rows)
+    else:
+        if not at.end.gtids.contains(wanted.gtids):
+            return None
+    position = replace(at.end, gtids=wanted.gtids, partial=None)
+    return replace(applied_at(at), position=position), logged
+
+
+def _strange(table: TableName, wanted: GtidSet, start: Position) -> TableStoppedError:
+    return TableStoppedError(
+        f"from_position has transactions that the stream does not have ({_text(wanted.subtract(start.gtids))}), and lacks others"
+        f" ({_text(start.gtids.subtract(wanted))}): it is no place in this stream",
+        where=str(table),
+        hint="take the position on the server that lakesync follows, with the copy of the table, in one consistent snapshot;"
+        f" then `lakesync remove {table}` and add it again with that position, or without one",
+    )
+
+
+def _text(gtids: GtidSet) -> str:
+    text = str(gtids)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
