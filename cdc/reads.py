@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
@@ -23,7 +23,6 @@ Key = tuple[int | str, ...]
 """A row's key, in the key's order: integers, YEAR, BIT as int, everything else as its canonical text, binary strings as hex with `0x`."""
 
 OPEN: tuple[ReadPhase, ...] = ("waiting", "running", "paused")
-_FRESH: frozenset[Why] = frozenset({"backfill", "shard"})
 UNSET: Any = object()
 
 SCHEMA = """
@@ -108,11 +107,6 @@ class Read:
     asked_us: int = 0
     started_us: int | None = None
     changed_us: int = 0
-    fresh: bool = field(init=False, compare=False, default=False)
-    """Whether the lake has none of these rows but by the stream since: then none of them can be one too many."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fresh", self.why in _FRESH)
 
     @property
     def open(self) -> bool:

@@ -304,6 +304,11 @@ class State:
             reads.restart(db, job)
         LOG.warning("read-again", job=job, reason=reason)
 
+    def set_run(self, job: str, run: int) -> None:
+        """The log knows of a later run than this folder, which was lost."""
+        with self._transaction() as db:
+            reads.change(db, job, None, None, {"run": run})
+
     def pause(self, table: TableName, paused: bool) -> None:
         """Have the first reading of a table pause, or go on. What is read again pauses by job (`set_read`)."""
         with self._transaction() as db:

@@ -46,11 +46,6 @@ class Segment:
         return cls(bound_from_json(data[0]), bound_from_json(data[1]), data[2])
 
 
-def by_keys(count: int) -> list[Segment]:
-    """The segments of a job that has so many keys."""
-    return [Segment(keys=(n, min(n + KEYS_AT_ONCE, count))) for n in range(0, count, KEYS_AT_ONCE)]
-
-
 @dataclass
 class Found:
     """What the log says of a job."""

@@ -189,7 +189,7 @@ def test_a_job_of_rereading(state: State) -> None:
         True,
     )
     assert state.ask_read(ORDERS, ORDERS, ReadSpec(), "asked", job.job) == job
-    assert not state.ask_read(ORDERS, ORDERS, ReadSpec(keys=((1,), (2,))), "asked").fresh
+    state.ask_read(ORDERS, ORDERS, ReadSpec(keys=((1,), (2,))), "asked")
     assert state.set_read(job.job, phase="running", when=("waiting",), epoch=E7, progress={"at": [1]}, rows_read=5)
     assert not state.set_read(job.job, phase="cancelled", when=("waiting",))
     assert state.set_read(job.job, rows_emitted=4, last=E7)

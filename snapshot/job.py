@@ -1,0 +1,444 @@
+"""One job of rereading: its windows, one after the other, several on their way at a time.
+
+What is done is what is in the log, and nothing else. The state folder only spares a look at the whole of it: a job goes on from
+`Read.epoch`, before which every window that can matter was written, and finds the later ones by itself, so that no window is written
+twice and none is missing, whatever ended.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from contextlib import closing
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from cdc import faults, sharding
+from cdc.config import PipelineConfig
+from cdc.epoch import EpochId, TableState, WindowId
+from cdc.errors import TableStoppedError
+from cdc.journal import logger
+from cdc.lake import LakeTable
+from cdc.log import captured
+from cdc.log.base import Log
+from cdc.schema import TableSchema
+from cdc.state import Read, State
+from cdc.window import Opened, Window, WindowCancelled, WindowEnded, Windows
+from snapshot import segments
+from snapshot.chunks import Bound, Walk
+from snapshot.reader import Ended
+from snapshot.segments import KEYS_AT_ONCE, Segment
+from snapshot.throttle import Throttle
+from snapshot.windowed import Found, Shard, WindowReader, key_table, split_keys
+
+LOG = logger("reread")
+
+OUTSTANDING = 4
+"""Windows of a job that are delivered and not yet in the log, at most; the next one is read meanwhile."""
+RECORD_S = 0.25
+"""How often progress is written down."""
+PAUSES_S = (0.02, 0.1, 0.5, 2.0, 5.0)
+"""Before the next window after one, two, … were cancelled in a row."""
+
+
+class Anew(Exception):  # noqa: N818 (no error)
+    """What the job has done so far is of no use: from the beginning. The reason is its text."""
+
+
+@dataclass
+class _Flight:
+    """A window that is delivered. `base`: an epoch that was in the log before the window was asked for."""
+
+    window: Window
+    segment: Segment
+    completes: bool
+    base: EpochId
+    found: Found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job left off: all of it is in the log, or it was told to stop."""
+
+    done: bool
+    windows: int = 0
+    cancelled: int = 0
+
+
+class Job:
+    """One run of a job. `stop` ends it at once; `drain` once the windows that are delivered are in the log."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        log: Log,
+        state: State,
+        windows: Windows,
+        read: Read,
+        *,
+        stop: threading.Event,
+        drain: threading.Event,
+        throttle: Throttle | None = None,
+    ) -> None:
+        self.read = read
+        self._config = config
+        self._log = log
+        self._state = state
+        self._windows = windows
+        self._stop = stop
+        self._drain = drain
+        self._throttle = throttle
+        self._todo: deque[Segment] = deque()
+        self._flights: deque[_Flight] = deque()
+        self._doubtful: list[_Flight] = []
+        self._next: Window | None = None
+        self._number = 0
+        self._run = read.run
+        self._last: EpochId | None = None
+        self._emitted: list[tuple[int, int]] = []
+        self._rows = [read.rows_read, read.rows_emitted, read.rows_gone]
+        self._estimate = read.rows_estimate
+        self._recorded_s = 0.0
+        self._cancelled = self._in_a_row = self._count = 0
+        self._keys = pa.table({})
+
+    def run(self) -> Outcome:
+        """Read until everything is in the log, or until told to stop. It may be called again, for a new one, after any end.
+
+        Raises `TableStoppedError` where the table is not captured, was altered or cannot be read; retryable errors, for the caller to
+        call again; `SourceError`, `LogError`, `LakeError`, `StateError`. `Anew`.
+        """
+        try:
+            opened = self._probe()
+            state = self._captured()
+            if opened.schema != sharding.own(TableSchema.from_dict(state.schema), state.options):
+                raise Anew("the table was added anew")
+            walk = Walk(self.read.table, opened.schema)
+            appended = state.options.get("mode") == "append"
+            self._find(state, walk)
+            with closing(self._reader(walk, opened, state, appended)) as reader:
+                if not self._estimate:
+                    self._estimate = self._about(reader)
+                self._record(now=True)
+                self._go(reader, appended)
+            done = not self._todo and not self._flights and not self._doubtful
+            if done and self._last is None:
+                newest = self._log.newest()
+                self._last = newest.id if newest else None
+            self._record(now=True)
+            return Outcome(done, self._count, self._cancelled)
+        except (Ended, WindowEnded):
+            return Outcome(False, self._count, self._cancelled)
+        finally:
+            for window in (self._next, *(f.window for f in self._flights)):
+                if window is not None:
+                    window.cancel("the job ended")
+
+    # -- what there is to do -------------------------------------------------------------------------------------------
+
+    def _probe(self) -> Opened:
+        """A window that nothing is read in: once it is open, capture writes, and whatever was in doubt is decided."""
+        while True:
+            window = self._windows.ask(WindowId(self.read.job, 0), self.read.table)
+            try:
+                opened = window.wait_open(self._stop)
+            except WindowCancelled as why:
+                self._pause(str(why))
+            else:
+                return opened
+            finally:
+                window.cancel("nothing was to be read")
+
+    def _not_captured(self, why: WindowCancelled) -> TableStoppedError:
+        hint = f"`lakesync status` says why; then `lakesync snapshot {self.read.target}` again"
+        return TableStoppedError(f"no window is opened for the table: {why}", where=str(self.read.table), hint=hint)
+
+    def _captured(self) -> TableState:
+        known = captured.read(self._log)
+        state = known.newest_tables.get(self.read.target.id) if known is not None else None
+        if state is None:
+            raise self._not_captured(WindowCancelled("it is not captured"))
+        return state
+
+    def _reader(self, walk: Walk, opened: Opened, state: TableState, appended: bool) -> WindowReader:
+        config, read = self._config, self.read
+        lake = None
+        if not appended and not read.spec.where and read.why != "backfill" and not faults.mutant("no_window"):
+            lake = LakeTable(config.lake_root, read.target, config.name)
+        shard = None
+        if sharding.is_sharded(state.options):
+            shard = Shard(state.options["shard_column"], sharding.value(read.table))
+        return WindowReader(
+            config, walk, opened, self._stop, throttle=self._throttle, lake=lake, shard=shard, where=read.spec.where
+        )
+
+    def _find(self, state: TableState, walk: Walk) -> None:
+        """What is left to do, by the log."""
+        read, newest = self.read, self._log.newest()
+        assert newest is not None
+        kept = read.progress
+        counted: list[int] = kept["counted"] if kept else []
+        after: int | None = None
+        if read.epoch is None:
+            after = newest.number if read.why == "asked" else state.since - 1
+        elif self._has(read.epoch):
+            after = read.epoch.number
+        else:
+            # The log lost it: what it has is all there is.
+            kept = None
+            LOG.warning("read-looked-for", job=read.job, reason="the log does not have its epoch any more")
+        found = segments.find(self._log.records(after=after), read.target.id, read.job, read.run, counted)
+        if found.run > read.run:
+            self._state.set_run(read.job, found.run)
+        self._number, self._run = found.number, found.run
+        spec = read.spec
+        if spec.keys:
+            self._keys = key_table(walk, spec.keys)
+        if found.open is not None and not found.numbers <= set(counted):
+            self._todo.extend(found.open)
+        elif kept is not None:
+            self._todo.extend(segments.open_of(kept))
+        elif spec.keys:
+            self._todo.append(Segment(keys=(0, self._keys.num_rows)))
+        else:
+            self._todo.append(Segment(_bound(walk, spec.low), _bound(walk, spec.high), spec.low is not None))
+        for n, more in enumerate((found.rows_read, found.rows_emitted, found.rows_gone)):
+            self._rows[n] += more
+        self._last = found.last or read.last
+        self._base = found.last or read.epoch or newest.id
+        if read.epoch is not None and not self._has(read.epoch):
+            self._base = newest.id
+
+    def _has(self, epoch: EpochId) -> bool:
+        """Whether the log has the epoch, or is trimmed beyond it."""
+        if captured.find(self._log, epoch) is not None:
+            return True
+        oldest = self._log.oldest()
+        return oldest is not None and oldest.number > epoch.number
+
+    def _about(self, reader: WindowReader) -> int:
+        if self.read.spec.keys:
+            return self._keys.num_rows
+        return reader.rows_estimate() if self.read.spec.whole else 0
+
+    # -- windows -------------------------------------------------------------------------------------------------------
+
+    def _go(self, reader: WindowReader, appended: bool) -> None:
+        while not self._drain.is_set():
+            self._harvest()
+            if not self._todo:
+                if not self._flights and not self._doubtful:
+                    return
+                if self._flights:
+                    self._await_first()
+                    continue
+            self._step(reader, appended)
+        while self._flights:
+            self._await_first()
+
+    def _step(self, reader: WindowReader, appended: bool) -> None:
+        early = faults.mutant("c0_after_select")
+        window = opened = None
+        if not early:
+            window, opened = self._open()
+            if not self._todo:
+                return  # what was in doubt is in the log
+        segment = self._todo.popleft()
+        whole = segment
+        try:
+            if segment.keys is not None:
+                segment, rest = split_keys(segment)
+                whole = segment
+                if rest is not None:
+                    self._todo.appendleft(rest)
+                if window is None or opened is None:
+                    window, opened = self._open()
+                self._points(reader, window, opened, self._keys_of(segment), segment, completes=True, appended=appended)
+                return
+            found = reader.range(segment, opened)
+            whole = found.read
+            if found.rest is not None:
+                self._todo.appendleft(found.rest)
+            if window is None:
+                window, _ = self._open()
+            if not found.suspects.num_rows:
+                self._deliver(reader, window, found, whole, completes=True)
+                return
+            self._deliver(reader, window, found, whole, completes=False)
+            self._suspects(reader, found.suspects, whole)
+        except WindowCancelled as why:
+            self._put_back(whole, str(why))
+        except BaseException:
+            if window is not None:
+                window.cancel("not read")
+            raise
+
+    def _keys_of(self, segment: Segment) -> pa.Table:
+        assert segment.keys is not None
+        first, end = segment.keys
+        return self._keys.slice(first, end - first)
+
+    def _suspects(self, reader: WindowReader, keys: pa.Table, segment: Segment) -> None:
+        """Ask for keys of a segment that may be gone. The last window of them completes it, once all others are in the log."""
+        for first in range(0, keys.num_rows, KEYS_AT_ONCE):
+            some = keys.slice(first, KEYS_AT_ONCE)
+            last = first + KEYS_AT_ONCE >= keys.num_rows
+            window, opened = self._open()
+            if last:
+                while any(f.segment == segment for f in self._flights):
+                    self._await_first()
+            if segment in self._todo:
+                window.cancel("the window before was cancelled")
+                return
+            self._points(reader, window, opened, some, segment, completes=last, appended=False)
+
+    def _points(
+        self,
+        reader: WindowReader,
+        window: Window,
+        opened: Opened,
+        keys: pa.Table,
+        segment: Segment,
+        *,
+        completes: bool,
+        appended: bool,
+    ) -> None:
+        found = reader.points(keys, opened, segment)
+        if appended:
+            found = Found(segment, None, found.rows, found.suspects, found.gone.slice(0, 0), found.mark)
+        self._deliver(reader, window, found, segment, completes=completes)
+
+    def _deliver(
+        self, reader: WindowReader, window: Window, found: Found, segment: Segment, *, completes: bool
+    ) -> None:
+        self._harvest()
+        while len(self._flights) >= OUTSTANDING or self._on_the_way() > OUTSTANDING * self._config.snapshot.window_size:
+            self._await_first()
+        if found.empty and completes:
+            window.cancel("nothing was found")
+            return
+        still = dict.fromkeys([*(f.segment for f in self._flights), *([] if completes else [segment]), *self._todo])
+        if completes:
+            still.pop(segment, None)
+        gone = found.gone.num_rows
+        reader.deliver(window, found, segments.progress(self._run, segment if completes else None, still, gone))
+        self._in_a_row = 0
+        self._flights.append(_Flight(window, segment, completes, self._base, found))
+
+    def _on_the_way(self) -> int:
+        return sum(f.found.size for f in self._flights)
+
+    def _open(self) -> tuple[Window, Opened]:
+        """The next window, open; and another one is asked for, so that it is open when this one's rows are read."""
+        while True:
+            window, self._next = self._next or self._ask(), None
+            try:
+                opened = window.wait_open(self._stop)
+            except WindowCancelled as why:
+                self._pause(str(why))
+                continue
+            if not faults.mutant("c0_after_select"):
+                self._next = self._ask()
+            self._settle()
+            return window, opened
+
+    def _ask(self) -> Window:
+        self._number += 1
+        return self._windows.ask(WindowId(self.read.job, self._number), self.read.table)
+
+    def _pause(self, why: str) -> None:
+        self._cancelled += 1
+        self._in_a_row += 1
+        pause_s = PAUSES_S[min(self._in_a_row, len(PAUSES_S)) - 1]
+        LOG.info("window-cancelled", table=str(self.read.table), job=self.read.job, reason=why, pause_s=pause_s)
+        if self._stop.wait(pause_s):
+            raise Ended
+        status = self._state.table(self.read.target)
+        if status is None or status.phase not in ("ready", "reading", "catching-up"):
+            raise self._not_captured(WindowCancelled(f"{self.read.target} is {status.phase if status else 'unknown'}"))
+
+    # -- what became of them -------------------------------------------------------------------------------------------
+
+    def _harvest(self) -> None:
+        while self._flights and self._flights[0].window.phase in ("emitted", "cancelled"):
+            self._await_first()
+
+    def _await_first(self) -> None:
+        flight = self._flights[0]
+        try:
+            epoch = flight.window.wait_emitted(self._stop)
+        except WindowCancelled as why:
+            self._flights.popleft()
+            self._doubtful.append(flight)
+            self._put_back(flight.segment, str(why))
+            return
+        faults.point("window.emitted")
+        self._flights.popleft()
+        self._landed(flight, epoch, flight.window.emitted_rows)
+
+    def _landed(self, flight: _Flight, epoch: EpochId, emitted: int) -> None:
+        gone = flight.found.gone.num_rows
+        self._count += 1
+        self._rows[0] += flight.found.count
+        self._rows[1] += emitted
+        self._rows[2] += gone
+        self._last = self._base = epoch
+        self._emitted.append((flight.window.id.number, epoch.number))
+        self._record()
+
+    def _put_back(self, segment: Segment, why: str) -> None:
+        if segment not in self._todo:
+            self._todo.appendleft(segment)
+        self._pause(why)
+
+    def _settle(self) -> None:
+        """A window is open, so capture has written since, or looked: windows that were cancelled after they were delivered are in the log,
+        or will never be."""
+        if not self._doubtful:
+            return
+        doubtful = {f.window.id.number: f for f in self._doubtful}
+        self._doubtful = []
+        oldest = min((f.base for f in doubtful.values()), key=lambda e: e.number)
+        for record in self._log.records(after=oldest.number):
+            for entry in record.windows.get(self.read.target.id, ()):
+                flight = doubtful.get(entry.id.number) if entry.id.job == self.read.job else None
+                if flight is None:
+                    continue
+                if flight.completes and flight.segment in self._todo:
+                    self._todo.remove(flight.segment)
+                self._landed(flight, record.id, entry.emitted)
+
+    def _record(self, *, now: bool = False) -> None:
+        """Write down how far it is. Raises `Ended` if the job is no longer ours."""
+        if not now and time.monotonic() - self._recorded_s < RECORD_S:
+            return
+        self._recorded_s = time.monotonic()
+        pending = [*self._flights, *self._doubtful]
+        base = min((f.base for f in pending), key=lambda e: e.number, default=self._base)
+        self._emitted = [(number, epoch) for number, epoch in self._emitted if epoch > base.number]
+        still = dict.fromkeys([*(f.segment for f in pending), *self._todo])
+        kept = self._state.set_read(
+            self.read.job,
+            when=("running", "paused"),
+            run=self._run,
+            epoch=base,
+            progress=segments.kept(still, [number for number, _ in self._emitted]),
+            rows_read=self._rows[0],
+            rows_emitted=self._rows[1],
+            rows_gone=self._rows[2],
+            rows_estimate=max(self._estimate, self._rows[0]),
+            last=self._last,
+        )
+        if not kept:
+            raise Ended
+
+
+def _bound(walk: Walk, key: tuple[int | str, ...] | None) -> Bound | None:
+    if key is None:
+        return None
+    try:
+        return walk.bound_of([str(cell) for cell in key])
+    except ValueError:
+        raise TableStoppedError("a bound that was asked for is no key of the table", where=str(walk.table)) from None

@@ -1,0 +1,225 @@
+"""What is read in one window: a chunk of a table by its key, or the rows with given keys. The protocol is `spec/window.py`; `cdc.window`
+says what reader and capture tell one another.
+
+There are two kinds of windows. A range has rows only: which keys exist is the server's to say, by its collation. Keys of the lake that lie in
+the range by their bytes, and that the SELECT did not return, may be rows that the source no longer has, so each of them is asked for by a
+point read, in windows of their own: what comes back with the same bytes is a row, everything else is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdc import faults
+from cdc.config import PipelineConfig
+from cdc.errors import TableStoppedError
+from cdc.lake import LakeTable, Snapshot
+from cdc.lake.columns import conform, key_columns
+from cdc.lake.keys import KeyIndex
+from cdc.position import BinlogEnd
+from cdc.source import canonical
+from cdc.window import Delivery, Opened, Window
+from snapshot.chunks import Part, Walk
+from snapshot.reader import Reader
+from snapshot.segments import KEYS_AT_ONCE, Segment
+from snapshot.throttle import Throttle
+
+
+class Shard(NamedTuple):
+    """Of which rows of the lake's table the source's is the truth: those with this value in this column."""
+
+    column: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was read of a segment: its first part, `read`; the `rest` of it is not read yet. `suspects` are keys of the lake that may be of
+    rows that are gone; `gone` are those of which that is known."""
+
+    read: Segment
+    rest: Segment | None
+    rows: Sequence[pa.RecordBatch]
+    suspects: pa.Table
+    gone: pa.Table
+    mark: tuple[BinlogEnd, str] | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return sum(batch.num_rows for batch in self.rows)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(batch.nbytes for batch in self.rows) + self.gone.nbytes
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return not self.count and not self.gone.num_rows
+
+
+class WindowReader:
+    """Reads for the windows of one job, by a connection of its own. For one thread.
+
+    `lake`: where keys that are gone are looked for; None where there cannot be any, or they are nobody's business. Raises as
+    `snapshot.reader.Reader`, and `LakeError` and its kin.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        walk: Walk,
+        opened: Opened,
+        stop: threading.Event,
+        *,
+        throttle: Throttle | None = None,
+        lake: LakeTable | None = None,
+        shard: Shard | None = None,
+        where: str = "",
+    ) -> None:
+        self.walk = walk
+        self._settings = config.snapshot
+        self._reader = Reader(config, walk, opened.c0, stop, throttle)
+        self._lake = LakeKeys(lake, walk, shard) if lake is not None and not where else None
+        self._where = where
+        self._key = key_columns(walk.schema)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._reader.close()
+
+    def rows_estimate(self) -> int:
+        """About how many rows the table has."""
+        return self._reader.rows_estimate()
+
+    def range(self, segment: Segment, opened: Opened | None) -> Found:
+        """The first rows of a range, as many as one window has. `opened`: the window; None is a mistake of `c0_after_select`."""
+        if opened is not None:
+            self._reader.wait(opened.c0)
+        chunk = self._reader.read(
+            Part(0, segment.after, segment.to),
+            segment.after,
+            self._settings.window_rows,
+            where=self._where,
+            size=self._settings.window_size,
+            after_included=segment.included,
+        )
+        rows = list(chunk.batches)
+        to = segment.to if chunk.done else chunk.last
+        read = Segment(segment.after, to, segment.included)
+        rest = None if chunk.done else Segment(to, segment.to)
+        none = self._key.empty_table()
+        suspects = none if self._lake is None else self._lake.beside(self._keys(rows), read)
+        faults.point("window.read")
+        if faults.mutant("no_point_read"):
+            return Found(read, rest, rows, none, suspects)
+        return Found(read, rest, rows, suspects, none)
+
+    def points(self, keys: pa.Table, opened: Opened, segment: Segment) -> Found:
+        """The rows with these keys, each given once, and which of the keys the server does not have."""
+        if not faults.mutant("point_read_outside"):
+            self._reader.wait(opened.c0)
+        mark = self._reader.mark() if faults.mutant("mark_before_point_reads") else None
+        keys = conform(keys, self._key, str(self.walk.table))
+        found = self._reader.points(keys)
+        asked = KeyIndex(keys, str(self.walk.table))
+        places = asked.locate(found.select(self._key.names))
+        # Rows that are equal by collation alone were not asked for.
+        rows = found.filter(pc.is_valid(places))
+        there = pc.is_in(pa.array(range(len(asked)), pa.int32()), value_set=places.combine_chunks())
+        gone = keys.filter(pc.invert(there))
+        if faults.mutant("point_read_by_collation"):
+            gone = self._gone_by_collation(gone)
+        faults.point("window.read")
+        return Found(segment, None, rows.to_batches(), self._key.empty_table(), gone, mark)
+
+    def _gone_by_collation(self, keys: pa.Table) -> pa.Table:
+        """A mistake, for the tests of the fault `point_read_by_collation`."""
+        missing = [n for n in range(keys.num_rows) if not self._reader.points(keys.slice(n, 1)).num_rows]
+        return keys.take(missing)
+
+    def deliver(self, window: Window, found: Found, progress: dict[str, Any]) -> None:
+        """Take the mark, after all that was read, and hand over. Raises `WindowCancelled` as well."""
+        mark, server = found.mark or self._reader.mark()
+        gone = found.gone if found.gone.num_rows else None
+        window.deliver(Delivery(found.rows, gone, mark, server, progress))
+        faults.point("window.delivered")
+
+    def _keys(self, rows: Sequence[pa.RecordBatch]) -> pa.Table:
+        if not rows:
+            return self._key.empty_table()
+        return pa.Table.from_batches([batch.select(self._key.names) for batch in rows])
+
+
+class LakeKeys:
+    """The keys that the lake has of a table, or of one shard of it. At any version: what the stream changes after it, the stream says itself."""
+
+    def __init__(self, lake: LakeTable, walk: Walk, shard: Shard | None) -> None:
+        self._lake = lake
+        self._walk = walk
+        self._shard = shard
+        self._snapshot: Snapshot | None = None
+        self._key = key_columns(walk.schema)
+
+    def beside(self, keys: pa.Table, segment: Segment) -> pa.Table:
+        """Those that lie in the segment by their bytes, and are none of `keys`."""
+        self._snapshot = self._lake.load() if self._snapshot is None else self._lake.refresh(self._snapshot)
+        if self._snapshot is None:
+            return self._key.empty_table()
+        index = KeyIndex(keys, str(self._walk.table))
+        found = []
+        names = self._key.names if self._shard is None else [self._shard.column, *self._key.names]
+        for batch in self._lake.scan(self._snapshot, names, self._bounds(segment)):
+            there = pa.Table.from_batches([batch])
+            if self._shard is not None:
+                there = there.filter(pc.equal(there.column(self._shard.column), self._shard.value))
+            there = conform(there.select(self._key.names), self._key, str(self._walk.table))
+            if not there.num_rows:
+                continue
+            there = there.filter(self._within(there, segment))
+            others = there.filter(pc.is_null(index.locate(there)))
+            if others.num_rows:
+                found.append(others)
+        return pa.concat_tables(found) if found else self._key.empty_table()
+
+    def _bounds(self, segment: Segment) -> tuple[Any | None, Any | None]:
+        if self._shard is not None:
+            return self._shard.value, f"{self._shard.value}\0"
+        return self._walk.lake_range(segment.after, segment.to)
+
+    def _within(self, keys: pa.Table, segment: Segment) -> Any:
+        inside: Any = self._walk.within(keys, segment.after, segment.to)
+        if segment.included and segment.after is not None:
+            first = KeyIndex(self._walk.keys_of([segment.after]), str(self._walk.table))
+            inside = pc.or_(inside, pc.is_valid(first.locate(keys)))
+        return inside
+
+
+def split_keys(segment: Segment) -> tuple[Segment, Segment | None]:
+    """The keys of a segment that one window reads, and the rest."""
+    assert segment.keys is not None
+    first, end = segment.keys
+    middle = min(first + KEYS_AT_ONCE, end)
+    return Segment(keys=(first, middle)), Segment(keys=(middle, end)) if middle < end else None
+
+
+def key_table(walk: Walk, keys: Sequence[Sequence[int | str]]) -> pa.Table:
+    """The keys of a request, in the lake's types, each once. Raises `TableStoppedError` where they are not keys of the table (any more)."""
+    try:
+        bounds = [walk.bound_of([str(cell) for cell in key]) for key in keys]
+        table = walk.keys_of(bounds)
+    except (ValueError, pa.ArrowInvalid):
+        raise TableStoppedError("a key that was asked for is none of the table's", where=str(walk.table)) from None
+    texts = [canonical.texts(c, table.column(c.name).combine_chunks()).to_pylist() for c in walk.key]
+    first: dict[tuple[Any, ...], int] = {}
+    for n, row in enumerate(zip(*texts, strict=True)):
+        first.setdefault(row, n)
+    return table.take(list(first.values()))
