@@ -20,16 +20,17 @@ from typing import Any, Self, TypeVar, cast
 import pyarrow as pa
 import pymysql
 from pymysql.connections import Connection
+from pymysql.constants import ER
 from pymysql.cursors import Cursor
 
 from cdc import faults, unfit
 from cdc.config import PipelineConfig
-from cdc.errors import SourceError, SourceUnavailableError, TableStoppedError
+from cdc.errors import ConfigError, SourceError, SourceUnavailableError, TableStoppedError
 from cdc.journal import logger
 from cdc.position import BinlogEnd, Position
 from cdc.source import results
 from cdc.source.catalogue import difference, estimate_rows, read_schema
-from cdc.source.connection import connect, place, translated
+from cdc.source.connection import connect, place, translate, translated
 from cdc.source.server import Server
 from snapshot import replica
 from snapshot.chunks import Bound, Part, Walk
@@ -47,6 +48,13 @@ POINT_KEYS = 500
 """A statement names at most so many keys …"""
 POINT_BYTES = 256 * 1024
 """… and about so many bytes of them."""
+_NOT_THE_CONDITION = (ER.TABLEACCESS_DENIED_ERROR, ER.NO_SUCH_TABLE, ER.DBACCESS_DENIED_ERROR, ER.BAD_DB_ERROR)
+_PROBLEMS = {
+    ER.PARSE_ERROR: "a syntax error",
+    ER.SP_DOES_NOT_EXIST: "a function that does not exist",
+    1582: "a function with a wrong number of arguments",
+    ER.INVALID_GROUP_FUNC_USE: "an aggregate function",
+}
 _INTERRUPTED_S = 5.0
 """A statement that ran shorter was not ended because of its length."""
 
@@ -168,12 +176,12 @@ class Reader:
         server = Server(connection)
         waiting: replica.Waiting | None = None
         if self._is_replica:
-            waiting = replica.Waiting(server, self._from, self._at, self._on_source(Server.identity))
+            waiting = replica.Waiting(server, self._from, self._walk.table, self._at, self._on_source(Server.identity))
         with self._telling(f"{place(self._from)} does not show {self._at.end} yet"):
             while not server.wait_visible(self._at, WAIT_SLICE_S):
                 self._check_stop()
                 if waiting is not None:
-                    waiting.look(str(self._walk.table))
+                    waiting.look()
                 else:
                     LOG.info("waits-for-server", table=str(self._walk.table), position=str(self._at.end))
 
@@ -232,9 +240,13 @@ class Reader:
         """On a replica: wait until the server that capture reads has everything that can have been read."""
         if not self._is_replica or faults.mutant("capture_behind_reader"):
             return
-        shown = Server(self.connection()).shown()
+        read_from = self._uuid
+        server = Server(self.connection())
+        if self._uuid != read_from:
+            raise SourceUnavailableError("another server answers than before", where=place(self._from))
+        shown, by = server.shown(), server.identity()
         with self._telling(f"{place(self._config.source)} does not have yet what {place(self._from)} shows"):
-            self._on_source(lambda source: replica.wait_for_source(source, self._from, shown, self._check_stop))
+            self._on_source(lambda source: replica.wait_for_source(source, self._from, shown, by, self._check_stop))
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -381,6 +393,25 @@ class Reader:
         if any(unfit.is_last(table.schema) for table in found):
             arrow = arrow.append(unfit.FIELD)
         return pa.concat_tables([arrow.empty_table(), *found], promote_options="default")
+
+    def check_where(self, where: str) -> None:
+        """Raise `ConfigError` for a condition that the server does not take. Nothing is read."""
+        sql, arguments = self._walk.select(None, None, 0, where=where)
+        connection = self.connection()
+        try:
+            with connection.cursor(Cursor) as cursor:
+                cursor.execute(f"EXPLAIN {sql}", arguments)
+        except pymysql.err.Error as error:
+            translated_error = translate(error, connection)
+            code = error.args[0] if error.args else 0
+            if translated_error.retryable or code in _NOT_THE_CONDITION:
+                raise translated_error from None
+            what = str(error.args[1]) if code == ER.BAD_FIELD_ERROR else f"{_PROBLEMS.get(code, 'not understood')}"
+            raise ConfigError(
+                f"the server does not take the condition: {what} (error {code})",
+                where=str(self._walk.table),
+                hint="write what may follow WHERE: a condition on this table's columns, in the server's SQL",
+            ) from None
 
     def check_schema(self) -> None:
         """Raise `TableStoppedError` unless the table's columns and key are those of the record that added it."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from cdc.config import SourceConfig
 from cdc.errors import SourceError, SourceUnavailableError
 from cdc.journal import logger
+from cdc.names import TableName
 from cdc.position import GtidSet, Position
 from cdc.source.connection import place
 from cdc.source.server import Channel, Server, ServerIdentity
@@ -32,9 +33,12 @@ class Waiting:
     Raises `SourceError` where the wait could only be in vain.
     """
 
-    def __init__(self, server: Server, at: SourceConfig, position: Position, source: ServerIdentity) -> None:
+    def __init__(
+        self, server: Server, at: SourceConfig, table: TableName, position: Position, source: ServerIdentity
+    ) -> None:
         self._server = server
         self._at = at
+        self._table = table
         self._position = position
         identity = server.identity()
         if identity.is_mariadb != source.is_mariadb:
@@ -43,14 +47,16 @@ class Waiting:
                 where=f"snapshot.source, {place(at)}",
                 hint=_ELSE,
             )
+        channels = self._channels()
         if identity.is_mariadb:
-            self._check_lines(source)
+            self._check_lines(source, channels)
+        for channel in channels or ():
+            self._check_filters(channel)
         self._began_s = self._told_s = self._moved_s = time.monotonic()
         self._missing: GtidSet | None = None
 
-    def _check_lines(self, source: ServerIdentity) -> None:
+    def _check_lines(self, source: ServerIdentity, channels: list[Channel] | None) -> None:
         """MariaDB's GTIDs are numbers: a server of another history has them as well. So it must say whose replica it is."""
-        channels = self._server.replication()
         if not channels:
             raise self._no_replica()
         if all(c.source_id != source.server_id for c in channels) and not self._server.logs_replicated():
@@ -61,10 +67,20 @@ class Waiting:
                 hint="start the replica with --log-slave-updates, or " + _ELSE,
             )
 
-    def look(self, table: str) -> None:
+    def _check_filters(self, channel: Channel) -> None:
+        """A replica that leaves out rows has executed their transactions nevertheless."""
+        for name, value in channel.filters.items():
+            if "_Do_" in name or self._table.schema.lower() in value.lower() or "%" in value.partition(".")[0]:
+                raise SourceUnavailableError(
+                    f"the replica that rows are read from leaves out some of what it replicates ({name} = {value}): rows may be missing",
+                    where=f"snapshot.source, {place(self._at)}",
+                    hint=_ELSE,
+                )
+
+    def look(self) -> None:
         """The position was not reached in another second. Raises `SourceUnavailableError` once that will not change by waiting."""
         now_s = time.monotonic()
-        missing = self._position.gtids.subtract(self._server.executed())
+        missing = self._position.gtids.subtract(self._server.applied())
         if missing != self._missing:
             self._missing, self._moved_s = missing, now_s
         channels = self._channels()
@@ -83,7 +99,7 @@ class Waiting:
             behind = [c.behind_s for c in channels or () if c.behind_s is not None]
             LOG.warning(
                 "waits-for-replica",
-                table=table,
+                table=str(self._table),
                 server=place(self._at),
                 lacks=_short(missing),
                 behind_s=max(behind, default=None),
@@ -110,14 +126,16 @@ class Waiting:
 _ELSE = "name a replica of the server under source: in snapshot.source, or leave that out"
 
 
-def wait_for_source(source: Server, at: SourceConfig, shown: GtidSet, check_stop: Callable[[], None]) -> None:
-    """Wait until the binary log of the server that capture reads holds all that the replica `at` has shown.
+def wait_for_source(
+    source: Server, at: SourceConfig, shown: GtidSet, by: ServerIdentity, check_stop: Callable[[], None]
+) -> None:
+    """Wait until the binary log of the server that capture reads holds all that the replica `by` has shown.
 
     Else the end of that log would not be behind what was read. Raises `SourceUnavailableError` for transactions that never were on the
     source: what was read may hold rows that no stream will ever correct.
     """
     deadline_s = time.monotonic() + SOURCE_S
-    while missing := shown.subtract(source.logged()):
+    while missing := source.lacks(shown, by):
         check_stop()
         if time.monotonic() >= deadline_s:
             raise SourceUnavailableError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pymysql.connections import Connection
@@ -22,6 +23,7 @@ _SIDS_AT_ONCE = 1000
 """A statement names at most so many sids: about 60 kB."""
 _POLL_S = 0.05
 """Between looks where the server cannot be asked to wait."""
+_OWNER = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 FILE_BEGIN = 4
 """The first event's offset in a binary log file."""
 
@@ -51,6 +53,8 @@ class Channel:
     applies: bool
     behind_s: int | None
     error: int
+    filters: Mapping[str, str] = field(default_factory=dict)
+    """What it leaves out or takes alone, as the server names it; mostly empty."""
 
     @property
     def runs(self) -> bool:
@@ -93,18 +97,27 @@ class Server:
         owned = self._owned()
         return owned.union(self.executed())
 
-    def logged(self) -> GtidSet:
-        """What its binary log holds for sure: what is executed, and what it wrote itself and waits for a semi-synchronous replica."""
+    def lacks(self, shown: GtidSet, _by: ServerIdentity) -> GtidSet:
+        """What of this, shown by another server, may not be in the binary log. There is what is executed, and what it wrote itself and
+        does not show before a semi-synchronous replica has answered."""
         uuid = self.identity().uuid
         # A transaction of its own gets its number as it is written.
         own = {sid: numbers for sid, numbers in self._owned().sids.items() if sid.startswith(uuid)}
-        return GtidSet(own).union(self.executed())
+        return shown.subtract(GtidSet(own).union(self.executed()))
 
     def _owned(self) -> GtidSet:
         """Those that threads have in hand: begun, written or visible, and not counted."""
         ((text,),) = self._query("SELECT @@global.gtid_owned")
-        # uuid:number#thread#thread:number#thread,uuid:…
-        return GtidSet.parse(re.sub(r"#\d+", "", str(text)))
+        # uuid:number#thread#thread:number#threaduuid:…, and nothing between a thread and the next uuid.
+        _, *parts = _OWNER.split(str(text))
+        found = GtidSet({})
+        for uuid, numbers in zip(parts[::2], parts[1::2], strict=True):
+            found = found.union(GtidSet.parse(uuid + re.sub(r"#\d+|[\s,]+", "", numbers)))
+        return found
+
+    def applied(self) -> GtidSet:
+        """What it shows at least, written or replicated."""
+        return self.executed()
 
     def replication(self) -> list[Channel]:
         """The servers that it replicates from; none for one that is no replica. Needs REPLICATION CLIENT."""
@@ -128,6 +141,11 @@ class Server:
                     new.get("Replica_SQL_Running") == "Yes",
                     None if behind is None else int(behind),
                     int(new.get("Last_SQL_Errno") or new.get("Last_IO_Errno") or 0),
+                    {
+                        k: str(v)
+                        for k, v in new.items()
+                        if re.match(r"Replicate_(Wild_)?(Do|Ignore)_(DB|Table)", k) and v
+                    },
                 )
             )
         return found
@@ -221,13 +239,37 @@ class MariaDBServer(Server):
         return GtidSet.parse(str(text))
 
     def shown(self) -> GtidSet:
-        """At least everything that a SELECT may have shown before this call, if it logs what it replicates."""
-        ((current, logged),) = self._query("SELECT @@global.gtid_current_pos, @@global.gtid_binlog_pos")
-        return GtidSet.parse(str(current)).union(GtidSet.parse(str(logged)))
+        """At least everything that a SELECT may have shown before this call, if it logs what it replicates: the last of each server, not
+        of each domain alone."""
+        ((current, logged),) = self._query("SELECT @@global.gtid_current_pos, @@global.gtid_binlog_state")
+        last: dict[str, int] = {}
+        for gtid in map(Gtid.parse, filter(None, f"{current},{logged}".split(","))):
+            last[gtid.sid] = max(last.get(gtid.sid, 0), gtid.number)
+        return GtidSet({sid: ((1, number),) for sid, number in last.items()})
 
-    def logged(self) -> GtidSet:
-        """What is in the binary log."""
-        return self.executed()
+    def lacks(self, shown: GtidSet, by: ServerIdentity) -> GtidSet:
+        """What of this, shown by the server `by`, is not in the binary log. What `by` wrote itself has to be there under its name; elsewhere
+        the domain's numbers tell."""
+        ((state, replicated),) = self._query("SELECT @@global.gtid_binlog_state, @@global.gtid_slave_pos")
+        logged = [Gtid.parse(text) for text in str(state).split(",") if text]
+        before = GtidSet.parse(str(replicated))
+        missing = {}
+        for sid, parts in shown.sids.items():
+            last = Gtid(sid, parts[-1][1])
+            domain, server = sid.split("-")
+            lines = [
+                g.number
+                for g in logged
+                if g.sid == sid or (int(server) != by.server_id and g.sid.startswith(f"{domain}-"))
+            ]
+            if last.number > max(lines, default=0) and last not in before:
+                missing[sid] = ((1, last.number),)
+        return GtidSet(missing)
+
+    def applied(self) -> GtidSet:
+        """What it shows at least, written or replicated."""
+        ((text,),) = self._query("SELECT @@global.gtid_current_pos")
+        return GtidSet.parse(str(text))
 
     def replication(self) -> list[Channel]:
         """The servers that it replicates from; none for one that is no replica. Needs REPLICA MONITOR."""
@@ -276,6 +318,9 @@ class MariaDBServer(Server):
         deadline = time.monotonic() + timeout_s
         own = position.server_uuid == self.identity().uuid
         while True:
+            # Of what it replicated, this is the last that is visible, whether it logs it or not.
+            if not own and self._replicated().contains(position.gtids):
+                return True
             end = self._snapshot()
             by_place = own and end.same_log(position.end)
             if end >= position.end if by_place else self._before(end).contains(position.gtids):
@@ -284,6 +329,10 @@ class MariaDBServer(Server):
             if left <= 0:
                 return False
             time.sleep(min(left, _POLL_S))
+
+    def _replicated(self) -> GtidSet:
+        ((text,),) = self._query("SELECT @@global.gtid_slave_pos")
+        return GtidSet.parse(str(text))
 
     def _snapshot(self) -> BinlogEnd:
         self._query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
