@@ -26,7 +26,7 @@ from cdc.names import TableName
 from cdc.position import BinlogEnd, Position
 from cdc.schema import TableSchema
 
-Phase = Literal["asked", "open", "delivered", "emitted", "cancelled"]
+Phase = Literal["asked", "open", "delivered", "emitting", "emitted", "cancelled"]
 
 
 class WindowCancelled(Exception):  # noqa: N818 (no error)
@@ -70,6 +70,9 @@ class Window:
         self.epoch: EpochId | None = None
         self.emitted_rows = 0
         self.reason = ""
+        self.is_doubtful = False
+        """Cancelled after its rows were put into an epoch of which nobody knows whether it was written. Once the reader's next window is open
+        the log says so: its records name the windows that they hold."""
         self._windows = windows
 
     # -- the reader's --------------------------------------------------------------------------------------------------
@@ -96,14 +99,17 @@ class Window:
         return self.epoch
 
     def cancel(self, reason: str) -> None:
-        """Of no use any more; either side may say so. Does nothing to one that is emitted."""
+        """Of no use any more; either side may say so. Does nothing to one whose rows are on their way into the log, or there."""
         with self._windows.changed:
-            if self.phase in ("emitted", "cancelled"):
+            if self.phase in ("emitting", "emitted", "cancelled"):
                 return
-            self.phase, self.reason, self.delivery = "cancelled", reason, None
-            self._windows.forget(self)
-            self._windows.changed.notify_all()
+            self._end("cancelled", reason)
         self._windows.wake()
+
+    def _end(self, phase: Phase, reason: str = "") -> None:
+        self.phase, self.reason, self.delivery = phase, reason, None
+        self._windows.forget(self)
+        self._windows.changed.notify_all()
 
     def _wait(self, reached: Callable[[], bool], stop: threading.Event) -> None:
         with self._windows.changed:
@@ -123,12 +129,24 @@ class Window:
                 self.opened, self.phase = opened, "open"
             self._windows.changed.notify_all()
 
+    def take(self) -> bool:
+        """Its rows go into the next epoch. False: it was cancelled meanwhile."""
+        with self._windows.changed:
+            if self.phase == "delivered":
+                self.phase = "emitting"
+            return self.phase == "emitting"
+
     def emitted(self, epoch: EpochId, rows: int) -> None:
         """Its rows, so many of them, are in this epoch, which is durable."""
         with self._windows.changed:
-            self.epoch, self.emitted_rows, self.phase, self.delivery = epoch, rows, "emitted", None
-            self._windows.forget(self)
-            self._windows.changed.notify_all()
+            self.epoch, self.emitted_rows = epoch, rows
+            self._end("emitted")
+
+    def lose(self, reason: str, doubtful: bool = False) -> None:
+        """Its rows did not come into the log, or nobody knows whether they did."""
+        with self._windows.changed:
+            self.is_doubtful = doubtful
+            self._end("cancelled", reason)
 
 
 class Windows:

@@ -134,5 +134,9 @@ class Decoder(Protocol):
         """The transaction at hand."""
 
     @property
+    def place(self) -> BinlogEnd:
+        """The end of the last event that was taken; never before the `Drained.end` of a drain that would follow."""
+
+    @property
     def resumed_changes(self) -> int:
         """Of the open transaction: how many changes of captured tables are in the row events that `resume` left out."""

@@ -20,6 +20,7 @@ from cdc.errors import LakesyncError, LogFencedError, LogIndefiniteError, LogMov
 from cdc.log.base import Log, LogWriter
 from cdc.source.connection import connect
 from cdc.state import State
+from cdc.window import Windows
 
 AGAIN_S = 0.2
 """Before a new start after the log was not what it should be."""
@@ -31,9 +32,13 @@ HOUSEKEEP_S = 0.5
 
 
 class Capture:
-    """Follows one source into one log. `run` may be called again after it raised a retryable error."""
+    """Follows one source into one log. `run` may be called again after it raised a retryable error. `windows`: of the readers in this
+    process."""
 
-    def __init__(self, config: PipelineConfig, log: Log, state: State, clock: Clock) -> None:
+    def __init__(
+        self, config: PipelineConfig, log: Log, state: State, clock: Clock, windows: Windows | None = None
+    ) -> None:
+        self._windows = windows
         self._config = config
         self._log = log
         self._state = state
@@ -47,7 +52,7 @@ class Capture:
         """
         writer: LogWriter | None = None
         while not stop.is_set():
-            session = Session(self._config, self._log, self._state, self._clock, writer)
+            session = Session(self._config, self._log, self._state, self._clock, self._windows, writer)
             writer = None
             try:
                 with closing(connect(self._config.source, purpose=NODE)) as connection:
@@ -84,11 +89,14 @@ class _Following:
         try:
             self._tick()
             self._feed(b"")  # what the start left in the decoder
+            session.windows.listen()
             while not stop.is_set():
                 self._tick()
+                session.windows.step()
                 for piece in session.queue.get(self._patience()):
                     self._feed(piece)
                     self._tick()
+                    session.windows.step()
         except LakesyncError as error:
             if isinstance(error, LogIndefiniteError | LogMovedError):
                 raise

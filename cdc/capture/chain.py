@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,20 +15,19 @@ import pyarrow.compute as pc
 
 from cdc import faults
 from cdc.capture.base import FRAMING, Drained, Stop, TableChanges
-from cdc.capture.complete import complete
+from cdc.capture.rows import SEQ, TXN, completed, counts, encoded, numbered
+from cdc.capture.shards import Source, sources
 from cdc.clock import Clock
-from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState
+from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState, WindowEntry
 from cdc.errors import LakesyncError, LogDamagedError, SourceIdentityError, TableStoppedError
 from cdc.log.base import Log, LogWriter, Payload
-from cdc.log.codec import decode, encode
+from cdc.log.codec import decode
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Gtid, GtidSet, Position
 from cdc.schema import TableSchema
 
 CLAMP_MS = 5000
 """A commit time that is so far behind the one before it is counted: somebody's clock is wrong."""
-_TXN, _TS_MS, _SEQ = 1, 4, 5
-"""Places in `METADATA`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class _Pending:
     schemas: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     stopped: dict[TableName, LakesyncError] = field(default_factory=dict)
+    windows: dict[str, list[WindowEntry]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class _Epoch:
     seq: int
     added: Mapping[str, TableState]
     removed: Mapping[str, dict[str, Any]]
+    altered: Mapping[str, dict[str, Any]]
 
 
 class Chain:
@@ -93,7 +94,7 @@ class Chain:
         if newest is not None:
             self.begin(newest.end, Origin(newest.number, newest.ts_ms, newest.raw_us, newest.seq))
         self._pending = _Pending()
-        self._hashes: dict[str, str] = {}
+        self._sources = sources(self.states)
         self._behind: tuple[_Epoch, Future[CommitRecord]] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._failed: BaseException | None = None
@@ -118,13 +119,19 @@ class Chain:
 
     @property
     def schemas(self) -> dict[TableName, TableSchema]:
-        """Every captured table, as it was added."""
-        return {TableName.from_id(t): TableSchema.from_dict(s.schema) for t, s in self.states.items()}
+        """Every captured table of the source, as it was added."""
+        return {table: source.own for table, source in self._sources.items()}
+
+    @property
+    def sources(self) -> Mapping[TableName, Source]:
+        """The same, with where their rows go."""
+        return self._sources
 
     @property
     def has_rows(self) -> bool:
-        """Whether there is something that readers wait for: rows, or a table that stops."""
-        return bool(self._pending.data or self._pending.stopped or self._pending.skipped)
+        """Whether there is something that readers wait for: rows, a window, or a table that stops."""
+        pending = self._pending
+        return bool(pending.data or pending.stopped or pending.skipped or pending.windows)
 
     @property
     def is_plain(self) -> bool:
@@ -151,7 +158,7 @@ class Chain:
             for table in self.states:
                 if entry := record.tables.get(table):
                     for changes in map(decode, log.data(table, entry.extent)):
-                        own = pc.is_in(changes.batch.column(_TXN), pa.array(_places(changes.gtids, gtid), pa.int32()))
+                        own = pc.is_in(changes.batch.column(TXN), pa.array(_places(changes.gtids, gtid), pa.int32()))
                         whole = pc.not_equal(changes.batch.column(0), pa.scalar(Op.MOVE_OUT, pa.int8()))
                         found += len(pc.indices_nonzero(pc.and_(own, whole)))
             before = next(iter(log.records(after=record.number - 2)), None)
@@ -170,11 +177,9 @@ class Chain:
         times = pa.array(self._times(drained), pa.int64())
         gtids = pa.array(drained.gtids, pa.string())
         first = self.seq
-        for changes, stop in _completed(drained):
+        for changes, stop in completed(drained):
             if changes.batch.num_rows:
-                batch = _numbered(changes, times, first)
-                self.seq = max(self.seq, batch.column(_SEQ)[-1].as_py())
-                self._add(changes, batch, gtids)
+                self._add(changes, numbered(changes, times, first), gtids)
             if stop is not None:
                 self._stop(stop)
         pending.transactions += drained.whole
@@ -199,34 +204,47 @@ class Chain:
         self.raw_us, self.ts_ms = int(drained.commit_us[-1]), int(times[-1])
         return times
 
+    def emit(self, changes: TableChanges, entry: WindowEntry) -> bool:
+        """Add what a window of one of the source's tables found, behind everything that was taken: `changes` as a decoder gives them, all of
+        one transaction. False: a row is too large for the log, so that the table stops, and the window is not in the epoch.
+
+        Only where a transaction ends, and what is pending is then to be written before anything else is taken: a window is in no part
+        of a transaction.
+        """
+        assert self.position is not None
+        assert self.position.whole
+        source = self._sources[changes.table]
+        if changes.batch.num_rows:
+            batch = numbered(changes, pa.array([self.ts_ms], pa.int64()), self.seq)
+            self._add(changes, batch, pa.array([entry.id.gtid], pa.string()))
+            if source.target in self._pending.stopped:
+                return False
+        self._pending.windows.setdefault(source.target.id, []).append(entry)
+        return True
+
     def _add(self, changes: TableChanges, batch: pa.RecordBatch, gtids: pa.StringArray) -> None:
-        table, schema = changes.table.id, changes.schema.hash
-        if changes.table in self._pending.stopped or table not in self.states:
+        self.seq = max(self.seq, batch.column(SEQ)[-1].as_py())
+        source = self._sources.get(changes.table)
+        if source is None or source.target in self._pending.stopped:
             return  # what stopped here, the decoder may go on with until it is told
-        if schema != self._hash(table):
+        if changes.schema.hash != source.own.hash:
             # Prepared before the table was added anew with other columns, and committed now.
             error = TableStoppedError(
                 "an XA transaction has rows of it as it was before it was read anew",
-                where=f"{changes.table} at {gtids[batch.column(_TXN)[0].as_py()]}",
-                hint=f"`lakesync resync {changes.table}`",
+                where=f"{changes.table} at {gtids[batch.column(TXN)[0].as_py()]}",
+                hint=f"`lakesync resync {source.target}`",
             )
-            self._pending.stopped[changes.table] = error
+            self._pending.stopped[source.target] = error
             return
-        records, kept, failed = _encode(batch, gtids, schema)
+        table, schema = source.target.id, source.schema.hash
+        records, kept, failed = encoded(source.mapped(batch), gtids, schema)
         if failed is not None:
             failed.where = f"{changes.table} at {failed.where}"
-            self._pending.stopped[changes.table] = failed
+            self._pending.stopped[source.target] = failed
         if records:
             self._pending.data.setdefault(table, []).extend(records)
-            self._pending.rows[table] = self._pending.rows.get(table, Counts()).plus(_counts(kept))
+            self._pending.rows[table] = self._pending.rows.get(table, Counts()).plus(counts(kept))
             self._pending.schemas[table] = schema
-
-    def _hash(self, table: str) -> str:
-        """Of the schema that a table was added with."""
-        found = self._hashes.get(table)
-        if found is None:
-            found = self._hashes[table] = TableSchema.from_dict(self.states[table].schema).hash
-        return found
 
     def stop(self, stops: Iterable[Stop]) -> None:
         """Say in the next epoch that these tables are captured no more."""
@@ -234,8 +252,11 @@ class Chain:
             self._stop(stop)
 
     def _stop(self, stop: Stop) -> None:
-        if stop.table.id in self.states:
-            self._pending.stopped.setdefault(stop.table, stop.error)
+        source = self._sources.get(stop.table)
+        if source is not None and source.target not in self._pending.stopped:
+            if source.is_shard:  # what brings it back is said of the table that it is a part of
+                stop.error.hint = stop.error.hint.replace(f"resync {stop.table}`", f"resync {source.target}`")
+            self._pending.stopped[source.target] = stop.error
 
     def _move(self, drained: Drained, server_uuid: str) -> None:
         position = self.position
@@ -261,19 +282,21 @@ class Chain:
         self,
         added: Mapping[TableName, tuple[TableSchema, dict[str, Any]]] | None = None,
         removed: Mapping[TableName, dict[str, Any]] | None = None,
+        altered: Mapping[TableName, dict[str, Any]] | None = None,
     ) -> CommitRecord:
-        """Write the next epoch. `added` maps tables to schema and options, `removed` to the reason.
+        """Write the next epoch. `added` maps tables to schema and options, `removed` to the reason, `altered` to new options.
 
         Raises as `LogWriter.append` does; what was pending is pending still then.
         """
         self.settle()
-        epoch = self._epoch(added, removed)
+        epoch = self._epoch(added, removed, altered)
         record = self._written(epoch, self._append(epoch))
         self._pending = _Pending()
         return record
 
-    def publish_behind(self) -> None:
-        """Begin to write the next epoch, in a thread, once the one before it is written: what follows can be decoded meanwhile.
+    def publish_behind(self, then: Callable[[], None]) -> None:
+        """Begin to write the next epoch, in a thread, once the one before it is written: what follows can be decoded meanwhile. `then` is
+        called once it is written, or was not, in any thread.
 
         Raises as `settle` does.
         """
@@ -281,8 +304,15 @@ class Chain:
         epoch = self._epoch()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "lakesync-epoch")
-        self._behind = epoch, self._thread.submit(self._append, epoch)
+        writing = self._thread.submit(self._append, epoch)
+        writing.add_done_callback(lambda _: then())
+        self._behind = epoch, writing
         self._pending = _Pending()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether `settle` would have to wait."""
+        return self._behind is not None and not self._behind[1].done()
 
     def settle(self) -> CommitRecord | None:
         """Wait for what is written behind; its record, if there was something.
@@ -311,27 +341,29 @@ class Chain:
         self,
         added: Mapping[TableName, tuple[TableSchema, dict[str, Any]]] | None = None,
         removed: Mapping[TableName, dict[str, Any]] | None = None,
+        altered: Mapping[TableName, dict[str, Any]] | None = None,
     ) -> _Epoch:
         """What is pending, as it is now."""
         faults.point("capture.before-epoch")
         pending, position = self._pending, self.position
         assert position is not None
-        assert not any(table.id in pending.data for table in added or ())
+        assert not any(table.id in pending.data for table in (*(added or ()), *(altered or ())))
         gone = {t.id: e.to_dict() for t, e in pending.stopped.items() if t.id in self.states}
         gone |= {t.id: reason for t, reason in (removed or {}).items()}
         new = {
             t.id: TableState(schema.to_dict(), options, Counts(), None, self._number + 1)
             for t, (schema, options) in (added or {}).items()
         }
-        return _Epoch(pending, position, self.ts_ms, self.raw_us, self.seq, new, gone)
+        others = {t.id: options for t, options in (altered or {}).items()}
+        return _Epoch(pending, position, self.ts_ms, self.raw_us, self.seq, new, gone, others)
 
     def _append(self, epoch: _Epoch) -> CommitRecord:
         return self.writer.append(epoch.pending.data, lambda extents: self._seal(extents, epoch))
 
     def _written(self, epoch: _Epoch, record: CommitRecord) -> CommitRecord:
         self.states = record.states_after(self.states)
-        if epoch.added or epoch.removed:
-            self._hashes.clear()
+        if epoch.added or epoch.removed or epoch.altered:
+            self._sources = sources(self.states)
         self.newest, self._number, self._start = record, record.number, record.end
         self.transactions += epoch.pending.transactions
         self.bytes += epoch.pending.framing["bytes"]
@@ -351,9 +383,9 @@ class Chain:
         totals.update(pending.framing)
         checkpoint = newest.checkpoint if newest else number
         states = None
-        due = newest is None or added or removed or number - checkpoint >= self._checkpoint_epochs
+        due = newest is None or added or removed or epoch.altered or number - checkpoint >= self._checkpoint_epochs
         if due and epoch.position.whole:  # a part restates nothing: it is no place to begin at
-            checkpoint, states = number, self._restated(entries, added, removed)
+            checkpoint, states = number, self._restated(entries, epoch)
         return CommitRecord(
             log=self._log,
             number=number,
@@ -373,16 +405,20 @@ class Chain:
             removed=removed,
             skipped=tuple(pending.skipped),
             states=states,
+            altered=epoch.altered,
+            windows={t: tuple(found) for t, found in pending.windows.items()},
         )
 
-    def _restated(
-        self, entries: Mapping[str, TableEntry], added: Mapping[str, TableState], removed: Mapping[str, Any]
-    ) -> dict[str, TableState]:
-        states = {t: s for t, s in self.states.items() if t not in removed}
+    def _restated(self, entries: Mapping[str, TableEntry], epoch: _Epoch) -> dict[str, TableState]:
+        states = {
+            t: replace(s, options=epoch.altered.get(t, s.options))
+            for t, s in self.states.items()
+            if t not in epoch.removed
+        }
         for table, entry in entries.items():
             if table in states:
                 states[table] = replace(states[table], totals=entry.totals, last=None)
-        return states | dict(added)
+        return states | dict(epoch.added)
 
 
 def _states(log: Log, newest: CommitRecord | None) -> dict[str, TableState]:
@@ -403,62 +439,6 @@ def _states(log: Log, newest: CommitRecord | None) -> dict[str, TableState]:
         where=str(newest.id),
         hint="restore the log, or begin a new one: it continues from the lake",
     )
-
-
-def _completed(drained: Drained) -> list[tuple[TableChanges, Stop | None]]:
-    """The changes before each table's first transaction with an incomplete row, and the stop there. That transaction's rows may be in
-    several batches."""
-    found: list[tuple[TableChanges, Stop | None]] = []
-    ends: dict[TableName, int] = {}
-    for changes in drained.changes:
-        changes, txn, error = complete(changes)
-        stop = None
-        if error is not None and txn is not None:
-            error.where = f"{changes.table} at {drained.gtids[txn]}"
-            stop = Stop(txn, changes.table, error)
-            ends[changes.table] = min(txn, ends.get(changes.table, txn))
-        found.append((changes, stop))
-    if not ends:
-        return found
-    return [
-        (_before(changes, ends[changes.table]) if changes.table in ends else changes, stop) for changes, stop in found
-    ]
-
-
-def _before(changes: TableChanges, txn: int) -> TableChanges:
-    count = int(changes.batch.column(_TXN).to_numpy().searchsorted(txn))
-    return replace(changes, batch=changes.batch.slice(0, count))
-
-
-def _numbered(changes: TableChanges, times: pa.Int64Array, first_seq: int) -> pa.RecordBatch:
-    """The changes with their times, and numbers that go on from `first_seq`."""
-    columns = list(changes.batch.columns)
-    columns[_TS_MS] = times.take(columns[_TXN])
-    columns[_SEQ] = pc.add(columns[_SEQ], first_seq)
-    return pa.RecordBatch.from_arrays(columns, schema=changes.batch.schema)
-
-
-def _encode(
-    batch: pa.RecordBatch, gtids: pa.StringArray, schema: str
-) -> tuple[list[memoryview], pa.RecordBatch, TableStoppedError | None]:
-    """The records, the rows that they hold, and why not all: a row is too large, and its transaction is left out with all after it."""
-    try:
-        return encode(batch, gtids, schema), batch, None
-    except TableStoppedError as error:
-        txns = batch.column(_TXN).to_numpy()
-        for txn in np.unique(txns):
-            rows = batch.slice(int(txns.searchsorted(txn)), int((txns == txn).sum()))
-            try:
-                encode(rows, gtids, schema)
-            except TableStoppedError as this:
-                kept = batch.slice(0, int(txns.searchsorted(txn)))
-                return encode(kept, gtids, schema), kept, this
-        raise error
-
-
-def _counts(batch: pa.RecordBatch) -> Counts:
-    found = np.bincount(batch.column(0).to_numpy(), minlength=4)
-    return Counts(int(found[Op.INSERT]), int(found[Op.UPDATE]), int(found[Op.DELETE]))
 
 
 def _grown(position: Position, drained: Drained) -> GtidSet:

@@ -115,6 +115,11 @@ class NativeDecoder:
         return self._native.open_gtid
 
     @property
+    def place(self) -> BinlogEnd:
+        file, _, offset = self._native.where.rpartition(":")
+        return BinlogEnd(file, int(offset))
+
+    @property
     def resumed_changes(self) -> int:
         return self._native.resumed_changes
 

@@ -21,6 +21,7 @@ class StreamQueue:
         self._bytes = 0
         self._error: BaseException | None = None
         self._ended = False
+        self._woken = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, name="lakesync-binlog", daemon=True)
         self._thread.start()
@@ -45,13 +46,14 @@ class StreamQueue:
                 self._changed.notify_all()
 
     def get(self, timeout_s: float, most: int | None = None) -> list[bytes]:
-        """The pieces that wait (`most` of them), or the next one within `timeout_s`; none if there is none in time.
+        """The pieces that wait (`most` of them), or the next one within `timeout_s`; none if there is none in time, or before `wake`.
 
         Raises what the stream raised, after the pieces before it were given.
         """
         with self._changed:
-            if not self._pieces and not self._ended:
+            if not self._pieces and not self._ended and not self._woken:
                 self._changed.wait(timeout_s)
+            self._woken = False
             if not self._pieces and self._ended:
                 raise self._error or SourceUnavailableError("the stream of the binary log ended")
             count = len(self._pieces) if most is None else min(most, len(self._pieces))
@@ -59,6 +61,12 @@ class StreamQueue:
             self._bytes -= sum(map(len, pieces))
             self._changed.notify_all()
             return pieces
+
+    def wake(self) -> None:
+        """End the `get` that waits, or the next one that would wait, from any thread."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End the stream and the thread."""

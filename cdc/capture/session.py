@@ -7,16 +7,17 @@ from typing import Any
 
 from pymysql.connections import Connection
 
-from cdc import faults
+from cdc import faults, sharding
 from cdc.capture.base import Decoder
 from cdc.capture.chain import Chain
 from cdc.capture.native import NativeDecoder
 from cdc.capture.reading import StreamQueue
-from cdc.capture.tables import Joining, PipelineFile, describe
+from cdc.capture.tables import Joining, PipelineFile
+from cdc.capture.windows import OpenWindows
 from cdc.clock import Clock
-from cdc.config import PipelineConfig, TableConfig
+from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord
-from cdc.errors import LogIndefiniteError, TableStoppedError
+from cdc.errors import LogIndefiniteError
 from cdc.journal import logger
 from cdc.log.base import Log, LogWriter
 from cdc.names import TableName
@@ -25,17 +26,19 @@ from cdc.schema import TableSchema
 from cdc.source.dump import BinlogStream, server_id
 from cdc.source.server import Server
 from cdc.state import Phase, State, TableStatus
+from cdc.window import Windows
 
 NODE = "capture"
 LOG = logger(NODE)
-KEPT: tuple[Phase, ...] = ("catching-up", "ready", "stopped")
+KEPT: tuple[Phase, ...] = ("reading", "catching-up", "ready", "stopped")
 """Of tables that go on where the lake is, when a new log continues from it."""
 
 Described = tuple[TableSchema, dict[str, Any]]
 
 
 class Session:
-    """Opening it fences the log, then reads its newest record. `writer` is only a mutant's: one that was left open."""
+    """Opening it fences the log, then reads its newest record. `windows` are those of the readers in this process; what was read for an
+    earlier session is cancelled. `writer` is only a mutant's: one that was left open."""
 
     connection: Connection[Any]
     server: Server
@@ -45,7 +48,13 @@ class Session:
     """These are there once `follow` has opened the stream, and those above once the server is reached."""
 
     def __init__(
-        self, config: PipelineConfig, log: Log, state: State, clock: Clock, writer: LogWriter | None = None
+        self,
+        config: PipelineConfig,
+        log: Log,
+        state: State,
+        clock: Clock,
+        windows: Windows | None = None,
+        writer: LogWriter | None = None,
     ) -> None:
         self.config = config
         self.log = log
@@ -53,14 +62,13 @@ class Session:
         self.clock = clock
         self.file = PipelineFile(config, state)
         self.joining: dict[TableName, Joining] = {}
-        self.warned: set[TableName] = set()
-        """Tables of which it was said that their changed options wait for a resync."""
         self.linger_at: float | None = None
         """When what is pending is due, by the monotonic clock; None if nothing is."""
         self.idle_at = 0.0
         """When an epoch without rows is due."""
         self._stream: StreamQueue | None = None
         self._writer: LogWriter | None = None
+        self.windows = OpenWindows(self, windows or Windows(), config.capture.epoch_size)
         try:
             self.chain = self._open_log(writer)
         except BaseException:
@@ -83,6 +91,7 @@ class Session:
 
     def close(self) -> None:
         """Leave the source and the log."""
+        self.windows.close()
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -136,33 +145,48 @@ class Session:
     def collect(self) -> None:
         """Take from the decoder what is whole."""
         self.linger_at = None
-        clamped = self.chain.clamped
-        self.chain.take(self.decoder.drain(), self.uuid)
-        for table in self.chain.stopped:
-            self.decoder.stop(table)
-        if self.chain.clamped and not clamped:
-            LOG.warning("commit-time-behind", by_ms=self.chain.clamped_ms, gtid=self.chain.clamped_gtid)
+        chain = self.chain
+        clamped = chain.clamped
+        drained = self.decoder.drain()
+        self.windows.touch(drained)
+        chain.take(drained, self.uuid)
+        if chain.stopped:
+            stopped = [table for table, source in chain.sources.items() if source.target in chain.stopped]
+            for table in stopped:
+                self.decoder.stop(table)
+            self.windows.cancel("the table stopped", stopped)
+        if chain.clamped and not clamped:
+            LOG.warning("commit-time-behind", by_ms=chain.clamped_ms, gtid=chain.clamped_gtid)
 
     def publish(
         self,
         added: Mapping[TableName, Described] | None = None,
         removed: Mapping[TableName, dict[str, Any]] | None = None,
+        altered: Mapping[TableName, dict[str, Any]] | None = None,
     ) -> CommitRecord:
         """Write the next epoch, as `Chain.publish`."""
         self.settle()
         chain = self.chain
+        if changed := {*(added or ()), *(removed or ())}:
+            self.windows.cancel(
+                "the table is captured anew, or no more", [t for t, s in chain.sources.items() if s.target in changed]
+            )
+        for target, options in (altered or {}).items():
+            kept = sharding.shards(options)
+            left = [t for t, s in chain.sources.items() if s.target == target and t not in kept]
+            self.windows.cancel("it is a shard no more", left)
         # Said before the epoch says it: between the two, a restart meets the same transaction again.
         for table, error in chain.stopped.items():
             LOG.error("table-stopped", table=str(table), error=error.code, what=error.what, where=error.where)
             self.state.stop_table(table, NODE, error)
         try:
-            record = chain.publish(added, removed)
+            record = chain.publish(added, removed, altered)
         except LogIndefiniteError:
             if not faults.mutant("no_read_back"):
                 raise
             chain.writer.close()
             self._writer = chain.writer = self.log.writer()
-            record = chain.publish(added, removed)
+            record = chain.publish(added, removed, altered)
         self._tell(record)
         if record.skipped:
             for request in self.state.open_requests("skip"):
@@ -175,7 +199,7 @@ class Session:
         """The same in a thread, as `Chain.publish_behind`, unless something is to be told before the epoch or after it."""
         if self.chain.is_plain:
             self.settle()
-            self.chain.publish_behind()
+            self.chain.publish_behind(self.windows.wake)
         else:
             self.publish()
 
@@ -186,54 +210,25 @@ class Session:
 
     def _tell(self, record: CommitRecord) -> None:
         self.idle_at = self.clock.monotonic() + self.config.capture.idle
+        self.windows.written(record)
         LOG.debug("epoch-written", epoch=record.number, transactions=record.transactions, tables=len(record.tables))
 
     # -- tables ------------------------------------------------------------------------------------------------------
 
-    def known(self, statuses: Mapping[TableName, TableStatus]) -> set[TableName]:
-        """Tables that need not exist any more to be named."""
-        return {t for t, s in statuses.items() if s.phase != "new"} | set(self.chain.schemas)
-
     def asked_to_skip(self) -> Collection[Gtid]:
         """Transactions that `lakesync skip` names."""
         return {Gtid.parse(r.argument) for r in self.state.open_requests("skip")}
-
-    def join(self, table: TableName, entry: TableConfig, request: int | None = None) -> None:
-        """Read a table's columns, to capture it once the stream has passed what made them."""
-        try:
-            schema, options = describe(self.connection, table, entry)
-        except TableStoppedError as error:
-            self._refuse(table, error)
-            if request is not None:
-                self.state.request_done(request, f"not done: {error.what}")
-            return
-        requests = [] if request is None else [request]
-        self.joining[table] = Joining(schema, options, self.server.binlog_end(), requests)
-
-    def _refuse(self, table: TableName, error: TableStoppedError) -> None:
-        LOG.error("table-refused", table=str(table), what=error.what, hint=error.hint)
-        if table.id not in self.chain.states or self.state.table(table) is None:
-            self.state.stop_table(table, NODE, error)
-
-    def describe(self, entries: Mapping[TableName, TableConfig]) -> dict[TableName, Described]:
-        """Tables to be captured at once; those that cannot be are stopped."""
-        found = {}
-        for table, entry in entries.items():
-            try:
-                found[table] = describe(self.connection, table, entry)
-            except TableStoppedError as error:
-                self._refuse(table, error)
-        return found
 
     def add(
         self,
         described: Mapping[TableName, Described],
         kept: Mapping[TableName, Phase],
         removed: Mapping[TableName, dict[str, Any]] | None = None,
-    ) -> None:
-        """Write the epoch from whose end on these tables are captured. Those in `kept` keep a phase of theirs that says that the lake
-        has them."""
-        record = self.publish(described, removed)
+        altered: Mapping[TableName, dict[str, Any]] | None = None,
+    ) -> CommitRecord:
+        """Write the epoch from whose end on these tables are captured, with these options. Those in `kept` keep a phase of theirs that
+        says that the lake has them. Names are the lake's, schemas as in the lake."""
+        record = self.publish(described, removed, altered)
         for table in described:
             phase = kept.get(table)
             if phase in KEPT:
@@ -251,7 +246,6 @@ class Session:
                     rows_estimate=0,
                     error=None,
                 )
-            self.warned.discard(table)
             LOG.info("table-added", table=str(table), epoch=record.number)
         for request in self.state.open_requests("resync"):
             joining = self.joining.get(TableName.parse(request.argument))
@@ -259,6 +253,7 @@ class Session:
             if asked and TableName.parse(request.argument) in described:
                 self.state.request_done(request.number, f"captured anew from epoch {record.id} on")
         self.decoder.capture(self.chain.schemas)
+        return record
 
 
 def is_out(status: TableStatus | None) -> bool:

@@ -16,12 +16,13 @@ from typing import Any
 from cdc.capture.capture import Capture
 from cdc.clock import SystemClock
 from cdc.config import PipelineConfig, load
-from cdc.epoch import CommitRecord, Op
+from cdc.epoch import CommitRecord, Counts, Op
 from cdc.log import Log, open_log
 from cdc.log.codec import WIDTH, decode
 from cdc.names import TableName
 from cdc.position import GtidSet
 from cdc.state import State
+from cdc.window import Windows
 from dev.sqlserver import SqlServer
 
 
@@ -40,6 +41,7 @@ class Rig:
         self.write(*tables)
         self.state = State(folder / "state")
         self.log: Log = open_log(self.log_url, self.pipeline)
+        self.windows = Windows()
         self.error: BaseException | None = None
 
     def write(self, *tables: str) -> None:
@@ -62,7 +64,8 @@ class Rig:
 
         def body() -> None:
             try:
-                Capture(self.config, open_log(self.log_url, self.pipeline), self.state, SystemClock()).run(stop)
+                log = open_log(self.log_url, self.pipeline)
+                Capture(self.config, log, self.state, SystemClock(), self.windows).run(stop)
             except BaseException as error:
                 self.error = error
 
@@ -125,14 +128,14 @@ class Rig:
             if entry is None:
                 continue
             changes = [decode(r) for r in self.log.data(table.id, entry.extent)]
-            counts = [0, 0, 0, 0]
+            counts = [0] * (Op.TRUNCATE + 1)
             for one in changes:
                 assert one.schema_hash == entry.schema
                 for i in range(one.batch.num_rows):
                     cells = [c[i].as_py() for c in one.batch.columns]
                     counts[cells[0]] += 1
                     found.append((one.gid(i), cells[0], cells[4], cells[5], tuple(cells[WIDTH:])))
-            assert counts[:3] == list(entry.rows)
+            assert Counts(*(counts[op] for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.READ))) == entry.rows
         return found
 
     def phase(self, table: TableName) -> str:

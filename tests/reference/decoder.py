@@ -161,6 +161,10 @@ class ReferenceDecoder:
         return str(self._open.gtid) if self._open else None
 
     @property
+    def place(self) -> BinlogEnd:
+        return BinlogEnd(self._file, self._offset)
+
+    @property
     def resumed_changes(self) -> int:
         return 0
 

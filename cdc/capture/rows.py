@@ -1,0 +1,76 @@
+"""Decoded row changes on their way into an epoch: cut before what is incomplete, numbered, encoded, counted. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdc.capture.base import Drained, Stop, TableChanges
+from cdc.capture.complete import complete
+from cdc.epoch import Counts, Op
+from cdc.errors import TableStoppedError
+from cdc.log.codec import METADATA, encode
+from cdc.names import TableName
+
+TXN, TS_MS, SEQ = (METADATA.get_field_index(name) for name in ("_txn", "_ts_ms", "_seq"))
+"""Places of columns."""
+
+
+def completed(drained: Drained) -> list[tuple[TableChanges, Stop | None]]:
+    """The changes before each table's first transaction with an incomplete row, and the stop there. That transaction's rows may be in
+    several batches."""
+    found: list[tuple[TableChanges, Stop | None]] = []
+    ends: dict[TableName, int] = {}
+    for changes in drained.changes:
+        changes, txn, error = complete(changes)
+        stop = None
+        if error is not None and txn is not None:
+            error.where = f"{changes.table} at {drained.gtids[txn]}"
+            stop = Stop(txn, changes.table, error)
+            ends[changes.table] = min(txn, ends.get(changes.table, txn))
+        found.append((changes, stop))
+    if not ends:
+        return found
+    return [
+        (_before(changes, ends[changes.table]) if changes.table in ends else changes, stop) for changes, stop in found
+    ]
+
+
+def _before(changes: TableChanges, txn: int) -> TableChanges:
+    count = int(changes.batch.column(TXN).to_numpy().searchsorted(txn))
+    return replace(changes, batch=changes.batch.slice(0, count))
+
+
+def numbered(changes: TableChanges, times: pa.Int64Array, first_seq: int) -> pa.RecordBatch:
+    """The changes with their times, and numbers that go on from `first_seq`."""
+    columns = list(changes.batch.columns)
+    columns[TS_MS] = times.take(columns[TXN])
+    columns[SEQ] = pc.add(columns[SEQ], first_seq)
+    return pa.RecordBatch.from_arrays(columns, schema=changes.batch.schema)
+
+
+def encoded(
+    batch: pa.RecordBatch, gtids: pa.StringArray, schema: str
+) -> tuple[list[memoryview], pa.RecordBatch, TableStoppedError | None]:
+    """The records, the rows that they hold, and why not all: a row is too large, and its transaction is left out with all after it."""
+    try:
+        return encode(batch, gtids, schema), batch, None
+    except TableStoppedError as error:
+        txns = batch.column(TXN).to_numpy()
+        for txn in np.unique(txns):
+            rows = batch.slice(int(txns.searchsorted(txn)), int((txns == txn).sum()))
+            try:
+                encode(rows, gtids, schema)
+            except TableStoppedError as this:
+                kept = batch.slice(0, int(txns.searchsorted(txn)))
+                return encode(kept, gtids, schema), kept, this
+        raise error
+
+
+def counts(batch: pa.RecordBatch) -> Counts:
+    """The changes by operation."""
+    found = np.bincount(batch.column(0).to_numpy(), minlength=Op.READ + 1)
+    return Counts(*(int(found[op]) for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.READ)))
