@@ -35,10 +35,12 @@ from cdc.source.connection import connect
 from cdc.source.server import Server
 from cdc.state import State, TableStatus
 from cdc.trace import project_in_process
+from cdc.window import Windows
 from snapshot import node as snapshot_node
+from snapshot import reread as reread_node
 
-NodeName = Literal["capture", "snapshot", "merge", "trace"]
-NODES: tuple[NodeName, ...] = ("capture", "snapshot", "merge", "trace")
+NodeName = Literal["capture", "reread", "snapshot", "merge", "trace"]
+NODES: tuple[NodeName, ...] = ("capture", "reread", "snapshot", "merge", "trace")
 Stop = threading.Event
 Body = Callable[[Stop], None]
 
@@ -68,6 +70,8 @@ class Goal:
         # Before the tables' states: a request is done once the state that it asks for is entered.
         if any(r.kind in ("resync", "resume") for r in state.open_requests()):
             return False
+        if any(r.phase in ("waiting", "running") for r in state.reads(open_only=True)):
+            return False
         statuses = state.tables()
         if stopped := [s for t in self.tables if (s := statuses.get(t)) and s.phase == "stopped"]:
             raise _stopped(stopped)
@@ -75,6 +79,8 @@ class Goal:
             return False
         found = manifest.read(config.lake_root, config.name)
         if found is None or not all(_consistent(found.tables.get(t)) for t in self.tables):
+            return False
+        if any(r.last is not None and r.last.number > found.applied.epoch.number for r in state.reads()):
             return False
         position = found.applied.position
         return position.server_uuid == self.server_uuid and position.end >= self.end
@@ -129,7 +135,7 @@ def _first_look(config: PipelineConfig, nodes: Sequence[NodeName], until_current
         if not until_current:
             return None
         uuid, end = server.identity().uuid, server.binlog_end()
-        return Goal(tuple(catalogue.match(connection, config.tables)), uuid, end)
+        return Goal(tuple(catalogue.targets(catalogue.match(connection, config.tables))), uuid, end)
 
 
 class Supervisor:
@@ -224,10 +230,15 @@ class Supervisor:
 
 
 def _bodies(config: PipelineConfig, state: State, clock: Clock, nodes: Sequence[NodeName]) -> dict[NodeName, Body]:
-    """The nodes, each opening the log for itself: a restart begins from nothing."""
+    """The nodes, each opening the log for itself: a restart begins from nothing. Windows are between capture and rereads, so these two are
+    in one process."""
+    windows = Windows()
 
     def capture(stop: Stop, log: Log) -> None:
-        Capture(config, log, state, clock).run(stop)
+        Capture(config, log, state, clock, windows).run(stop)
+
+    def reread(stop: Stop, log: Log) -> None:
+        reread_node.run(config, log, state, windows, stop)
 
     def snapshot(stop: Stop, log: Log) -> None:
         snapshot_node.run(config, log, state, stop)
@@ -250,6 +261,7 @@ def _bodies(config: PipelineConfig, state: State, clock: Clock, nodes: Sequence[
 
     found: dict[NodeName, Body] = {
         "capture": with_log(capture),
+        "reread": with_log(reread),
         "snapshot": with_log(snapshot),
         "merge": with_log(merge),
         "trace": trace,

@@ -39,6 +39,8 @@ OUTSTANDING = 4
 """Windows of a job that are delivered and not yet in the log, at most; the next one is read meanwhile."""
 RECORD_S = 0.25
 """How often progress is written down."""
+WRITTEN_WITHIN_S = 30.0
+"""How long a job that ends waits for windows that are being written."""
 PAUSES_S = (0.02, 0.1, 0.5, 2.0, 5.0)
 """Before the next window after one, two, … were cancelled in a row."""
 
@@ -132,9 +134,16 @@ class Job:
         except (Ended, WindowEnded):
             return Outcome(False, self._count, self._cancelled)
         finally:
-            for window in (self._next, *(f.window for f in self._flights)):
-                if window is not None:
-                    window.cancel("the job ended")
+            self._cancel_all()
+
+    def _cancel_all(self) -> None:
+        windows = [w for w in (self._next, *(f.window for f in self._flights)) if w is not None]
+        for window in windows:
+            window.cancel("the job ended")
+        # Whoever begins the job again must find them in the log, if they get there.
+        deadline_s = time.monotonic() + WRITTEN_WITHIN_S
+        while any(w.phase == "emitting" for w in windows) and time.monotonic() < deadline_s:
+            time.sleep(0.005)
 
     # -- what there is to do -------------------------------------------------------------------------------------------
 

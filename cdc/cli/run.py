@@ -20,7 +20,7 @@ from cdc.daemon import NODES, NodeName
 
 _NODES: dict[str, tuple[NodeName, ...]] = {
     "all": NODES,
-    "capture": ("capture",),
+    "capture": ("capture", "reread"),
     "merge": ("snapshot", "merge"),
     "trace": ("trace",),
 }
@@ -28,7 +28,8 @@ _NODES: dict[str, tuple[NodeName, ...]] = {
 
 def command(
     node: Annotated[
-        Literal["all", "capture", "merge", "trace"], typer.Option(help="Run one part; merge reads snapshots too.")
+        Literal["all", "capture", "merge", "trace"],
+        typer.Option(help="Run one part; capture reads live tables again too, merge new ones for the first time."),
     ] = "all",
     until_current: Annotated[
         bool,

@@ -180,14 +180,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 def test_a_job_of_rereading(state: State) -> None:
     spec = ReadSpec(where="a > 1", low=(1, "x"), high=(9, "0xff"))
     job = state.ask_read(ORDERS, USERS, spec, "shard")
-    assert (job.table, job.target, job.spec, job.phase, job.fresh, job.open) == (
-        ORDERS,
-        USERS,
-        spec,
-        "waiting",
-        True,
-        True,
-    )
+    assert (job.table, job.target, job.spec, job.phase, job.open) == (ORDERS, USERS, spec, "waiting", True)
     assert state.ask_read(ORDERS, ORDERS, ReadSpec(), "asked", job.job) == job
     state.ask_read(ORDERS, ORDERS, ReadSpec(keys=((1,), (2,))), "asked")
     assert state.set_read(job.job, phase="running", when=("waiting",), epoch=E7, progress={"at": [1]}, rows_read=5)
