@@ -27,6 +27,7 @@ from cdc import faults, unfit
 from cdc.config import PipelineConfig
 from cdc.errors import ConfigError, SourceError, SourceUnavailableError, TableStoppedError
 from cdc.journal import logger
+from cdc.names import TableName
 from cdc.position import BinlogEnd, Position
 from cdc.source import results
 from cdc.source.catalogue import difference, estimate_rows, read_schema
@@ -267,11 +268,12 @@ class Reader:
         bounded size, and are to be taken to the end; only then the chunk is known to be sound, and how it ended. It pauses as the
         throttle says before the first of them."""
         chunk = Chunk()
-        chunk.batches = self._batches(chunk, part, after, limit, where, size)
+        select = partial(self._walk.select, after, part.high, where=where, after_included=after_included)
+        chunk.batches = self._batches(chunk, select, limit, size)
         return chunk
 
     def _batches(
-        self, chunk: Chunk, part: Part, after: Bound | None, limit: int, where: str, size: int | None
+        self, chunk: Chunk, select: Callable[..., tuple[str, tuple[object, ...]]], limit: int, size: int | None
     ) -> Iterator[pa.RecordBatch]:
         walk = self._walk
         limit = self._limit(limit, size)
@@ -281,7 +283,7 @@ class Reader:
             batch_size = results.SIZE if size is None else min(results.SIZE, max(size // 4, 1))
             found = results.read(
                 connection,
-                lambda text: walk.select(after, part.high, limit, text=text, where=where),
+                lambda text: select(limit, text=text),
                 walk.plans(),
                 size=batch_size,
             )
@@ -394,25 +396,6 @@ class Reader:
             arrow = arrow.append(unfit.FIELD)
         return pa.concat_tables([arrow.empty_table(), *found], promote_options="default")
 
-    def check_where(self, where: str) -> None:
-        """Raise `ConfigError` for a condition that the server does not take. Nothing is read."""
-        sql, arguments = self._walk.select(None, None, 0, where=where)
-        connection = self.connection()
-        try:
-            with connection.cursor(Cursor) as cursor:
-                cursor.execute(f"EXPLAIN {sql}", arguments)
-        except pymysql.err.Error as error:
-            translated_error = translate(error, connection)
-            code = error.args[0] if error.args else 0
-            if translated_error.retryable or code in _NOT_THE_CONDITION:
-                raise translated_error from None
-            what = str(error.args[1]) if code == ER.BAD_FIELD_ERROR else f"{_PROBLEMS.get(code, 'not understood')}"
-            raise ConfigError(
-                f"the server does not take the condition: {what} (error {code})",
-                where=str(self._walk.table),
-                hint="write what may follow WHERE: a condition on this table's columns, in the server's SQL",
-            ) from None
-
     def check_schema(self) -> None:
         """Raise `TableStoppedError` unless the table's columns and key are those of the record that added it."""
         walk = self._walk
@@ -425,6 +408,27 @@ class Reader:
             raise TableStoppedError(
                 f"the table was altered after it was added: {unlike}", where=str(walk.table), hint=hint
             )
+
+
+def check_where(connection: Connection[Any], table: TableName, where: str) -> None:
+    """Raise `ConfigError` for a condition that the server does not take. Nothing is read. Raises `SourceError` for what is not the
+    condition's fault."""
+    try:
+        with connection.cursor(Cursor) as cursor:
+            # On lines of its own, as in a reading: it may end in a comment.
+            cursor.execute(f"EXPLAIN SELECT 1 FROM {table.quoted} WHERE (\n{where}\n)")
+    except (pymysql.err.Error, OSError) as error:
+        code = error.args[0] if error.args else 0
+        failed = translate(error, connection)
+        if failed.retryable or isinstance(error, OSError) or code in _NOT_THE_CONDITION:
+            raise failed from None
+        # What the server says of others may hold what the condition compares with.
+        what = str(error.args[1]) if code == ER.BAD_FIELD_ERROR else _PROBLEMS.get(code, "it is not understood")
+        raise ConfigError(
+            f"the server does not take the condition: {what} (error {code})",
+            where=str(table),
+            hint="write what may follow WHERE: a condition on this table's columns, in the server's SQL",
+        ) from None
 
 
 def _points(walk: Walk, keys: pa.Table, text: bool) -> tuple[str, tuple[object, ...]]:
