@@ -263,10 +263,19 @@ class Reader:
             row = cursor.fetchone()
         return None if row is None or row[0] is None else (int(row[0]), int(row[1]))
 
-    def read(self, part: Part, after: Bound | None, limit: int, *, where: str = "", size: int | None = None) -> Chunk:
-        """At most `limit` rows of a part, after a bound, that fulfil `where`; no more once they have `size` bytes. The batches are of
-        bounded size, and are to be taken to the end; only then the chunk is known to be sound, and how it ended. It pauses as the
-        throttle says before the first of them."""
+    def read(
+        self,
+        part: Part,
+        after: Bound | None,
+        limit: int,
+        *,
+        where: str = "",
+        size: int | None = None,
+        after_included: bool = False,
+    ) -> Chunk:
+        """At most `limit` rows of a part, after a bound (with it, if `after_included`), that fulfil `where`; no more once they have `size`
+        bytes. The batches are of bounded size, and are to be taken to the end; only then the chunk is known to be sound, and how it ended.
+        It pauses as the throttle says before the first of them."""
         chunk = Chunk()
         select = partial(self._walk.select, after, part.high, where=where, after_included=after_included)
         chunk.batches = self._batches(chunk, select, limit, size)

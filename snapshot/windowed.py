@@ -180,7 +180,7 @@ class LakeKeys:
         for batch in self._lake.scan(self._snapshot, names, self._bounds(segment)):
             there = pa.Table.from_batches([batch])
             if self._shard is not None:
-                there = there.filter(pc.equal(there.column(self._shard.column), self._shard.value))
+                there = there.filter(pc.equal(there.column(self._shard.column), pa.scalar(self._shard.value)))
             there = conform(there.select(self._key.names), self._key, str(self._walk.table))
             if not there.num_rows:
                 continue
