@@ -595,6 +595,15 @@ def parse(data: dict[str, Any], path: Path) -> PipelineConfig:
         raise ConfigError("; ".join(_explain(e) for e in error.errors()), where=str(path)) from error
 
 
+def entry(data: dict[str, Any]) -> TableConfig:
+    """One entry of `tables:`, checked. Raises `ConfigError`."""
+    try:
+        return TableConfig.model_validate(data)
+    except ValidationError as error:
+        what = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+        raise ConfigError(what, where=str(data["name"])) from error
+
+
 def resolve_folder(base: Path, folder: str) -> Path:
     """A folder or file as the pipeline file names it, beside which it is relative."""
     return (base / Path(folder).expanduser()).resolve()

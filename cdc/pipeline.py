@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from cdc import checks, daemon, pipelinefile, status, stream
 from cdc import config as configuration
-from cdc.config import Mode, PipelineConfig, TableConfig
+from cdc.config import Mode, PipelineConfig
 from cdc.daemon import NODES, NodeName
 from cdc.epoch import CommitRecord
 from cdc.errors import ConfigError, TraceError
@@ -66,13 +66,28 @@ class Pipeline:
         mode: Mode = "upsert",
         types: Mapping[str, Override] | None = None,
         exclude: Sequence[str] = (),
+        backfill: bool = False,
+        into: str | None = None,
+        shard_column: str | None = None,
+        from_position: str | None = None,
     ) -> list[Finding]:
         """Add tables, or patterns, to the file, unless a finding about them is an error; what was found.
 
-        Raises `ConfigError` for a table that is there already.
+        `backfill`: an `append` table begins with the rows that are there. `into`: they are shards of this one table, in which
+        `shard_column` says of which one a row is. `from_position`: the lake has the table already, as of this GTID set. Raises
+        `ConfigError` for a table that is there already, and for what does not go together.
         """
+        given = {
+            "mode": mode,
+            "types": dict(types or {}),
+            "exclude": tuple(exclude),
+            "backfill": backfill,
+            "into": into,
+            "shard_column": shard_column,
+            "from_position": from_position,
+        }
         entries = [
-            TableConfig(name=_name(t), mode=mode, types=dict(types or {}), exclude=tuple(exclude)) for t in tables
+            configuration.entry({"name": _name(t)} | {k: v for k, v in given.items() if v is not None}) for t in tables
         ]
         findings = checks.tables(self.config, entries)
         if not any(f.level == "error" for f in findings):
@@ -130,7 +145,7 @@ class Pipeline:
         state = State(self.config.state)
         known, named = state.tables(), [TableName.parse(t) for t in tables]
         for table in named:
-            if table not in known and self.config.entry(table) is None:
+            if table not in known and self.config.landing(table) is None:
                 raise ConfigError("not a table of this pipeline", where=str(table), hint="`lakesync status` lists them")
             if kind == "resume" and (table not in known or known[table].phase != "stopped"):
                 phase = known[table].phase if table in known else "new"

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from cdc import config as configuration
-from cdc.config import PipelineConfig, TableConfig
+from cdc.config import SHARD_COLUMN, PipelineConfig, TableConfig
 from cdc.errors import ConfigError, StateError
 from cdc.names import TableName
 
@@ -40,7 +40,8 @@ source:
 # `lakesync add shop.orders` writes here; so may you:
 #   - shop.orders
 #   - {{name: shop.users, types: {{is_admin: boolean}}}}
-#   - {{name: "shop.log_*", mode: append}}
+#   - {{name: "shop.log_*", mode: append}}                    # every change is a row; `backfill: true`: and what is there already
+#   - {{name: "shop_*.orders_*", into: shop.orders}}          # shards that land in one table
 tables: []
 """
 
@@ -128,18 +129,20 @@ def add(path: Path, entries: Sequence[TableConfig]) -> PipelineConfig:
 
 
 def remove(path: Path, tables: Sequence[TableName]) -> PipelineConfig:
-    """Take the entries of these tables, or patterns, out of `tables:`.
+    """Take the entries of these tables, or patterns, out of `tables:`; of a table that shards land in, all entries that are `into` it.
 
     Raises `ConfigError` for one that has no entry of its own.
     """
 
     def change(entries: CommentedSeq, config: PipelineConfig) -> None:
         for table in tables:
-            names = [entry.table for entry in config.tables]
-            if table in names:
-                index = next(i for i, e in enumerate(entries) if TableName.parse(_name_of(e)) == table)
-                del entries[index]
-                config = config.model_copy(update={"tables": tuple(e for e in config.tables if e.table != table)})
+            out = [e for e in config.tables if e.target == table] or [e for e in config.tables if e.table == table]
+            if out:
+                names = {e.table for e in out}
+                for index in reversed(range(len(entries))):
+                    if TableName.parse(_name_of(entries[index])) in names:
+                        del entries[index]
+                config = config.model_copy(update={"tables": tuple(e for e in config.tables if e not in out)})
             elif entry := config.entry(table):
                 raise ConfigError(
                     f"{table} has no entry of its own: the pattern {entry.name} matches it",
@@ -195,17 +198,26 @@ def _name_of(entry: Any) -> str:
 
 
 def _entry(entry: TableConfig) -> Any:
-    if entry.mode == "upsert" and not entry.types and not entry.exclude:
-        return entry.name
-    made = CommentedMap({"name": entry.name})
+    given: dict[str, Any] = {}
     if entry.mode != "upsert":
-        made["mode"] = entry.mode
+        given["mode"] = entry.mode
     if entry.types:
-        made["types"] = CommentedMap(entry.types)
-        made["types"].fa.set_flow_style()
+        given["types"] = CommentedMap(entry.types)
+        given["types"].fa.set_flow_style()
     if entry.exclude:
-        made["exclude"] = CommentedSeq(entry.exclude)
-        made["exclude"].fa.set_flow_style()
+        given["exclude"] = CommentedSeq(entry.exclude)
+        given["exclude"].fa.set_flow_style()
+    if entry.backfill:
+        given["backfill"] = True
+    if entry.into is not None:
+        given["into"] = entry.into
+        if entry.shard_column != SHARD_COLUMN:
+            given["shard_column"] = entry.shard_column
+    if entry.from_position is not None:
+        given["from_position"] = entry.from_position
+    if not given:
+        return entry.name
+    made = CommentedMap({"name": entry.name} | given)
     made.fa.set_flow_style()
     return made
 

@@ -9,13 +9,14 @@ from typing import Any
 from cdc import sharding
 from cdc.capture import identity
 from cdc.capture.session import LOG, NODE, Session
-from cdc.capture.tables import clash, own, unlike
+from cdc.capture.tables import clash, own
 from cdc.epoch import TableState
 from cdc.errors import LakesyncError, TableStoppedError
 from cdc.names import TableName
 from cdc.position import BinlogEnd
 from cdc.reads import ReadSpec
 from cdc.schema import TableSchema
+from cdc.source import catalogue
 from cdc.source.catalogue import Target
 
 
@@ -84,7 +85,7 @@ class Shards:
 
     def _check(self, table: TableName, shard: TableName, target: Target, schema: TableSchema) -> None:
         found = own(self._session.connection, shard, target.entry)
-        if said := unlike(schema, found):
+        if said := catalogue.unlike(schema, found):
             raise TableStoppedError(
                 f"shard {shard} is not like the others: {said}",
                 where=str(table),

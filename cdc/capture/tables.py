@@ -197,7 +197,7 @@ def _together(connection: Connection[Any], table: TableName, target: Target) -> 
     first, *others = shards
     schema = own(connection, first, entry)
     for shard in others:
-        if said := unlike(schema, own(connection, shard, entry)):
+        if said := catalogue.unlike(schema, own(connection, shard, entry)):
             raise TableStoppedError(
                 f"its shards are not alike: {shard} against {first}: {said}",
                 where=str(table),
@@ -209,12 +209,6 @@ def _together(connection: Connection[Any], table: TableName, target: Target) -> 
         error.where = str(table)
         error.hint = f"{error.hint}; then `lakesync resync {table}`"
         raise
-
-
-def unlike(schema: TableSchema, found: TableSchema) -> str:
-    """What differs between two shards, in words; empty if nothing does. Pure."""
-    # Both ways: of types that MariaDB's log does not name, `difference` takes the first one's word.
-    return catalogue.difference(schema, found) or catalogue.difference(found, schema)
 
 
 def clash(table: TableName, entry: TableConfig) -> TableStoppedError:

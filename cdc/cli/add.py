@@ -32,6 +32,33 @@ def command(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Leave a column out; may be repeated.", show_default=False),
     ] = None,
+    backfill: Annotated[
+        bool, typer.Option("--backfill", help="append: begin with the rows that are there.", show_default=False)
+    ] = False,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TABLE",
+            help="They are shards, and land in this one table of the lake.",
+            show_default=False,
+        ),
+    ] = None,
+    shard_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="The column that says of which shard a row is, and is part of the key; default: _cdc_shard.",
+            show_default=False,
+        ),
+    ] = None,
+    from_position: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GTIDS",
+            help="The lake has the table already, as of this GTID set; it is taken over as it is.",
+            show_default=False,
+        ),
+    ] = None,
     config: options.ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:
@@ -43,21 +70,35 @@ def command(
     Example:
       lakesync add shop.orders 'shop.item_*'
       lakesync add shop.users --type is_admin=boolean --exclude password_hash
-      lakesync add shop.log --mode append
+      lakesync add shop.log --mode append --backfill
+      lakesync add 'shop_*.orders_*' --into shop.orders
+      lakesync add shop.events --from-position 3e11fa47-71ca-11e1-9e33-c80aa9429562:1-77
     """
     pipeline = options.pipeline(config)
-    found = pipeline.add(*tables, mode=mode, types=_overrides(types or []), exclude=exclude or [])
+    found = pipeline.add(
+        *tables,
+        mode=mode,
+        types=_overrides(types or []),
+        exclude=exclude or [],
+        backfill=backfill,
+        into=into,
+        shard_column=shard_column,
+        from_position=from_position,
+    )
     failed = findings.failed(found)
     if as_json:
         output.as_json(
             {"version": 1, "ok": not failed, "added": [] if failed else tables, "findings": findings.as_json(found)}
         )
     else:
-        findings.show([f for f in found if f.level != "ok"])
+        findings.show([f for f in found if f.level != "ok" or into is not None])
+        how = f"into {into}" if into is not None else f"mode {mode}" + (", from the rows that are there on" * backfill)
         for table in tables:
-            output.say(f"{table}: " + ("not added" if failed else f"added, mode {mode}"))
-        if failed:
+            output.say(f"{table}: " + ("not added" if failed else f"added, {how}"))
+        if failed and into is None:
             _say_what_can_be(found)
+        elif failed:
+            output.say("Nothing was added: shards land in one table all together, or not at all")
         else:
             output.say("A running daemon picks it up; else: `lakesync run`")
     if failed:

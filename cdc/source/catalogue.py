@@ -230,6 +230,12 @@ def difference(captured: TableSchema, found: TableSchema) -> str:
     return "; ".join(said)
 
 
+def unlike(schema: TableSchema, found: TableSchema) -> str:
+    """What differs between two shards of a table, in words; empty if nothing does. Pure."""
+    # Both ways: of types that MariaDB's log does not name, `difference` takes the first one's word.
+    return difference(schema, found) or difference(found, schema)
+
+
 def _describe(column: Column) -> str:
     parts = [f"{k} {v}" for k, v in column.to_dict().items() if k not in ("name", "type", "members")]
     parts += [f"{len(column.members)} members"] if column.members else []

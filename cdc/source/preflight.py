@@ -10,10 +10,13 @@ from typing import Any, Literal
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
+from cdc import sharding
 from cdc.config import PipelineConfig, TableConfig
 from cdc.errors import LakesyncError, SourceError
 from cdc.names import TableName
+from cdc.schema import TableSchema
 from cdc.source import catalogue
+from cdc.source.catalogue import Target
 from cdc.source.connection import connect, grant, place, release, translated
 from cdc.source.grants import REPLICATION, Grants
 from cdc.source.server import Server, ServerIdentity
@@ -44,7 +47,7 @@ def check(config: PipelineConfig, entries: Sequence[TableConfig]) -> list[Findin
         settings = server.settings()
         found = [*_server(server.identity(), config), *_settings(settings), *_grants(connection)]
         found += _log_end(server)
-        found += _tables(connection, settings, entries)
+        found += _tables(connection, settings, config, entries)
     return found
 
 
@@ -255,16 +258,25 @@ _KINDS = {
 
 
 def _tables(
-    connection: Connection[Any], settings: Mapping[str, str], entries: Sequence[TableConfig]
+    connection: Connection[Any], settings: Mapping[str, str], config: PipelineConfig, entries: Sequence[TableConfig]
 ) -> Iterator[Finding]:
     present = catalogue.tables(connection)
     kinds = {t.name: t for t in present}
-    chosen, idle = catalogue.select(entries, present)
+    # Entries that are to be added stand behind those that are there, which may take their tables.
+    everything = (*config.tables, *(e for e in entries if e not in config.tables))
+    every, _ = catalogue.select(everything, present)
+    chosen = {t: e for t, e in every.items() if e in entries}
+    _, idle = catalogue.select(entries, present)
     for entry in idle:
         if entry.is_pattern:
             yield Finding("warning", entry.name, "matches no table", "correct it, or leave it for tables to come")
         else:
             yield _absent(connection, entry.table, catalogue.nearest(entry.table, present))
+    taken = {e.name for e in chosen.values()}
+    for entry in entries:
+        if entry not in idle and entry.name not in taken:
+            fix = "put it before them in the file"
+            yield Finding("warning", entry.name, "matches only tables that entries before it take", fix)
     if not entries:
         yield Finding("warning", "tables", "none are configured", "lakesync add schema.table")
     # Since 9.6 the server itself, and not its storage engine, follows foreign keys.
@@ -274,6 +286,7 @@ def _tables(
         and settings.get("innodb_native_foreign_keys", "OFF") == "OFF"
     )
     cascades = {} if logged else catalogue.foreign_key_cascades(connection, chosen)
+    schemas: dict[TableName, TableSchema] = {}
     for table, entry in chosen.items():
         info = kinds[table]
         if info.kind != "BASE TABLE":
@@ -282,7 +295,7 @@ def _tables(
         if table.schema.lower() in catalogue.SYSTEM_SCHEMAS:
             yield Finding("error", str(table), "belongs to the server", "remove it")
             continue
-        found = list(_table(connection, table, entry))
+        found = list(_table(connection, table, entry, schemas))
         if info.engine.lower() != "innodb":
             what = f"storage engine {info.engine}: after a crash of the server the table and the binary log may differ"
             found.append(Finding("warning", str(table), what, f"ALTER TABLE {table.quoted} ENGINE = InnoDB"))
@@ -293,6 +306,52 @@ def _tables(
                 fix = f"upgrade to MySQL 9.6 or later, or {fix}"
             found.append(Finding("warning", str(table), what, fix))
         yield from found
+    for table, target in catalogue.targets(every).items():
+        if target.shards is not None and any(s in chosen for s in target.shards):
+            yield from _together(connection, table, target, schemas)
+
+
+def _together(
+    connection: Connection[Any], table: TableName, target: Target, schemas: Mapping[TableName, TableSchema]
+) -> Iterator[Finding]:
+    """What shards are together; `schemas` are those that were looked at and can be followed."""
+    shards, entry = target.shards or (), target.entry
+    subject = str(table)
+    if target.clash:
+        what = "a table of the source has this name too, and is meant by a pattern"
+        yield Finding("error", subject, what, f"name another table by `into:`, or add {{name: {table}, into: {table}}}")
+    first: tuple[TableName, TableSchema] | None = None
+    rows = 0
+    found = []
+    for shard in shards:
+        schema = schemas.get(shard)
+        if schema is None:
+            # One of an entry that is there already, and needs no finding of its own.
+            try:
+                schema = catalogue.as_configured(catalogue.read_schema(connection, shard), entry)
+            except LakesyncError:
+                continue
+        if first is None:
+            first = shard, schema
+            try:
+                sharding.joined(schema, entry.shard_column)
+                _ = table.folder
+            except LakesyncError as error:
+                found.append(Finding("error", subject, error.what, error.hint))
+        elif said := catalogue.unlike(first[1], schema):
+            what = f"its shards are not alike: {shard} against {first[0]}: {said}"
+            found.append(Finding("error", subject, what, "make them alike by ALTER TABLE, or give one its own entry"))
+        rows += catalogue.estimate_rows(connection, shard)
+    yield from found
+    if first is not None and not found:
+        places = len({s.schema for s in shards})
+        key = ", ".join((entry.shard_column, *first[1].key))
+        yield Finding(
+            "ok",
+            subject,
+            f"{len(shards)} shard{'s' * (len(shards) > 1)} in {places} schema{'s' * (places > 1)}, alike:"
+            f" {len(first[1].columns)} columns and {entry.shard_column}, key ({key}), about {rows:,} rows",
+        )
 
 
 def _absent(connection: Connection[Any], table: TableName, hint: str) -> Finding:
@@ -315,7 +374,10 @@ def _grant_select(connection: Connection[Any], table: TableName) -> str:
     return grant("SELECT", table.quoted, _quote_account(str(account)))
 
 
-def _table(connection: Connection[Any], table: TableName, entry: TableConfig) -> Iterator[Finding]:
+def _table(
+    connection: Connection[Any], table: TableName, entry: TableConfig, schemas: dict[TableName, TableSchema]
+) -> Iterator[Finding]:
+    """Of one table. The schema of a shard that can be followed is kept in `schemas`: of the shards together something is said once."""
     subject = str(table)
     if not catalogue.may_select(connection, table):
         yield Finding("error", subject, "may not be read", _grant_select(connection, table))
@@ -328,19 +390,30 @@ def _table(connection: Connection[Any], table: TableName, entry: TableConfig) ->
         configured.check()
         catalogue.check_logged(connection, table, configured)
 
-    for look in (columns, lambda: table.folder):
+    def folder() -> None:
+        if entry.into is None:
+            _ = table.folder
+
+    for look in (columns, folder):
         try:
             look()
         except LakesyncError as error:
             findings.append(Finding("error", subject, error.what, error.hint))
     if entry.mode == "upsert" and not schema.key:
-        fix = f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…), or `mode: append`"
+        fix = f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…)" + (", or `mode: append`" if entry.into is None else "")
         findings.append(Finding("error", subject, "has no primary key", fix))
+    if entry.backfill and not schema.key:
+        fix = f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…), or no `backfill:`"
+        findings.append(Finding("error", subject, "has no primary key, by which its rows could be read", fix))
     kept = [name for name in schema.names if name not in entry.exclude]
     if own := [name for name in kept if name.lower().startswith(OWN_PREFIX)]:
         what = f"column {own[0]}: names that begin with {OWN_PREFIX} are lakesync's own"
         findings.append(Finding("error", subject, what, "rename the column"))
-    yield from findings or [Finding("ok", subject, _describe(connection, table, len(kept), schema.key, entry))]
+    yield from findings
+    if entry.into is not None and not findings:
+        schemas[table] = catalogue.as_configured(schema, entry)
+    elif not findings:
+        yield Finding("ok", subject, _describe(connection, table, len(kept), schema.key, entry))
 
 
 def _describe(
@@ -348,4 +421,5 @@ def _describe(
 ) -> str:
     rows = catalogue.estimate_rows(connection, table)
     key = f", key ({', '.join(names)})" if names else ", no key"
-    return f"{entry.mode}, {columns} columns{key}, about {rows:,} rows"
+    mode = entry.mode + (" from the rows that are there on" if entry.backfill else "")
+    return f"{mode}, {columns} columns{key}, about {rows:,} rows"

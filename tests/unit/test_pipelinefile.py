@@ -129,6 +129,41 @@ def test_adding_keeps_comments_quotes_and_layout(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["lakesync.yaml"]
 
 
+def test_adding_shards_backfills_and_tables_to_be_taken_over(tmp_path: Path) -> None:
+    path = edited(tmp_path)
+    made = pipelinefile.add(
+        path,
+        [
+            TableConfig(name="s_*.orders_*", into="shop.all", shard_column="shard"),
+            TableConfig(name="t.orders_1", into="shop.everything"),
+            TableConfig(name="shop.hist_*", mode="append", backfill=True),
+            TableConfig(name="shop.old", from_position="0-1-9"),
+        ],
+    )
+    assert path.read_text() == EDITED + (
+        "- {name: s_*.orders_*, into: shop.all, shard_column: shard}\n"
+        "- {name: t.orders_1, into: shop.everything}\n"
+        "- {name: shop.hist_*, mode: append, backfill: true}\n"
+        "- {name: shop.old, from_position: 0-1-9}\n"
+    )
+    assert load(path).tables == made.tables
+    with pytest.raises(ConfigError, match="different shard_column"):
+        pipelinefile.add(path, [TableConfig(name="u.orders_*", into="shop.all")])
+    with pytest.raises(ConfigError, match="a table of its own here"):
+        pipelinefile.add(path, [TableConfig(name="u.orders_*", into="shop.old")])
+    assert load(path).tables == made.tables
+
+
+def test_shards_are_removed_by_the_table_that_they_land_in(tmp_path: Path) -> None:
+    path = edited(tmp_path)
+    pipelinefile.add(path, [TableConfig(name=n, into="shop.all") for n in ("a.o_*", "b.o_*", "shop.all")])
+    pipelinefile.add(path, [TableConfig(name="c.o_*", into="shop.other")])
+    pipelinefile.remove(path, [TableName("b", "o_*")])
+    assert [e.name for e in load(path).tables][-3:] == ["a.o_*", "shop.all", "c.o_*"]
+    pipelinefile.remove(path, [TableName("shop", "all")])
+    assert path.read_text() == EDITED + "- {name: c.o_*, into: shop.other}\n"
+
+
 def test_adding_to_a_new_file_and_to_one_without_tables(tmp_path: Path) -> None:
     create(tmp_path / "lakesync.yaml")
     before = (tmp_path / "lakesync.yaml").read_text()
