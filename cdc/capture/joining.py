@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cdc.capture import adopting
 from cdc.capture.session import LOG, NODE, Described, Session
 from cdc.capture.tables import Joining, describe
 from cdc.errors import TableStoppedError
@@ -26,6 +27,7 @@ def join(session: Session, table: TableName, target: Target, request: int | None
     """Read a table's columns, to capture it once the stream has passed what made them."""
     try:
         schema, options = describe(session.connection, table, target)
+        options = adopting.settled(session.config, session.server, table, options)
     except TableStoppedError as error:
         refuse(session, table, error)
         if request is not None:
@@ -47,7 +49,8 @@ def describe_all(session: Session, wanted: Mapping[TableName, Target]) -> dict[T
     found = {}
     for table, target in wanted.items():
         try:
-            found[table] = describe(session.connection, table, target)
+            schema, options = describe(session.connection, table, target)
+            found[table] = schema, adopting.settled(session.config, session.server, table, options)
         except TableStoppedError as error:
             refuse(session, table, error)
     return found

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cdc import faults, sharding
-from cdc.capture import identity, joining
+from cdc.capture import adopting, identity, joining
 from cdc.capture.base import Stop
 from cdc.capture.chain import Origin
 from cdc.capture.session import LOG, Session, is_out
@@ -120,10 +120,10 @@ class _Start:
             session.follow(gtids)
         return found
 
-    def _fresh_position(self) -> Position:
-        """Where the server is now; and follow from there."""
+    def _fresh_position(self, position: Position | None = None) -> Position:
+        """Where the server is now, unless this one is to be begun at; and follow from there."""
         session = self._session
-        position = session.server.position()
+        position = position or session.server.position()
         last = session.server.newest(position.gtids)
         if last and last not in session.server.purged() and (found := self._meet(position.gtids, last)):
             return replace(position, last=found)
@@ -133,7 +133,7 @@ class _Start:
     # -- the log -----------------------------------------------------------------------------------------------------
 
     def _begin_log(self) -> None:
-        """The first epoch of an empty log: where the lake is, or else where the server is."""
+        """The first epoch of an empty log: where the lake is, or a copy that is to be adopted, or else where the server is."""
         session = self._session
         applied = applied_everywhere(self._config.lake_root, self._config.name)
         statuses = self._state.tables()
@@ -152,8 +152,12 @@ class _Start:
             position = replace(_lowest(live), partial=None)
             self._attach(position)
         else:
-            described = joining.describe_all(session, wanted)
-            position = self._fresh_position()
+            begins, refused = adopting.beginning(session, wanted)
+            for table, error in refused.items():
+                joining.refuse(session, table, error)
+                del wanted[table]
+            described = joining.describe_all(session, begins.tables if begins else wanted)
+            position = self._fresh_position(begins.position if begins else None)
         origin = _highest(applied)
         self._chain.begin(position, origin)
         LOG.info("log-begun", number=origin.number + 1, position=str(position.end), lake_tables=len(live))

@@ -186,6 +186,15 @@ class Server:
         file, offset, *_ = self._binlog_status()
         return BinlogEnd(str(file), int(offset))
 
+    def binlog_begin(self) -> BinlogEnd:
+        """The beginning of the oldest file of the binary log. Needs REPLICATION CLIENT, on MariaDB BINLOG MONITOR."""
+        files = self._query("SHOW BINARY LOGS")
+        if not files:
+            raise SourceError(
+                "the server has no binary log", where=place(self._connection), hint="start the server with --log-bin"
+            )
+        return BinlogEnd(str(files[0][0]), FILE_BEGIN)
+
     def binlog_filters(self) -> str:
         """The schemas that alone are logged, and those that are not, as the server was told; mostly empty."""
         _, _, only, never, *_ = self._binlog_status()
