@@ -46,6 +46,8 @@ class Part:
     number: int
     low: Bound | None = None
     high: Bound | None = None
+    rows: int = 0
+    """About how many it has, as the server estimates; 0: not known."""
 
 
 def bound_to_json(bound: Bound | None) -> list[Any] | None:
@@ -127,16 +129,40 @@ class Walk:
         sql += f" WHERE {' AND '.join(conditions)}" if conditions else ""
         return f"{sql} ORDER BY {self.order()} LIMIT %s", (*arguments, limit)
 
+    def edge(
+        self, conditions: Sequence[tuple[str, tuple[object, ...]]], *, descending: bool = False, text: bool = False
+    ) -> tuple[str, tuple[object, ...]]:
+        """The statement for the first row, or the last one, that meets these conditions, in the columns of `select`; and its arguments."""
+        where = f" WHERE {' AND '.join(condition for condition, _ in conditions)}" if conditions else ""
+        sql = f"SELECT {self._columns((), text)} FROM {_escaped(self.table.quoted)} FORCE INDEX (PRIMARY){where}"
+        arguments = tuple(value for _, values in conditions for value in values)
+        return f"{sql} ORDER BY {self.order(' DESC' if descending else '')} LIMIT %s", (*arguments, 1)
+
+    def weighed(self, low: Bound | None, high: Bound | None) -> tuple[str, tuple[object, ...]]:
+        """The statement that asks the server for its estimate of the rows in a part; and its arguments. Not with FORCE INDEX: it spares
+        itself the estimate where nothing hangs on it."""
+        conditions = [self.beyond(low, ">", included=False)] if low is not None else []
+        conditions += [self.beyond(high, "<", included=True)] if high is not None else []
+        where = f" WHERE {' AND '.join(condition for condition, _ in conditions)}" if conditions else ""
+        sql = f"EXPLAIN FORMAT=TRADITIONAL SELECT 1 FROM {_escaped(self.table.quoted)} USE INDEX (PRIMARY){where}"
+        return sql, tuple(value for _, values in conditions for value in values)
+
+    def begins(self, prefix: Bound) -> tuple[str, tuple[object, ...]]:
+        """The condition that a key begins with these columns' values, and its arguments."""
+        conditions = [_compared(c, "=", cell) for c, cell in zip(self.key, prefix, strict=False)]
+        return " AND ".join(c for c, _ in conditions), tuple(value for _, values in conditions for value in values)
+
     def order(self, direction: str = "") -> str:
         """The key's columns for ORDER BY; `direction`: ` DESC`."""
         return ", ".join(f"{_name(c)}{direction}" for c in self.key)
 
     def beyond(self, bound: Bound, operator: str, *, included: bool) -> tuple[str, tuple[object, ...]]:
-        """The condition that a key is after (`>`) or before (`<`) a bound, or is it, if `included`; and its arguments."""
+        """The condition that a key is after (`>`) or before (`<`) a bound, or is it, if `included`; and its arguments. A bound may have
+        the key's first columns only: then keys that begin with it are it."""
         terms: list[str] = []
         arguments: list[object] = []
-        last = len(self.key) - 1
-        for n, (column, cell) in enumerate(zip(self.key, bound, strict=True)):
+        last = len(bound) - 1
+        for n, (column, cell) in enumerate(zip(self.key, bound, strict=False)):
             same = [_compared(c, "=", other) for c, other in zip(self.key[:n], bound, strict=False)]
             conditions = [*same, _beyond(column, f"{operator}=" if included and n == last else operator, cell)]
             terms.append(f"({' AND '.join(condition for condition, _ in conditions)})")
@@ -249,7 +275,7 @@ class Walk:
             return pa.scalar(cell, kind)
         text = _printed(column, cell)
         if column.type == "time" and not pa.types.is_string(kind):
-            return pa.scalar(_micros(text), kind)
+            return pa.scalar(time_micros(text), kind)
         if pa.types.is_timestamp(kind):
             return pa.scalar(text).cast(pa.timestamp("us")).cast(kind)
         return pa.scalar(text).cast(kind)
@@ -359,7 +385,7 @@ def _printed(column: Column, cell: Cell) -> str:
     return str(cell)
 
 
-def _micros(text: str) -> int:
+def time_micros(text: str) -> int:
     """A TIME's canonical text in microseconds."""
     hours, minutes, seconds = text.lstrip("-").split(":")
     whole, fraction = seconds.split(".")
