@@ -195,6 +195,20 @@ class Server:
             )
         return BinlogEnd(str(files[0][0]), FILE_BEGIN)
 
+    def binary_logs(self) -> list[str]:
+        """The binary log's files, oldest first. Needs REPLICATION CLIENT."""
+        return [str(row[0]) for row in self._query("SHOW BINARY LOGS")]
+
+    def managed_retention(self) -> tuple[str | None] | None:
+        """What RDS and Aurora keep instead of their own settings, in hours; (None,) if nothing is set there, None elsewhere."""
+        try:
+            rows = self._query("SELECT value FROM mysql.rds_configuration WHERE name = 'binlog retention hours'")
+        except SourceError as error:
+            if error.retryable:
+                raise
+            return None
+        return (None if not rows or rows[0][0] is None else str(rows[0][0]),)
+
     def binlog_filters(self) -> str:
         """The schemas that alone are logged, and those that are not, as the server was told; mostly empty."""
         _, _, only, never, *_ = self._binlog_status()
