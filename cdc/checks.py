@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from cdc import adoptable
 from cdc.config import PipelineConfig, TableConfig
 from cdc.errors import LakesyncError
-from cdc.lake.deltalog import LOG as DELTA_LOG
 from cdc.log import open_log
 from cdc.source import preflight
 from cdc.source.preflight import Finding
@@ -23,7 +23,7 @@ LEAST_FREE_BYTES = 1024**3
 
 def everything(config: PipelineConfig) -> list[Finding]:
     """All of it. Raises `SourceError` if the source cannot be asked at all; what else fails is a finding."""
-    findings = preflight.check(config, config.tables) + _adopted(config, config.tables)
+    findings = preflight.check(config, config.tables) + adoptable.findings(config, config.tables)
     for subject, look in (("state", _state), ("log", _log), ("lake", _lake), ("trace", _trace)):
         findings += _finding(subject, look, config)
     return findings
@@ -33,7 +33,7 @@ def tables(config: PipelineConfig, entries: Sequence[TableConfig]) -> list[Findi
     """What the source says of these entries' tables. Raises `SourceError`."""
     # A table's name has a dot, and no other subject does: what the server lacks is not said again at every table.
     found = [f for f in preflight.check(config, entries) if "." in f.subject]
-    return found + _adopted(config, entries)
+    return found + adoptable.findings(config, entries)
 
 
 def _finding(subject: str, look: Callable[[PipelineConfig], list[Finding]], config: PipelineConfig) -> list[Finding]:
@@ -67,22 +67,6 @@ def _lake(config: PipelineConfig) -> list[Finding]:
             )
         ]
     return [Finding("ok", "lake", str(root), ""), *_space("lake", existing)]
-
-
-def _adopted(config: PipelineConfig, entries: Sequence[TableConfig]) -> list[Finding]:
-    """Of entries that name a position: whether the lake has the table that is to be taken over."""
-    found = []
-    for entry in entries:
-        if entry.from_position is None:
-            continue
-        folder = config.lake_root / entry.table.folder
-        if (folder / DELTA_LOG).is_dir():
-            what = f"the lake has it, as of {entry.from_position}"
-            found.append(Finding("ok", entry.name, what, ""))
-        else:
-            what = f"the lake has no Delta table at {folder} that could be taken over"
-            found.append(Finding("error", entry.name, what, "put it there, or leave out the position: it is read anew"))
-    return found
 
 
 def _space(subject: str, folder: Path) -> list[Finding]:
