@@ -16,6 +16,7 @@ from typing import Literal
 
 from cdc import crash, sdnotify
 from cdc.capture.capture import Capture
+from cdc.capture.tables import PipelineFile
 from cdc.clock import Clock, SystemClock
 from cdc.config import PipelineConfig
 from cdc.errors import (
@@ -233,9 +234,10 @@ def _bodies(config: PipelineConfig, state: State, clock: Clock, nodes: Sequence[
     """The nodes, each opening the log for itself: a restart begins from nothing. Windows are between capture and rereads, so these two are
     in one process."""
     windows = Windows()
+    file = PipelineFile(config, state)
 
     def capture(stop: Stop, log: Log) -> None:
-        Capture(config, log, state, clock, windows).run(stop)
+        Capture(config, log, state, clock, windows, file).run(stop)
 
     def reread(stop: Stop, log: Log) -> None:
         reread_node.run(config, log, state, windows, stop)

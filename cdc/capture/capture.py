@@ -14,6 +14,7 @@ from cdc.capture import identity
 from cdc.capture.housekeeping import Housekeeping
 from cdc.capture.session import LOG, NODE, Session
 from cdc.capture.starting import start
+from cdc.capture.tables import PipelineFile
 from cdc.clock import Clock
 from cdc.config import PipelineConfig
 from cdc.errors import LakesyncError, LogFencedError, LogIndefiniteError, LogMovedError
@@ -33,12 +34,19 @@ HOUSEKEEP_S = 0.5
 
 class Capture:
     """Follows one source into one log. `run` may be called again after it raised a retryable error. `windows`: of the readers in this
-    process."""
+    process. `file`: as it was read last, if there was a capture in this process before."""
 
     def __init__(
-        self, config: PipelineConfig, log: Log, state: State, clock: Clock, windows: Windows | None = None
+        self,
+        config: PipelineConfig,
+        log: Log,
+        state: State,
+        clock: Clock,
+        windows: Windows | None = None,
+        file: PipelineFile | None = None,
     ) -> None:
         self._windows = windows
+        self._file = file or PipelineFile(config, state)
         self._config = config
         self._log = log
         self._state = state
@@ -52,7 +60,7 @@ class Capture:
         """
         writer: LogWriter | None = None
         while not stop.is_set():
-            session = Session(self._config, self._log, self._state, self._clock, self._windows, writer)
+            session = Session(self._config, self._log, self._state, self._clock, self._file, self._windows, writer)
             writer = None
             try:
                 with closing(connect(self._config.source, purpose=NODE)) as connection:
@@ -191,5 +199,6 @@ class _Following:
                 "bytes": chain.bytes,
                 "tables": len(chain.states),
                 "clamped": chain.clamped,
+                "problems": self._housekeeping.problems,
             },
         )

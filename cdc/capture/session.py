@@ -53,6 +53,7 @@ class Session:
         log: Log,
         state: State,
         clock: Clock,
+        file: PipelineFile,
         windows: Windows | None = None,
         writer: LogWriter | None = None,
     ) -> None:
@@ -60,7 +61,7 @@ class Session:
         self.log = log
         self.state = state
         self.clock = clock
-        self.file = PipelineFile(config, state)
+        self.file = file
         self.joining: dict[TableName, Joining] = {}
         self.linger_at: float | None = None
         """When what is pending is due, by the monotonic clock; None if nothing is."""
