@@ -8,10 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cdc.config import PipelineConfig
-from cdc.errors import ConfigError, LakesyncError, LogError, StateError
+from cdc.epoch import TableState
+from cdc.errors import ConfigError, LakeError, LakesyncError, LogError, StateError
 from cdc.journal import logger
+from cdc.lake import LakeTable
 from cdc.log import captured
 from cdc.log.base import Log
+from cdc.merge import adopting
 from cdc.names import TableName
 from cdc.state import State, TableStatus
 from snapshot.direct import Bootstrap
@@ -43,6 +46,8 @@ class _Node:
         self._running: dict[TableName, Future[bool]] = {}
         self._retries: dict[TableName, _Retry] = {}
         self._known: captured.Known | None = None
+        self._adopted: dict[TableName, tuple[int, bool]] = {}
+        """Tables that name a position: the epoch that added them, and whether they are adopted."""
 
     def turn(self, pool: ThreadPoolExecutor) -> None:
         """Take in what ended, begin what waits. Raises what is no table's own error."""
@@ -66,9 +71,23 @@ class _Node:
             found = self._known.tables.get(table.id)
             if found is None or found.options.get("mode", "upsert") != "upsert":
                 continue
+            if found.options.get("from_position") and self._is_adopted(status, found):
+                continue
             # As many as can read: one that waits for its turn would only hold a connection and an epoch.
             if len(self._running) < self.config.snapshot.readers and (retry is None or time.monotonic() >= retry.at_s):
                 self._running[table] = pool.submit(self._bootstrap, table)
+
+    def _is_adopted(self, status: TableStatus, captured: TableState) -> bool:
+        """Whether the merger takes the table over as it is in the lake; asked once for each time that the log adds it."""
+        known = self._adopted.get(status.table)
+        if known is None or known[0] != captured.since:
+            lake = LakeTable(self.config.lake_root, status.table, self.config.name)
+            try:
+                waits = adopting.waits(self.log, lake, captured)
+            except LakeError:
+                waits = True  # the merger meets it too, and stops the table
+            known = self._adopted[status.table] = captured.since, waits
+        return known[1]
 
     def _bootstrap(self, table: TableName) -> bool:
         return Bootstrap(self.config, self.log, self.state, table, slots=self._slots).run(self.ending)
