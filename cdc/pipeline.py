@@ -30,12 +30,13 @@ from cdc.log import open_log
 from cdc.names import TableName
 from cdc.position import Gtid
 from cdc.source.preflight import Finding
-from cdc.state import State
+from cdc.state import Read, State
 from cdc.status import PipelineStatus
 from cdc.trace.client import client as open_trace
 from reconcile import ledger as ledger_of
 from reconcile import values as values_of
 from reconcile.report import Report
+from snapshot import asking
 
 Override = Literal["boolean", "string"]
 
@@ -128,6 +129,38 @@ class Pipeline:
             )
         known = [str(t) for t, s in State(self.config.state).tables().items() if s.phase != "removed"]
         return self._ask("resync", known if everything else tables)
+
+    def snapshot(
+        self,
+        table: str,
+        *,
+        where: str = "",
+        low: str | None = None,
+        high: str | None = None,
+        keys: Sequence[str] = (),
+        wait: bool = False,
+        progress: Callable[[Sequence[Read]], None] | None = None,
+    ) -> list[Read]:
+        """Read rows of a followed table again, in windows, while the stream goes on: all of them, those that the server finds by `where`, those
+        with keys from `low` to `high` (both included), or those with these `keys`. One job for each shard.
+
+        The jobs; with `wait`, once they are over and the lake has what they read, `progress` being told of them meanwhile. Raises
+        `ConfigError` for what cannot be asked for, with `wait` the error that ended a job.
+        """
+        reads = asking.ask(self.config, TableName.parse(table), where=where, low=low, high=high, keys=keys)
+        return asking.wait(self.config, reads, progress or (lambda _: None)) if wait else reads
+
+    def pause(self, table: str) -> list[Read]:
+        """Have what is being read of a table wait; what is on its way is written yet. The jobs. Raises `ConfigError` if there is none."""
+        return asking.steer(self.config, TableName.parse(table), "paused")
+
+    def proceed(self, table: str) -> list[Read]:
+        """Have what was paused go on. The jobs. Raises `ConfigError` if there is none."""
+        return asking.steer(self.config, TableName.parse(table), "waiting")
+
+    def cancel(self, table: str) -> list[Read]:
+        """End what is being read again of a table; what is in the log already stays. The jobs. Raises `ConfigError` if there is none."""
+        return asking.steer(self.config, TableName.parse(table), "cancelled")
 
     def skip(self, gtid: str) -> int:
         """Pass over one source transaction, for ever; the lake will not have it. The request's number."""

@@ -1,0 +1,106 @@
+"""Keys as people write them at the command line: one text a key column, made canonical. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+
+import orjson
+
+from cdc.errors import ConfigError
+from cdc.names import TableName
+from cdc.reads import Key
+from cdc.schema import Column
+from cdc.source import canonical
+from snapshot.chunks import INTEGERS
+
+_TIME = re.compile(r"(-?)(\d{1,3}):(\d{2}):(\d{2})(?:\.(\d{1,6}))?")
+
+
+def parse_key(table: TableName, columns: Sequence[Column], text: str | int | Sequence[object]) -> Key:
+    """A key of these columns from its text: the value itself, or several between commas, or a JSON array. Raises `ConfigError`."""
+    cells: Sequence[object]
+    if not isinstance(text, str):
+        cells = [text] if isinstance(text, int) else text
+    elif text.startswith("["):
+        try:
+            cells = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise _refused(table, columns, "not a JSON array") from None
+    else:
+        cells = [text] if len(columns) == 1 else text.split(",")
+    if len(cells) != len(columns):
+        raise _refused(table, columns, f"the key has {len(columns)} columns, {len(cells)} values are given")
+    found: list[int | str] = []
+    for column, cell in zip(columns, cells, strict=True):
+        try:
+            found.append(_cell(column, str(cell).strip() if column.type != "text" else str(cell)))
+        except (ValueError, InvalidOperation, OverflowError):
+            raise _refused(table, columns, f"not a value of column {column.name}, which is {column.type}") from None
+    return tuple(found)
+
+
+def _refused(table: TableName, columns: Sequence[Column], why: str) -> ConfigError:
+    names = ",".join(c.name for c in columns)
+    return ConfigError(
+        f"not a key of the table: {why}",
+        where=str(table),
+        hint=f"write {names}" + (" between commas, or as a JSON array" if len(columns) > 1 else ""),
+    )
+
+
+def _cell(column: Column, text: str) -> int | str:
+    if column.type in INTEGERS or column.type == "year":
+        return int(text)
+    match column.type:
+        case "bit":
+            return int(text, 0).to_bytes((column.length + 7) // 8).hex().upper()
+        case "decimal":
+            value = Decimal(text)
+            if value != (rounded := round(value, column.scale)):
+                raise ValueError
+            return canonical.decimal_text(rounded)
+        case "float" | "double":
+            return canonical.double_text(float(text))
+        case "date":
+            return date.fromisoformat(text).isoformat()
+        case "datetime" | "timestamp":
+            moment = datetime.fromisoformat(text)
+            if moment.tzinfo is not None:
+                moment = moment.astimezone(UTC)
+            return moment.strftime("%Y-%m-%d %H:%M:%S.%f").rjust(26, "0")
+        case "time":
+            return _time(text)
+        case "binary" | "varbinary":
+            raw = bytes.fromhex(text.removeprefix("0x"))
+            return (raw.ljust(column.length, b"\0") if column.type == "binary" else raw).hex().upper()
+        case "enum":
+            if text and text not in column.members:
+                raise ValueError
+            return text
+        case "set":
+            chosen = set(filter(None, text.split(",")))
+            if chosen - set(column.members):
+                raise ValueError
+            return ",".join(m for m in column.members if m in chosen)
+        case "uuid":
+            return str(uuid.UUID(text))
+        case "inet4":
+            return str(ipaddress.IPv4Address(text))
+        case "inet6":
+            return str(ipaddress.IPv6Address(text))
+        case _:
+            return text
+
+
+def _time(text: str) -> str:
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError
+    sign, hours, minutes, seconds, fraction = match.groups()
+    micros = (int(hours) * 3600 + int(minutes) * 60 + int(seconds)) * 1_000_000 + int((fraction or "0").ljust(6, "0"))
+    return canonical.time_text(-micros if sign else micros)
