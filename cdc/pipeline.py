@@ -148,7 +148,14 @@ class Pipeline:
         `ConfigError` for what cannot be asked for, with `wait` the error that ended a job.
         """
         reads = asking.ask(self.config, TableName.parse(table), where=where, low=low, high=high, keys=keys)
-        return asking.wait(self.config, reads, progress or (lambda _: None)) if wait else reads
+        return self.wait(reads, progress) if wait else reads
+
+    def wait(self, reads: Sequence[Read], progress: Callable[[Sequence[Read]], None] | None = None) -> list[Read]:
+        """Wait until these jobs are over and the lake has what they read; `progress` is told of them again and again. The jobs, as they ended.
+
+        Raises the error that ended one of them.
+        """
+        return asking.wait(self.config, reads, progress or (lambda _: None))
 
     def pause(self, table: str) -> list[Read]:
         """Have what is being read of a table wait; what is on its way is written yet. The jobs. Raises `ConfigError` if there is none."""

@@ -114,6 +114,46 @@ class Read:
         return self.phase in OPEN
 
 
+def view(read: Read, at_us: int | None = None) -> dict[str, Any]:
+    """A job as `status` and `lakesync snapshot --json` show it. `percent`, `rows_per_second` and `seconds_left` are None where they cannot be
+    told; `what` says in words which rows it reads, without their values."""
+    at_us = at_us or now_us()
+    running = read.phase == "running" and read.started_us is not None
+    end_us = at_us if running else read.changed_us
+    seconds = max(end_us - read.started_us, 1) / 1e6 if read.started_us is not None else 0.0
+    rate = read.rows_read / seconds if seconds and read.rows_read else None
+    known = read.rows_estimate > read.rows_read or read.phase == "done"
+    share = read.rows_read / max(read.rows_estimate, read.rows_read, 1) if known else None
+    left = (read.rows_estimate - read.rows_read) / rate if running and rate and known else None
+    return {
+        "job": read.job,
+        "table": str(read.table),
+        "target": str(read.target),
+        "why": read.why,
+        "what": _what(read.spec),
+        "phase": read.phase,
+        "rows_read": read.rows_read,
+        "rows_emitted": read.rows_emitted,
+        "rows_gone": read.rows_gone,
+        "rows_estimate": read.rows_estimate,
+        "percent": None if share is None else 100.0 if read.phase == "done" else round(100 * share, 1),
+        "rows_per_second": None if rate is None else round(rate),
+        "seconds_left": None if left is None else round(left),
+        "asked_us": read.asked_us,
+        "started_us": read.started_us,
+        "error": read.error,
+    }
+
+
+def _what(spec: ReadSpec) -> str:
+    if spec.whole:
+        return "whole table"
+    if spec.keys:
+        return f"{len(spec.keys)} keys"
+    parts = ["a range of keys"] if spec.low is not None or spec.high is not None else []
+    return " and ".join([*parts, *(["a condition"] if spec.where else [])])
+
+
 def find(db: sqlite3.Connection, job: str | None = None, *, open_only: bool = False) -> list[Read]:
     """Jobs, oldest first."""
     where, values = ["1"], []

@@ -20,7 +20,23 @@ import typer
 from typer.exceptions import TyperException
 
 from cdc import __version__, crash
-from cdc.cli import add, check, init, log, options, output, reconcile, remove, resume, resync, run, schema, skip, status
+from cdc.cli import (
+    add,
+    check,
+    init,
+    log,
+    options,
+    output,
+    reconcile,
+    remove,
+    resume,
+    resync,
+    run,
+    schema,
+    skip,
+    snapshot,
+    status,
+)
 from cdc.errors import ConfigError, LakesyncError
 
 INTERRUPTED = 130
@@ -33,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for _verb in (init, check, add, remove, run, status, resume, resync, skip, reconcile, log, schema):
+for _verb in (init, check, add, remove, run, status, snapshot, resume, resync, skip, reconcile, log, schema):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 

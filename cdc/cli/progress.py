@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
+from cdc import reads
 from cdc.journal import logger
-from cdc.names import TableName
-from cdc.state import State, TableStatus
+from cdc.reads import Read
+from cdc.state import State
 
 BAR_EVERY_S = 0.5
 LINE_EVERY_S = 10.0
 
 LOG = logger("snapshot")
+_WHY = {
+    "asked": "again",
+    "backfill": "what was there before",
+    "shard": "shard",
+    "adopt": "adopted",
+    "repair": "repair",
+}
 
 
 class Snapshots:
@@ -25,8 +41,8 @@ class Snapshots:
 
     def __init__(self, bars: bool) -> None:
         self._progress = _bars() if bars else None
-        self._tasks: dict[TableName, TaskID] = {}
-        self._reading: dict[TableName, int] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._reading: dict[str, int] = {}
         self._next = 0.0
 
     def __call__(self, state: State) -> None:
@@ -34,30 +50,31 @@ class Snapshots:
         if now < self._next:
             return
         self._next = now + (BAR_EVERY_S if self._progress else LINE_EVERY_S)
-        statuses = state.tables()
-        for table, status in statuses.items():
-            if status.phase == "snapshot":
-                self._show(status)
-            elif table in self._reading:
-                self._done(status)
+        found = {str(t): (s.rows_read, s.rows_estimate) for t, s in state.tables().items() if s.phase == "snapshot"}
+        for read in state.reads(open_only=True):
+            if read.phase == "running":
+                found[f"{read.table}, {_WHY[read.why]}"] = read.rows_read, read.rows_estimate
+        for name, (rows, about) in found.items():
+            self._show(name, rows, max(rows, about) or None)
+        for name in [n for n in self._reading if n not in found]:
+            self._done(name)
 
-    def _show(self, status: TableStatus) -> None:
-        self._reading[status.table] = status.rows_read
-        total = max(status.rows_estimate, status.rows_read) or None
+    def _show(self, name: str, rows: int, total: int | None) -> None:
+        self._reading[name] = rows
         if self._progress is None:
-            LOG.info("snapshot-progress", table=str(status.table), rows=status.rows_read, about=total or "unknown")
+            LOG.info("snapshot-progress", table=name, rows=rows, about=total or "unknown")
             return
         self._progress.start()
-        if status.table not in self._tasks:
-            self._tasks[status.table] = self._progress.add_task(str(status.table), total=None)
-        self._progress.update(self._tasks[status.table], completed=status.rows_read, total=total)
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=None, rate="")
+        self._progress.update(self._tasks[name], completed=rows, total=total)
 
-    def _done(self, status: TableStatus) -> None:
-        del self._reading[status.table]
-        task = self._tasks.pop(status.table, None)
+    def _done(self, name: str) -> None:
+        rows = self._reading.pop(name)
+        task = self._tasks.pop(name, None)
         if self._progress is None or task is None:
             return
-        self._progress.update(task, completed=status.rows_read, total=status.rows_read or 1)
+        self._progress.update(task, completed=rows, total=rows or 1)
         if not self._reading:
             self.close()
             self._progress = _bars()
@@ -74,9 +91,59 @@ def _bars() -> Progress:
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.completed:,.0f} rows"),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+@contextmanager
+def rereading(show: bool) -> Iterator[Callable[[Sequence[Read]], None]]:
+    """Bars for jobs that are waited for, on a terminal; a line now and then elsewhere."""
+    if not show:
+        yield lambda _: None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    tasks: dict[str, TaskID] = {}
+    with _bars() as progress:
+
+        def told(jobs: Sequence[Read]) -> None:
+            for read in jobs:
+                if read.job not in tasks:
+                    tasks[read.job] = progress.add_task(str(read.table), total=None, rate="")
+                rate = reads.view(read)["rows_per_second"]
+                total = read.rows_read if read.phase == "done" else read.rows_estimate
+                progress.update(
+                    tasks[read.job],
+                    description=str(read.table) if read.phase == "running" else f"{read.table} ({read.phase})",
+                    completed=read.rows_read,
+                    total=max(total, read.rows_read) or None,
+                    rate=f"{rate:,}/s" if rate else "",
+                )
+
+        yield told
+
+
+class _Lines:
+    """Progress where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._next_s = time.monotonic() + LINE_EVERY_S
+
+    def __call__(self, jobs: Sequence[Read]) -> None:
+        if time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + LINE_EVERY_S
+        for read in jobs:
+            shown = reads.view(read)
+            parts = [f"{read.table}: {read.phase}, {read.rows_read:,} rows"]
+            parts += [f"{shown['percent']} %"] if shown["percent"] is not None else []
+            parts += [f"{shown['rows_per_second']:,} rows/s"] if shown["rows_per_second"] else []
+            parts += [f"{shown['seconds_left']} s left"] if shown["seconds_left"] is not None else []
+            sys.stderr.write(", ".join(parts) + "\n")
 
 
 @contextmanager
