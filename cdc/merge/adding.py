@@ -1,19 +1,41 @@
-"""Tables that need no bootstrap: an `append` table begins empty at the epoch that adds it."""
+"""Tables that begin without a bootstrap of their own: in the lake they are made by the merger, at the epoch that adds them.
+
+An `append` table begins empty; so does one that is made of shards, whose rows come in windows, through the log. A table that someone
+else wrote is adopted (`cdc.merge.adopting`).
+"""
 
 from __future__ import annotations
 
-from cdc.epoch import Counts, TableState
+from cdc import sharding
+from cdc.config import Mode
+from cdc.epoch import CommitRecord, Counts, TableState
 from cdc.errors import LogGapError, TableStoppedError
 from cdc.lake import Applied, LakeTable, Snapshot
 from cdc.log.base import Log
 from cdc.merge.decide import applied_at
 from cdc.names import TableName
 from cdc.schema import TableSchema
+from cdc.state import Phase
 
 
 def is_append(captured: TableState) -> bool:
     """Whether the table's changes are appended."""
     return captured.options.get("mode") == "append"
+
+
+def may_begin(captured: TableState) -> bool:
+    """Whether a table in the phase `added` may be the merger's to begin; no other table is."""
+    return is_append(captured) or sharding.is_sharded(captured.options) or "from_position" in captured.options
+
+
+def begins_empty(captured: TableState) -> bool:
+    """Whether the table begins empty (`begin`), if it is not adopted."""
+    return is_append(captured) or sharding.is_sharded(captured.options)
+
+
+def phase(captured: TableState) -> Phase:
+    """The phase in which a table that begins empty goes on: `reading` if rows are to come that were there before."""
+    return "ready" if is_append(captured) and not captured.options.get("backfill") else "reading"
 
 
 def begin(
@@ -24,15 +46,20 @@ def begin(
     snapshot: Snapshot | None,
     applied: Applied | None,
 ) -> tuple[Snapshot, Applied]:
-    """The table's first version, or the one that is there if it contains all that was before the epoch that adds it.
+    """The table's first version; of a table of shards in place of what the lake has of it from an earlier time; of an `append` table
+    what is there, if it contains all that was before the epoch that adds it.
 
-    Raises `TableStoppedError` if there is one that lacks something: it is neither replaced nor gone on with; `LogGapError` if the
-    log does not have that epoch any more; `LakeError` and its kin.
+    Raises `TableStoppedError` if there is an `append` table that lacks something: it is neither replaced nor gone on with;
+    `LogGapError` if the log does not have that epoch any more; `LakeError` and its kin.
     """
     record = next(iter(log.records(captured.since - 1)), None)
     if record is not None and (record.number != captured.since or table.id not in record.added):
         record = None
-    if snapshot is None:
+    if snapshot is not None and record is not None and _is_new(snapshot, record):
+        return snapshot, applied_at(record)
+    schema, mode = TableSchema.from_dict(captured.schema), _mode(captured)
+    nothing = snapshot is None or (_kind(snapshot) == "create" and snapshot.rows == 0 and mode == snapshot.mode)
+    if nothing or mode == "upsert":
         if record is None:
             raise LogGapError(
                 f"the log does not have epoch {captured.since} any more, which adds the table",
@@ -40,11 +67,18 @@ def begin(
                 hint=f"`lakesync remove {table}` and `lakesync add {table}`: it begins with the changes from then on",
             )
         applied = applied_at(record)
-        return lake.create(TableSchema.from_dict(captured.schema), "append", applied, Counts()), applied
-    if snapshot.mode != "append" or snapshot.schema != TableSchema.from_dict(captured.schema):
+        return lake.create(schema, mode, applied, Counts(), snapshot), applied
+    assert snapshot is not None
+    if snapshot.mode != "append" or snapshot.schema != schema:
         what = "other columns" if snapshot.mode == "append" else f"mode {snapshot.mode}"
         raise TableStoppedError(
             f"the lake has the table with {what}, and an `append` table is not read anew",
+            where=f"{table}: {snapshot.folder}",
+            hint=f"move that folder away, then `lakesync resume {table}`: a new table begins where the log adds it",
+        )
+    if phase(captured) == "reading":
+        raise TableStoppedError(
+            "the lake has the table from an earlier time, and with `backfill` its rows would be in it twice",
             where=f"{table}: {snapshot.folder}",
             hint=f"move that folder away, then `lakesync resume {table}`: a new table begins where the log adds it",
         )
@@ -56,6 +90,20 @@ def begin(
         where=f"{table}: {snapshot.folder}",
         hint=f"move that folder away, then `lakesync resume {table}`: a new table begins where the log adds it",
     )
+
+
+def _mode(captured: TableState) -> Mode:
+    return "append" if is_append(captured) else "upsert"
+
+
+def _kind(snapshot: Snapshot) -> str:
+    return str((snapshot.info or {}).get("kind", ""))
+
+
+def _is_new(snapshot: Snapshot, record: CommitRecord) -> bool:
+    """Whether it is the empty table of this very epoch, made by a merger that did not live to say so."""
+    applied = snapshot.applied
+    return _kind(snapshot) == "create" and applied is not None and applied.epoch == record.id
 
 
 def _stopped(log: Log, table: TableName, applied: Applied, until: int) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from typing import Any
 
@@ -34,10 +34,11 @@ from cdc.lake import Applied, LakeTable, Snapshot, deltalog, manifest
 from cdc.lake.manifest import Manifest, TableVersion
 from cdc.log import captured
 from cdc.log.base import Log
-from cdc.merge import adding, resuming, trim
+from cdc.merge import adding, adopting, resuming, trim
 from cdc.merge.decide import applied_at
 from cdc.merge.table import TableMerge
 from cdc.names import TableName
+from cdc.reads import Why
 from cdc.state import Phase, State, TableStatus
 
 LOG = logger("merge")
@@ -56,7 +57,9 @@ TRIM_S = 60.0
 CLEAN_S = 600.0
 ORPHANS_S = 86400.0
 """Data files that no commit names are of a writer that was killed, once they are so old."""
-MERGED: tuple[Phase, ...] = ("catching-up", "ready")
+FIRST: tuple[Why, ...] = ("backfill", "shard", "adopt")
+"""Why the rows of a table in the phase `reading` are read."""
+MERGED: tuple[Phase, ...] = ("catching-up", "reading", "ready")
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ class Merger:
         self._finished -= set(tables)
         for table, found in tables.items():
             status = statuses.get(table)
-            if status and (status.phase in MERGED or (status.phase == "added" and adding.is_append(found))):
+            if status and (status.phase in MERGED or (status.phase == "added" and adding.may_begin(found))):
                 yield table, found
         for table, status in statuses.items():
             by_capture = status.phase == "stopped" and (status.error or {}).get("node") == "capture"
@@ -238,6 +241,9 @@ class Merger:
     def _open(self, work: _Round, table: TableName, found: TableState | None) -> TableMerge | None:
         """The table at its newest version; None for one that has nothing more to take."""
         status = work.statuses[table]
+        if found is not None and status.phase == "added":
+            begun = self._begin(work, table, found)
+            return begun and self._merge(table, *begun)
         lake, snapshot = self._load(table)
         applied = manifest.carried(table, snapshot, work.found) if snapshot else None
         if found is None:
@@ -245,19 +251,52 @@ class Merger:
             if snapshot is None or applied is None or (known and known.state == "removed"):
                 self._finished.add(table)
                 return None
-        elif status.phase == "added":
-            snapshot, applied = adding.begin(self._log, lake, table, found, snapshot, applied)
-            self._state.set_table(table, "ready", when=("added",), error=None)
-            LOG.info("table-created", table=str(table), epoch=applied.epoch.number)
         if snapshot is None or applied is None:
             raise LakeDamagedError(
                 "the lake does not have the table, or not as lakesync wrote it",
                 where=f"{table}: {self._root / table.folder}",
                 hint=f"`lakesync resync {table}`",
             )
-        merge = TableMerge(
-            self._log, lake, table, snapshot, applied, status, leaving=found is None, dropped=self._read_again
-        )
+        return self._merge(table, lake, snapshot, applied, status, leaving=found is None)
+
+    def _begin(
+        self, work: _Round, table: TableName, found: TableState
+    ) -> tuple[LakeTable, Snapshot, Applied, TableStatus] | None:
+        """A table in the phase `added`, in the lake from now on; None: not by the merger, or not yet."""
+        lake = self._lake(table)
+        if adopting.waits(self._log, lake, found):
+            adopted = adopting.begin(self._log, lake, table, found)
+            if adopted is None:
+                return None
+            snapshot, applied, phase = adopted
+        elif adding.begins_empty(found):
+            lake, before = self._load(table)
+            applied_before = manifest.carried(table, before, work.found) if before else None
+            snapshot, applied = adding.begin(self._log, lake, table, found, before, applied_before)
+            phase = adding.phase(found)
+        else:
+            return None
+        if phase == "reading":
+            # What was read of it before, if anything, was for another table in its place.
+            for read in self._state.reads():
+                if read.target == table and read.why in FIRST and read.epoch is not None:
+                    self._state.restart_read(read.job, "the lake's table is a new one")
+        self._state.set_table(table, phase, when=("added",), error=None)
+        LOG.info("table-begun", table=str(table), epoch=applied.epoch.number, phase=phase)
+        return lake, snapshot, applied, replace(work.statuses[table], phase=phase)
+
+    def _merge(
+        self,
+        table: TableName,
+        lake: LakeTable,
+        snapshot: Snapshot,
+        applied: Applied,
+        status: TableStatus,
+        *,
+        leaving: bool = False,
+    ) -> TableMerge:
+        told = self._read_again
+        merge = TableMerge(self._log, lake, table, snapshot, applied, status, leaving=leaving, dropped=told)
         merge.blind_after = self._blind.get(table, -1)
         return merge
 
@@ -269,10 +308,13 @@ class Merger:
         lake, known = self._snapshots.pop(table, (None, None))
         if lake and known:
             return lake, lake.refresh(known)
-        lake = LakeTable(
+        lake = self._lake(table)
+        return lake, lake.load()
+
+    def _lake(self, table: TableName) -> LakeTable:
+        return LakeTable(
             self._root, table, self._config.name, file_size=self._config.merge.file_size, clock=self._clock
         )
-        return lake, lake.load()
 
     def _read(self, moving: Any, newest: CommitRecord) -> Iterator[list[CommitRecord]]:
         """The log's records up to `newest`, some at a time, from the first one that a table may lack."""
@@ -312,7 +354,8 @@ class Merger:
         work.stopped[table] = error
         LOG.error("table-stopped", table=str(table), error=error.code, what=error.what, hint=error.hint)
         if table.id in self._tables:
-            stop, status = error.to_dict() | {"node": NODE}, work.statuses.get(table)
+            status = work.statuses.get(table)
+            stop = error.to_dict() | {"node": NODE, resuming.BEFORE: status.phase if status else None}
             # Added again meanwhile, it has nothing to do with what was wrong.
             same = status if status and status.phase in MERGED else None
             self._state.set_table(table, "stopped", when=(*MERGED, "added"), unchanged=same, error=stop)
@@ -346,7 +389,7 @@ class Merger:
         ):
             LOG.warning("bootstrap-again", table=str(table), reason="capture moved to another server")
             return "added"
-        return "ready" if phase == "added" else phase
+        return phase
 
     # -- what is said of it ----------------------------------------------------------------------------------------------
 
@@ -442,10 +485,13 @@ class Merger:
             state = self._tables.get(table.id)
             if status.phase == "snapshot" and status.e0:
                 needed.append(status.e0.number)
-            elif state and status.phase == "added" and adding.is_append(state):
+            elif state and status.phase == "added" and adding.may_begin(state):
                 needed.append(state.since)
             elif state and table not in found.tables and (status.phase in MERGED or _may_resume(status)):
                 needed.append(oldest.number)  # made since the manifest, or stopped before one named it
+        # The windows of a job are looked for in the log behind the epoch up to which they are known.
+        reads = self._state.reads(open_only=True)
+        needed += [trim.first_needed(self._log, oldest, read.epoch) for read in reads if read.epoch]
         written_before_us = self._clock.now_us() - int(self._config.merge.keep * 1_000_000)
         kept = trim.trim(self._log, oldest, needed, written_before_us)
         if kept is not None:

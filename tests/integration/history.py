@@ -56,10 +56,15 @@ class Change(NamedTuple):
     row: int
     old: Row | None
     new: Row | None
+    truncated: str | None = None
+    """Instead of a row change: the TRUNCATE of a shard."""
 
     @property
     def halves(self) -> list[tuple[int, Row]]:
         """What the log has of it."""
+        if self.truncated is not None:
+            schema = SCHEMAS[self.table]
+            return [(Op.TRUNCATE, tuple(self.truncated if n == schema.key[0] else None for n in schema.names))]
         if self.old is None:
             assert self.new is not None
             return [(Op.INSERT, self.new)]
@@ -136,6 +141,8 @@ class Source:
             for change in transaction:
                 if change.table != table or (number > count and change.event >= events):
                     continue
+                if change.truncated is not None:
+                    live = {k: row for k, row in live.items() if k[0] != change.truncated}
                 if change.old is not None:
                     del live[key(table, change.old)]
                 if change.new is not None:
@@ -219,10 +226,16 @@ class Capture:
         """How many transactions are in the log."""
         return len(self.writer.newest.end.gtids) if self.writer.newest else 0
 
-    def add(self, *tables: TableName, fresh: tuple[int, int] | None = None) -> CommitRecord:
-        """The epoch that adds these tables, or adds them again. `fresh`: as the first record of a log begun anew, number and position."""
+    def add(
+        self, *tables: TableName, fresh: tuple[int, int] | None = None, options: Mapping[str, Any] | None = None
+    ) -> CommitRecord:
+        """The epoch that adds these tables, or adds them again. `fresh`: as the first record of a log begun anew, number and position.
+        `options`: more than their mode."""
         number = fresh[0] if fresh else self._number()
-        added = {t.id: TableState(SCHEMAS[t].to_dict(), {"mode": MODES[t]}, Counts(), None, number) for t in tables}
+        added = {
+            t.id: TableState(SCHEMAS[t].to_dict(), {"mode": MODES[t], **(options or {})}, Counts(), None, number)
+            for t in tables
+        }
         return self._append(0, added=added, fresh=fresh)
 
     def remove(self, *tables: TableName) -> CommitRecord:
@@ -364,7 +377,8 @@ class Capture:
                 seq += 1
                 if change.table != table:
                     continue
-                counts[0 if change.old is None else 2 if change.new is None else 1] += 1
+                if change.truncated is None:
+                    counts[0 if change.old is None else 2 if change.new is None else 1] += 1
                 ts_ms = self.source.time_us(number) // 1000
                 at = (number - numbers[0], change.event, change.row, ts_ms, seq)
                 rows += [(op, *at, *values) for op, values in change.halves]
