@@ -20,7 +20,7 @@ from cdc.names import TableName
 ReadPhase = Literal["waiting", "running", "paused", "done", "failed", "cancelled"]
 Why = Literal["asked", "backfill", "shard", "adopt", "repair"]
 Key = tuple[int | str, ...]
-"""A row's key, in the key's order: integers, YEAR, BIT as int, everything else as its canonical text, binary strings as hex with `0x`."""
+"""A row's key, in the key's order: integers and YEAR as int, everything else as its canonical text (`cdc.source.canonical`)."""
 
 OPEN: tuple[ReadPhase, ...] = ("waiting", "running", "paused")
 UNSET: Any = object()

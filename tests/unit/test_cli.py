@@ -60,6 +60,7 @@ def test_the_commands_of_the_design_are_there() -> None:
         "resume",
         "resync",
         "skip",
+        "snapshot",
         "reconcile",
         "log",
         "schema",
