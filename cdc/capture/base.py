@@ -55,6 +55,16 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Emptied:
+    """Transaction `txn` of this drain, which has no rows itself, took all rows of a shard; `is_gone`: and the table itself, so that nothing
+    more is given of it."""
+
+    txn: int
+    table: TableName
+    is_gone: bool
+
+
+@dataclass(frozen=True)
 class Drained:
     """Everything since the last drain: whole transactions, and rows of the open one if it is so large that it is given in parts.
 
@@ -85,13 +95,16 @@ class Drained:
     """Of the last whole transaction of this drain."""
     partial: Fingerprint | None = None
     """Of the open transaction, if rows of it were given in this drain: its row events so far."""
+    emptied: Sequence[Emptied] = ()
+    """In commit order."""
 
 
 class Decoder(Protocol):
     """Fed with what answers COM_BINLOG_DUMP, from the beginning."""
 
-    def capture(self, tables: Mapping[TableName, TableSchema]) -> None:
-        """From here on decode exactly these tables. A row event whose TABLE_MAP differs from the schema stops its table.
+    def capture(self, tables: Mapping[TableName, TableSchema], shards: Collection[TableName] = ()) -> None:
+        """From here on decode exactly these tables. A row event whose TABLE_MAP differs from the schema stops its table. What empties one of
+        `shards`, or drops it, stops nothing, and is told (`Drained.emptied`).
 
         Only between transactions (`idle`). Raises `ValueError` otherwise.
         """

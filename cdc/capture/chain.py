@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from cdc import faults
 from cdc.capture.base import FRAMING, Drained, Stop, TableChanges
-from cdc.capture.rows import SEQ, TXN, completed, counts, encoded, numbered
+from cdc.capture.rows import SEQ, TXN, Gaps, completed, counts, encoded, numbered
 from cdc.capture.shards import Source, sources
 from cdc.clock import Clock
 from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState, WindowEntry
@@ -95,6 +95,8 @@ class Chain:
             self.begin(newest.end, Origin(newest.number, newest.ts_ms, newest.raw_us, newest.seq))
         self._pending = _Pending()
         self._sources = sources(self.states)
+        self._gone: set[TableName] = set()
+        """Shards that the source dropped, and that a record is still to take out."""
         self._behind: tuple[_Epoch, Future[CommitRecord]] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._failed: BaseException | None = None
@@ -131,12 +133,25 @@ class Chain:
     def has_rows(self) -> bool:
         """Whether there is something that readers wait for: rows, a window, or a table that stops."""
         pending = self._pending
-        return bool(pending.data or pending.stopped or pending.skipped or pending.windows)
+        return bool(pending.data or pending.stopped or pending.skipped or pending.windows or self.left)
 
     @property
     def is_plain(self) -> bool:
-        """Whether the next epoch says nothing but rows."""
-        return not (self._pending.stopped or self._pending.skipped)
+        """Whether the next epoch says nothing but rows, and nothing follows from it."""
+        return not (self._pending.stopped or self._pending.skipped or self._gone)
+
+    @property
+    def left(self) -> dict[TableName, dict[str, Any]]:
+        """Options of tables without those of their shards that the source dropped: for a record that has no rows of theirs. Empty within a
+        transaction."""
+        found: dict[TableName, dict[str, Any]] = {}
+        if self._gone and self.position is not None and self.position.whole:
+            for shard in self._gone & self._sources.keys():
+                target = self._sources[shard].target
+                options = found.get(target, self.states[target.id].options)
+                kept = {table: since for table, since in options["shards"].items() if table != shard.id}
+                found[target] = options | {"shards": kept}
+        return found
 
     @property
     def has_news(self) -> bool:
@@ -176,17 +191,29 @@ class Chain:
         pending = self._pending
         times = pa.array(self._times(drained), pa.int64())
         gtids = pa.array(drained.gtids, pa.string())
-        first = self.seq
+        first, gaps = self.seq, Gaps(drained)
         for changes, stop in completed(drained):
             if changes.batch.num_rows:
-                self._add(changes, numbered(changes, times, first), gtids)
+                self._add(changes, numbered(changes, times, first, gaps), gtids)
             if stop is not None:
                 self._stop(stop)
+        self._empty(drained, times, first, gaps, gtids)
         pending.transactions += drained.whole
         pending.framing.update(drained.framing)
         pending.skipped += drained.skipped
         self.stop(drained.stops)
         self._move(drained, server_uuid)
+
+    def _empty(self, drained: Drained, times: pa.Int64Array, first: int, gaps: Gaps, gtids: pa.StringArray) -> None:
+        """Say of shards that all their rows are gone."""
+        for i, emptied in enumerate(drained.emptied):
+            source = self._sources.get(emptied.table)
+            if source is not None and source.is_shard:
+                row = sum(other.txn == emptied.txn for other in drained.emptied[:i])
+                changes = source.truncation(emptied.txn, row, gaps.number(i))
+                self._add(changes, numbered(changes, times, first), gtids)
+                if emptied.is_gone:
+                    self._gone.add(emptied.table)
 
     def _times(self, drained: Drained) -> npt.NDArray[np.int64]:
         """The transactions' times: monotone, whatever the source's clock does. One that goes on from the part before keeps its time."""
@@ -364,6 +391,7 @@ class Chain:
         self.states = record.states_after(self.states)
         if epoch.added or epoch.removed or epoch.altered:
             self._sources = sources(self.states)
+            self._gone &= self._sources.keys()
         self.newest, self._number, self._start = record, record.number, record.end
         self.transactions += epoch.pending.transactions
         self.bytes += epoch.pending.framing["bytes"]

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cdc import _native, faults
 from cdc.capture import statements
-from cdc.capture.base import FRAMING, Drained, Stop, TableChanges
+from cdc.capture.base import FRAMING, Drained, Emptied, Stop, TableChanges
 from cdc.capture.refusal import Refusal, ended
 from cdc.capture.statements import Kind
 from cdc.errors import (
@@ -78,19 +78,22 @@ class NativeDecoder:
         self._ignore_case = ignore_case
         self._refusal = refusal
         self._captured: dict[TableName, TableSchema] = {}
+        self._shards: frozenset[TableName] = frozenset()
         self._schemas: dict[int, TableSchema] = {}
         """By the number of the answer that gave the decoder its plans."""
         self._answers = 0
         self._failed: LakesyncError | None = None
         self._stops: dict[str, dict[TableName, LakesyncError]] = {}
         """By the GTID of the transaction at which they are; told with it."""
+        self._emptied: dict[str, dict[TableName, bool]] = {}
+        """The same: shards, and whether they are gone."""
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
-    def capture(self, tables: Mapping[TableName, TableSchema]) -> None:
+    def capture(self, tables: Mapping[TableName, TableSchema], shards: Collection[TableName] = ()) -> None:
         if not self.idle:
             raise ValueError("tables change only between transactions")
-        self._captured = dict(tables)
+        self._captured, self._shards = dict(tables), frozenset(shards)
         self._native.capture([(t.schema, t.name) for t in tables])
 
     def stop(self, table: TableName) -> None:
@@ -178,6 +181,7 @@ class NativeDecoder:
             tuple(found.skipped),
             last,
             partial,
+            self._told_emptied(gtids),
         )
 
     # -- rows --------------------------------------------------------------------------------------------------------
@@ -217,6 +221,13 @@ class NativeDecoder:
                 if table not in stops or txn <= stops[table].txn:
                     stops[table] = Stop(txn, table, error)
         return sorted(stops.values(), key=lambda stop: stop.txn)
+
+    def _told_emptied(self, gtids: Sequence[str]) -> list[Emptied]:
+        found = []
+        for gtid in [g for g in self._emptied if g in gtids]:
+            shards = self._emptied.pop(gtid)
+            found += [Emptied(gtids.index(gtid), table, is_gone) for table, is_gone in shards.items()]
+        return sorted(found, key=lambda emptied: emptied.txn)
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -260,6 +271,13 @@ class NativeDecoder:
         self._captured.pop(table, None)
         self._native.stop_table(table.schema, table.name)
 
+    def _empty_here(self, table: TableName, is_gone: bool) -> None:
+        """All rows of a shard go with the open transaction."""
+        self._emptied.setdefault(self.open_gtid or "", {})[table] = is_gone
+        if is_gone:
+            self._captured.pop(table, None)
+            self._native.stop_table(table.schema, table.name)
+
     def _statement(
         self, database: str, sql: bytes, charset: str, ansi_quotes: bool, no_backslash_escapes: bool
     ) -> None:
@@ -281,7 +299,10 @@ class NativeDecoder:
                     hint=f"SET binlog_format = ROW in the session that ran it; {_WAY_OUT}",
                 )
             for table in statement.touches(self._captured, self._ignore_case):
-                self._stop_here(table, _reason(statement))
+                if statement.empties and table in self._shards:
+                    self._empty_here(table, statement.drops)
+                else:
+                    self._stop_here(table, _reason(statement))
         self._native.statement(_CONTROL.get(kind, "statement"), statement.savepoint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,11 +45,36 @@ def _before(changes: TableChanges, txn: int) -> TableChanges:
     return replace(changes, batch=changes.batch.slice(0, count))
 
 
-def numbered(changes: TableChanges, times: pa.Int64Array, first_seq: int) -> pa.RecordBatch:
-    """The changes with their times, and numbers that go on from `first_seq`."""
+class Gaps:
+    """Numbers that are left free among those of a drain's changes, one for every shard that is emptied in it."""
+
+    def __init__(self, drained: Drained) -> None:
+        self._txns = np.array([emptied.txn for emptied in drained.emptied], np.int64)
+        self._ends = [0] * len(drained.emptied)
+        """The last number of the transactions before it, as the decoder counts."""
+        for changes in drained.changes if drained.emptied else ():
+            txns, seqs = (changes.batch.column(place).to_numpy() for place in (TXN, SEQ))
+            for i, count in enumerate(txns.searchsorted(self._txns)):
+                self._ends[i] = max(self._ends[i], int(seqs[count - 1]) if count else 0)
+
+    def number(self, i: int) -> int:
+        """The one of the `i`th."""
+        return self._ends[i] + i + 1
+
+    def before(self, txns: pa.Array[Any]) -> pa.Array[Any] | None:
+        """How many there are before a change, by its transaction; None: there are none at all."""
+        if not len(self._txns):
+            return None
+        return pa.array(self._txns.searchsorted(txns.to_numpy(), side="right"), pa.int64())
+
+
+def numbered(changes: TableChanges, times: pa.Int64Array, first_seq: int, gaps: Gaps | None = None) -> pa.RecordBatch:
+    """The changes with their times, and numbers that go on from `first_seq`, with gaps."""
     columns = list(changes.batch.columns)
     columns[TS_MS] = times.take(columns[TXN])
     columns[SEQ] = pc.add(columns[SEQ], first_seq)
+    if gaps is not None and (free := gaps.before(columns[TXN])) is not None:
+        columns[SEQ] = pc.add(columns[SEQ], free)
     return pa.RecordBatch.from_arrays(columns, schema=changes.batch.schema)
 
 

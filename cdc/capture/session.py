@@ -128,8 +128,12 @@ class Session:
             ignore_case=self._ignore_case,
             refusal=stream.refusal,
         )
-        self.decoder.capture(self.chain.schemas)
+        self._capture()
         self.decoder.pass_over([again] if again else [])
+
+    def _capture(self) -> None:
+        sources = self.chain.sources
+        self.decoder.capture(self.chain.schemas, [table for table, source in sources.items() if source.is_shard])
 
     @property
     def is_mariadb(self) -> bool:
@@ -174,8 +178,8 @@ class Session:
             )
         for target, options in (altered or {}).items():
             kept = sharding.shards(options)
-            left = [t for t, s in chain.sources.items() if s.target == target and t not in kept]
-            self.windows.cancel("it is a shard no more", left)
+            out = [t for t, s in chain.sources.items() if s.target == target and t not in kept]
+            self.windows.cancel("it is a shard no more", out)
         # Said before the epoch says it: between the two, a restart meets the same transaction again.
         for table, error in chain.stopped.items():
             LOG.error("table-stopped", table=str(table), error=error.code, what=error.what, where=error.where)
@@ -194,6 +198,10 @@ class Session:
                 if request.argument in record.skipped:
                     LOG.warning("transaction-skipped", gtid=request.argument, epoch=record.number)
                     self.state.request_done(request.number, f"passed over in epoch {record.id}")
+        if left := chain.left:
+            for target, options in left.items():
+                LOG.warning("shard-dropped", table=str(target), shards=len(options["shards"]))
+            self.publish(altered=left)
         return record
 
     def publish_behind(self) -> None:
@@ -253,7 +261,7 @@ class Session:
             asked = joining is None or request.number in joining.requests
             if asked and TableName.parse(request.argument) in described:
                 self.state.request_done(request.number, f"captured anew from epoch {record.id} on")
-        self.decoder.capture(self.chain.schemas)
+        self._capture()
         return record
 
 

@@ -41,9 +41,10 @@ class Source:
         fields.insert(place, self.schema.arrow.field(len(self.schema.columns) - 1))
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
-    def truncation(self, txn: int, seq: int) -> TableChanges:
-        """The change that says that all rows of this shard are gone; nothing of its row is known, so that `mapped` completes it."""
-        values = {"_op": Op.TRUNCATE, "_txn": txn, "_seq": seq}
+    def truncation(self, txn: int, row: int, seq: int) -> TableChanges:
+        """The change that says that all rows of this shard are gone, the `row`th of its transaction. Of its row `mapped` makes known which
+        shard it is, and nothing else is."""
+        values = {"_op": Op.TRUNCATE, "_txn": txn, "_row": row, "_seq": seq}
         columns: list[pa.Array[Any]] = [pa.array([values.get(f.name, 0)], f.type) for f in METADATA]
         columns += [pa.nulls(1, field.type) for field in self.own.arrow]
         batch = pa.RecordBatch.from_arrays(columns, schema=pa.schema([*METADATA, *self.own.arrow]))

@@ -57,6 +57,17 @@ class Statement:
     words: frozenset[str] = frozenset()
     """UNKNOWN: whatever could be a name, case folded."""
 
+    @property
+    def empties(self) -> bool:
+        """Whether all rows of its tables, those that were there before it, went at once, and nothing else happened to them than what `drops`
+        says."""
+        return self.verb in ("TRUNCATE TABLE", *_GONE)
+
+    @property
+    def drops(self) -> bool:
+        """Whether the tables that were there before it are gone: also where it makes one, since it did."""
+        return self.verb in _GONE
+
     def touches(self, tables: Collection[TableName], ignore_case: bool = False) -> list[TableName]:
         """Which of `tables` it may change. `ignore_case`: the server takes names of tables without their case."""
         if self.kind is Kind.UNKNOWN:
@@ -64,6 +75,9 @@ class Statement:
         named = {_fold(t, ignore_case) for t in self.tables}
         schemas = {s.casefold() if ignore_case else s for s in self.schemas}
         return sorted(t for t in tables if (f := _fold(t, ignore_case)) in named or f.schema in schemas)
+
+
+_GONE = ("DROP TABLE", "DROP DATABASE", "DROP SCHEMA", "CREATE TABLE")
 
 
 def _fold(table: TableName, ignore_case: bool) -> TableName:

@@ -255,6 +255,8 @@ class OpenWindows:
             return
         if drained.skipped:
             self.cancel("a transaction was passed over, and nobody knows what it wrote to")
+        if drained.emptied and not faults.mutant("truncate_ignored"):
+            self.cancel("all rows of the table went at once", [emptied.table for emptied in drained.emptied])
         for changes in drained.changes:
             windows = [w for w in self._open if w.table == changes.table]
             if not windows:

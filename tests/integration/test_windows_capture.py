@@ -16,11 +16,11 @@ import pytest
 from cdc.epoch import Counts, Op, WindowEntry
 from cdc.names import TableName
 from cdc.position import BinlogEnd
-from cdc.window import Window, WindowCancelled
+from cdc.window import WindowCancelled
 from dev.mysql import MySQLServer
 from tests.contract.binlog import run
 from tests.integration.capturing import Rig
-from tests.integration.windowing import Reading, lake, windows
+from tests.integration.windowing import Reading, cancelled, lake, windows
 
 
 @pytest.fixture
@@ -51,21 +51,6 @@ def added(rig: Rig, table: TableName) -> None:
 
 def contents(rig: Rig, table: TableName) -> dict[object, tuple[object, ...]]:
     return {row[0]: row for row in rig.server.execute(f"SELECT * FROM {table.quoted}")}
-
-
-def cancelled(window: Window, deliver: Callable[[], None] = lambda: None) -> str:
-    """Why it is; maybe before it could be delivered."""
-    stop = threading.Event()
-    timer = threading.Timer(20, stop.set)
-    timer.start()
-    try:
-        deliver()
-        window.wait_emitted(stop)
-    except WindowCancelled as reason:
-        return str(reason)
-    finally:
-        timer.cancel()
-    raise AssertionError("it was not cancelled")
 
 
 # what is written
@@ -215,6 +200,7 @@ def test_windows_under_a_workload_make_the_table_what_the_source_has(
                         for key in batch.column(0)
                     }
                     gone = pa.table({"id": pa.array([i for i in lost if i not in found], pa.int32())})
+                    time.sleep(0.03)
                     reading.deliver(window, rows, gone=gone)
                     reading.emitted(window)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ from cdc.names import TableName
 from cdc.source import results
 from cdc.source.connection import connect
 from cdc.source.server import Server
-from cdc.window import Delivery, Opened, Window
+from cdc.window import Delivery, Opened, Window, WindowCancelled
 from tests.contract.binlog import source
 from tests.integration.capturing import Rig
 
@@ -75,6 +75,21 @@ class Reading(AbstractContextManager["Reading"]):
         timer.daemon = True
         timer.start()
         return stop
+
+
+def cancelled(window: Window, deliver: Callable[[], None] = lambda: None) -> str:
+    """Why it is; maybe before it could be delivered."""
+    stop = threading.Event()
+    timer = threading.Timer(20, stop.set)
+    timer.start()
+    try:
+        deliver()
+        window.wait_emitted(stop)
+    except WindowCancelled as reason:
+        return str(reason)
+    finally:
+        timer.cancel()
+    raise AssertionError("it was not cancelled")
 
 
 def windows(rig: Rig) -> list[tuple[CommitRecord, Any]]:

@@ -139,7 +139,9 @@ class ReferenceDecoder:
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
-    def capture(self, tables: Mapping[TableName, TableSchema]) -> None:
+    def capture(self, tables: Mapping[TableName, TableSchema], shards: Collection[TableName] = ()) -> None:
+        if shards:
+            raise NotImplementedError("shards")
         if not self.idle:
             raise ValueError("tables change only between transactions")
         self._captured = {t: s for t, s in tables.items() if t not in self._stops}
