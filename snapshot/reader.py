@@ -177,7 +177,9 @@ class Reader:
         server = Server(connection)
         waiting: replica.Waiting | None = None
         if self._is_replica:
-            waiting = replica.Waiting(server, self._from, self._walk.table, self._at, self._on_source(Server.identity))
+            waiting = replica.Waiting(
+                server, self._from, self._walk.table, self._at, self._on_source(lambda s: s.identity())
+            )
         with self._telling(f"{place(self._from)} does not show {self._at.end} yet"):
             while not server.wait_visible(self._at, WAIT_SLICE_S):
                 self._check_stop()
@@ -254,14 +256,6 @@ class Reader:
     def rows_estimate(self) -> int:
         """About how many rows the table has."""
         return estimate_rows(self.connection(), self._walk.table)
-
-    def extremes(self) -> tuple[int, int] | None:
-        """The smallest and the largest key of a table that splits; None for an empty one."""
-        connection = self.connection()
-        with translated(connection), connection.cursor(Cursor) as cursor:
-            cursor.execute(self._walk.extremes())
-            row = cursor.fetchone()
-        return None if row is None or row[0] is None else (int(row[0]), int(row[1]))
 
     def read(
         self,
