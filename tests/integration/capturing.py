@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cdc.capture.capture import Capture
+from cdc.capture.tables import PipelineFile
 from cdc.clock import SystemClock
 from cdc.config import PipelineConfig, load
 from cdc.epoch import CommitRecord, Counts, Op
@@ -57,15 +58,19 @@ class Rig:
         return load(self.path)
 
     @contextmanager
-    def run(self, ends_with: type[Exception] | None = None) -> Iterator[threading.Thread]:
-        """A capture, until the block ends. Raises what it raised, unless it is what it should end with: then it is `error`."""
+    def run(
+        self, ends_with: type[Exception] | None = None, daemon: tuple[PipelineConfig, PipelineFile] | None = None
+    ) -> Iterator[threading.Thread]:
+        """A capture, until the block ends. Raises what it raised, unless it is what it should end with: then it is `error`. `daemon`: what
+        a daemon read when it began, and what its captures read since."""
         stop = threading.Event()
         self.error = None
 
         def body() -> None:
             try:
                 log = open_log(self.log_url, self.pipeline)
-                Capture(self.config, log, self.state, SystemClock(), self.windows).run(stop)
+                config, file = daemon or (self.config, None)
+                Capture(config, log, self.state, SystemClock(), self.windows, file).run(stop)
             except BaseException as error:
                 self.error = error
 
