@@ -129,7 +129,7 @@ class Merger:
         Raises what is no single table's error (the log, the state), and what `round` raises: the retryable ones to be run again.
         """
         self._stop = stop
-        done: tuple[EpochId | None, Any] | None = None
+        done: tuple[EpochId | None, Mapping[TableName, tuple[Phase, int]]] | None = None
         info: dict[str, Any] = {}
         round_s = trim_s = clean_s = self._clock.monotonic()
         beat_s = look_s = -LOOK_BACK_S
@@ -144,7 +144,7 @@ class Merger:
             if now_s - clean_s >= CLEAN_S:
                 self.clean()
                 clean_s = now_s
-            if now_s < round_s:
+            if now_s < round_s and not (done and self._is_awaited(done[1])):
                 stop.wait(min(LOOK_S, round_s - now_s))
                 continue
             asked = resuming.take_requests(self._state, self._config)
@@ -154,11 +154,22 @@ class Merger:
                 newest, look_s = self._log.newest(), now_s
                 due = done is not None and (newest and newest.id) != done[0]
             if due or (done and self._log.wait(done[0].number if done[0] else -1, LOOK_S)):
-                round_s = self._clock.monotonic() + self._config.merge.every
+                begun_s = self._clock.monotonic()
                 result = self.round()
+                ended_s, round_s = self._clock.monotonic(), begun_s + self._config.merge.every
+                if any(r.phase == "catching-up" for r in result.tables.values()):
+                    # It is ready once it is seen to be; but most of the time is the others'.
+                    round_s = min(round_s, ended_s + max(LOOK_S, 4 * (ended_s - begun_s)))
                 done = (result.newest, phases)
                 info = self._info(result)
                 beat_s = -LOOK_BACK_S
+
+    def _is_awaited(self, known: Mapping[TableName, tuple[Phase, int]]) -> bool:
+        """Whether a table waits for the next round since the last one: it was added, or its first rows are in the lake."""
+        return any(
+            s.phase in ("added", "catching-up") and known.get(t) != (s.phase, s.changed_us)
+            for t, s in self._state.tables().items()
+        )
 
     def round(self) -> RoundResult:
         """Move every table to the newest epoch, set those `ready` that have passed their mark, write a manifest.
