@@ -158,7 +158,10 @@ def test_an_empty_table(lake: LakeTable) -> None:
 
 
 def test_columns_in_another_order_and_comments_of_theirs(lake: LakeTable) -> None:
-    fields = [pa.field("name", pa.string(), metadata={"comment": "who"}), pa.field("id", pa.int64(), nullable=False)]
+    fields: list[pa.Field[Any]] = [
+        pa.field("name", pa.string(), metadata={"comment": "who"}),
+        pa.field("id", pa.int64(), nullable=False),
+    ]
     write_deltalake(str(lake.folder), pa.table([["a", "b"], [1, 2]], schema=pa.schema(fields)))
     snapshot = adopt(lake, SIMPLE, applied(1))
     assert content(lake, upsert(lake, snapshot, [(2, "c")])) == [(1, "a"), (2, "c")]
@@ -233,7 +236,8 @@ class Spark:
         path = path or f"part-00000-{self.version + 1:08x}-80a9-4f4e-a8a8-66a2f4b8b9c9-c000.snappy.parquet"
         file = self.folder / (name or path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(rows, file, **({"compression": "snappy", "store_schema": False} | written))
+        options: dict[str, Any] = {"compression": "snappy", "store_schema": False} | written
+        pq.write_table(rows, file, **options)
         return {
             "add": {
                 "path": path,
@@ -394,7 +398,7 @@ def test_the_ways_in_which_others_store_values(lake: LakeTable) -> None:
     ]
     assert content(lake, snapshot) == sorted(expected)
     found = lake.rows(snapshot, pa.table({"id": ["k0", "k7", "k12", "k19"]}))
-    assert sorted(found.column("id").to_pylist()) == ["k0", "k12", "k19", "k7"]
+    assert sorted(map(str, found.column("id").to_pylist())) == ["k0", "k12", "k19", "k7"]
     snapshot = upsert(lake, snapshot, [rows[6]], [("k12",)])
     expected[6] = rows[6]
     assert content(lake, snapshot) == sorted(row for row in expected if row[0] != "k12")
@@ -453,18 +457,16 @@ def test_every_difference_of_columns_is_named_at_once(lake: LakeTable) -> None:
         ),
         ("id",),
     )
-    theirs = pa.schema(
-        [
-            ("id", pa.int64()),
-            ("local", pa.timestamp("us", "UTC")),
-            ("amount", pa.decimal128(12, 2)),
-            ("flag", pa.bool_()),
-            ("number", pa.int32()),
-            ("note", pa.string()),
-            ("extra", pa.float64()),
-        ]
-    )
-    write_deltalake(str(lake.folder), theirs.empty_table())
+    theirs: list[pa.Field[Any]] = [
+        pa.field("id", pa.int64()),
+        pa.field("local", pa.timestamp("us", "UTC")),
+        pa.field("amount", pa.decimal128(12, 2)),
+        pa.field("flag", pa.bool_()),
+        pa.field("number", pa.int32()),
+        pa.field("note", pa.string()),
+        pa.field("extra", pa.float64()),
+    ]
+    write_deltalake(str(lake.folder), pa.schema(theirs).empty_table())
     problems = {p.what: p.hint for p in examine(lake, schema)}
     assert list(problems) == [
         "column local is timestamp, and timestamp_ntz in the source",
