@@ -9,6 +9,7 @@ No lock is taken, ever, and no transaction is longer than one SELECT.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,7 +82,8 @@ class Chunk:
 class Reader:
     """A connection, made when it is first needed and again after an error. For one thread.
 
-    `at` is what its server must show before anything is read, and says which server capture reads.
+    `at` is what its server must show before anything is read, and says which server capture reads. `check_every_s`: how often it is made sure
+    of the table's columns and of that server; 0: before and after everything that is read. (Where a window is open, capture sees either change.)
 
     Raises `SourceUnavailableError`, `SourceError`; `TableStoppedError` where the table is not what it was when it was added, or
     holds what cannot be read; `Ended` once `stop` is set.
@@ -94,7 +96,11 @@ class Reader:
         at: Position,
         stop: threading.Event,
         throttle: Throttle | None = None,
+        *,
+        check_every_s: float = 0.0,
     ) -> None:
+        self._check_every_s = check_every_s
+        self._checked_s: dict[str, float] = {}
         self._config = config
         self._from = config.snapshot.source or config.source
         self._walk = walk
@@ -233,9 +239,10 @@ class Reader:
 
     def _ask_source(self, ask: Callable[[Server], _T]) -> _T:
         if self._source is None:
+            self._checked_s.clear()
             self._source = connect(self._config.source, purpose="snapshot mark")
         server = Server(self._source)
-        if (uuid := server.identity().uuid) != self._at.server_uuid:
+        if self._due(self._at.server_uuid) and (uuid := server.identity().uuid) != self._at.server_uuid:
             raise self._other_server(uuid)
         return ask(server)
 
@@ -282,7 +289,7 @@ class Reader:
         limit = self._limit(limit, size)
         with self._chunk(chunk, limit):
             connection = self.connection()
-            self.check_schema()
+            self._look()
             batch_size = results.SIZE if size is None else min(results.SIZE, max(size // 4, 1))
             found = results.read(
                 connection,
@@ -308,7 +315,7 @@ class Reader:
                 if cut:
                     self._abandon()
             # What a DDL changed in between is seen now, whatever the SELECT met.
-            self.check_schema()
+            self._look()
             self._check_sound()
             chunk.done = not cut and chunk.rows < limit
 
@@ -384,7 +391,7 @@ class Reader:
             chunk = Chunk()
             with self._chunk(chunk, piece.num_rows):
                 connection = self.connection()
-                self.check_schema()
+                self._look()
                 with self._errors():
                     for batch in results.read(connection, partial(_points, walk, piece), walk.plans()):
                         self._check_stop()
@@ -392,12 +399,24 @@ class Reader:
                         chunk.rows += rows.num_rows
                         chunk.size += rows.nbytes
                         found.append(pa.Table.from_batches([rows]))
-                self.check_schema()
+                self._look()
                 self._check_sound()
         arrow = walk.schema.arrow
         if any(unfit.is_last(table.schema) for table in found):
             arrow = arrow.append(unfit.FIELD)
         return pa.concat_tables([arrow.empty_table(), *found], promote_options="default")
+
+    def _due(self, what: str) -> bool:
+        """Whether it is time to look again."""
+        now_s = time.monotonic()
+        if self._check_every_s and now_s - self._checked_s.get(what, -math.inf) < self._check_every_s:
+            return False
+        self._checked_s[what] = now_s
+        return True
+
+    def _look(self) -> None:
+        if self._due("schema"):
+            self.check_schema()
 
     def check_schema(self) -> None:
         """Raise `TableStoppedError` unless the table's columns and key are those of the record that added it."""

@@ -9,7 +9,8 @@ point read, in windows of their own: what comes back with the same bytes is a ro
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +30,11 @@ from snapshot.chunks import Part, Walk
 from snapshot.reader import Reader
 from snapshot.segments import KEYS_AT_ONCE, Segment
 from snapshot.throttle import Throttle
+
+HELD_BYTES = 64 * 1024 * 1024
+"""Keys of the lake that are held in memory for a job."""
+CHECK_EVERY_S = 1.0
+"""How often the table's columns are compared. Capture sees a DDL in a window anyway, and cancels it."""
 
 
 class Shard(NamedTuple):
@@ -87,7 +93,7 @@ class WindowReader:
     ) -> None:
         self.walk = walk
         self._settings = config.snapshot
-        self._reader = Reader(config, walk, opened.c0, stop, throttle)
+        self._reader = Reader(config, walk, opened.c0, stop, throttle, check_every_s=CHECK_EVERY_S)
         self._lake = LakeKeys(lake, walk, shard) if lake is not None and not where else None
         self._where = where
         self._key = key_columns(walk.schema)
@@ -160,40 +166,76 @@ class WindowReader:
 
 
 class LakeKeys:
-    """The keys that the lake has of a table, or of one shard of it. At any version: what the stream changes after it, the stream says itself."""
+    """The keys that the lake has of a table, or of one shard of it, as of the first time it is asked. Any version would do: what the stream
+    changes after it, the stream says itself.
+
+    They are held in memory as far as they are few; else the lake is scanned for each window.
+    """
 
     def __init__(self, lake: LakeTable, walk: Walk, shard: Shard | None) -> None:
         self._lake = lake
         self._walk = walk
         self._shard = shard
-        self._snapshot: Snapshot | None = None
         self._key = key_columns(walk.schema)
+        self._snapshot: Snapshot | None = None
+        self._looked = False
+        self._held: pa.Table | None = None
+        """In the order of the first column."""
 
     def beside(self, keys: pa.Table, segment: Segment) -> pa.Table:
         """Those that lie in the segment by their bytes, and are none of `keys`."""
-        self._snapshot = self._lake.load() if self._snapshot is None else self._lake.refresh(self._snapshot)
-        if self._snapshot is None:
-            return self._key.empty_table()
-        index = KeyIndex(keys, str(self._walk.table))
+        if not self._looked:
+            self._look()
+        index: KeyIndex | None = None
         found = []
-        names = self._key.names if self._shard is None else [self._shard.column, *self._key.names]
-        for batch in self._lake.scan(self._snapshot, names, self._bounds(segment)):
+        for there in self._between(segment):
+            there = there.filter(self._within(there, segment))
+            if there.num_rows:
+                index = index or KeyIndex(keys, str(self._walk.table))
+                there = there.filter(pc.is_null(index.locate(there)))
+            if there.num_rows:
+                found.append(there)
+        return pa.concat_tables(found) if found else self._key.empty_table()
+
+    def _look(self) -> None:
+        self._looked = True
+        self._snapshot = self._lake.load()
+        held: list[pa.Table] = []
+        size = 0
+        for there in self._scan(None):
+            held.append(there)
+            size += there.nbytes
+            if size > HELD_BYTES:
+                return
+        table = pa.concat_tables(held) if held else self._key.empty_table()
+        self._held = table.take(pc.sort_indices(table.column(0))).combine_chunks()
+
+    def _between(self, segment: Segment) -> Iterator[pa.Table]:
+        bounds = self._walk.lake_range(segment.after, segment.to)
+        if self._held is None:
+            yield from self._scan(bounds)
+            return
+        low, high = bounds
+        first: Any = self._held.column(0)
+        rows = range(self._held.num_rows)
+        begin = 0 if low is None else bisect_left(rows, low, key=lambda n: first[n].as_py())
+        end = len(rows) if high is None else bisect_left(rows, high, lo=begin, key=lambda n: first[n].as_py())
+        if begin < end:
+            yield self._held.slice(begin, end - begin)
+
+    def _scan(self, bounds: tuple[Any | None, Any | None] | None) -> Iterator[pa.Table]:
+        if self._snapshot is None:
+            return
+        names = self._key.names
+        if self._shard is not None:
+            names = [self._shard.column, *names]
+            bounds = (self._shard.value, f"{self._shard.value}\0")
+        for batch in self._lake.scan(self._snapshot, names, bounds):
             there = pa.Table.from_batches([batch])
             if self._shard is not None:
                 there = there.filter(pc.equal(there.column(self._shard.column), pa.scalar(self._shard.value)))
-            there = conform(there.select(self._key.names), self._key, str(self._walk.table))
-            if not there.num_rows:
-                continue
-            there = there.filter(self._within(there, segment))
-            others = there.filter(pc.is_null(index.locate(there)))
-            if others.num_rows:
-                found.append(others)
-        return pa.concat_tables(found) if found else self._key.empty_table()
-
-    def _bounds(self, segment: Segment) -> tuple[Any | None, Any | None]:
-        if self._shard is not None:
-            return self._shard.value, f"{self._shard.value}\0"
-        return self._walk.lake_range(segment.after, segment.to)
+            if there.num_rows:
+                yield conform(there.select(self._key.names), self._key, str(self._walk.table))
 
     def _within(self, keys: pa.Table, segment: Segment) -> Any:
         inside: Any = self._walk.within(keys, segment.after, segment.to)
