@@ -7,18 +7,19 @@ touched says nothing yet: it is read again in another window, a short one, until
 by its history: the lake must have its last image in the log, and what was read must be one of its images in the window. All
 tables share the windows.
 
+The rows of a table that is made of shards are those of all its shards, each read from its own table of the source. The TRUNCATE of a
+shard touches every key of it.
+
 Both sides are compared as canonical text (`cdc.source.canonical`), which the server makes for its side: so this does not depend on how
 lakesync decodes a value. Of each row only its key and a 128-bit digest are kept.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pymysql
 
-from cdc import unfit
+from cdc import sharding, unfit
 from cdc.config import PipelineConfig
-from cdc.epoch import CommitRecord, EpochId, Op
+from cdc.epoch import CommitRecord, EpochId, Op, TableState
 from cdc.errors import ConfigError, LakeDamagedError, LogGapError, NotFollowingError
 from cdc.lake import manifest
 from cdc.lake.deltalog import Applied, Snapshot
@@ -38,15 +39,12 @@ from cdc.log.base import Log
 from cdc.log.codec import WIDTH, Changes, decode
 from cdc.names import TableName
 from cdc.schema import TableSchema
-from cdc.source import canonical, results
-from cdc.source.connection import connect, is_mariadb, translate
+from cdc.source import canonical
+from cdc.source.connection import connect, translate
 from cdc.source.server import Server
 from cdc.state import State
-from snapshot.chunks import Bound, Walk
+from reconcile.sources import Rows, SourceRows
 
-CHUNK_ROWS = 50_000
-POINT_ROWS = 500
-"""Keys of one statement that reads rows again."""
 FOLLOW_S = 120.0
 """How long the lake may take to reach the mark."""
 SETTLE_WINDOWS = 20
@@ -108,8 +106,6 @@ class ValuesReport:
 
 Progress = Callable[[str, int], None]
 """Told the table and the rows read so far."""
-_Rows = tuple[pa.Table, list["pa.Array[Any]"]]
-"""Key columns in the lake's types, and every column's canonical text."""
 _Texts = tuple[bytes | None, ...]
 """One row's canonical texts."""
 
@@ -143,7 +139,7 @@ def compare(
     connection = connect(config.source, purpose="reconcile")
     try:
         windows = _Windows(config, log, state, connection, follow_s)
-        return _compare([_Table(config, log, connection, table, progress) for table in wanted], windows)
+        return _compare([_Table(config, log, state, connection, table, progress) for table in wanted], windows)
     except pymysql.MySQLError as error:
         raise translate(error) from error
     finally:
@@ -152,6 +148,8 @@ def compare(
 
 def _compare(all_tables: list[_Table], windows: _Windows) -> ValuesReport:
     tables = [t for t in all_tables if t.mode == "upsert"]
+    for table in tables:
+        table.must_be_whole()
     opening = windows.open()
     for table in tables:
         table.read_all()
@@ -174,7 +172,14 @@ class _Closing:
     snapshot: Snapshot
     applied: Applied
     touched: pa.Table
-    """Keys that the stream touched in the window, old and new, each once."""
+    """Keys that the log touched in the window, old and new, each once."""
+    truncated: frozenset[str]
+    """Shards that were truncated in the window."""
+
+    def moved(self) -> Callable[[tuple[Any, ...]], bool]:
+        """Whether a key was touched."""
+        keys = {tuple(row.values()) for row in self.touched.to_pylist()}
+        return lambda key: key in keys or key[0] in self.truncated
 
 
 class _Windows:
@@ -213,7 +218,8 @@ class _Windows:
                 # By number too: an epoch that only adds a table ends where the one before it did.
                 passed = applied and here and applied.position.whole and applied.position.end >= mark
                 if applied and passed and applied.epoch.number >= opening.number:
-                    yield table, _Closing(snapshot, applied, table.touched(opening, applied))
+                    table.must_be_as_it_was()
+                    yield table, _Closing(snapshot, applied, *table.touched(opening, applied))
                     break
                 self.must_follow(table.table, deadline)
                 time.sleep(POLL_S)
@@ -252,11 +258,13 @@ class _Table:
         self,
         config: PipelineConfig,
         log: Log,
+        state: State,
         connection: pymysql.Connection[Any],
         table: TableName,
         progress: Progress | None,
     ) -> None:
-        self.log, self.connection, self.table, self.progress = log, connection, table, progress
+        self.state = state
+        self.log, self.table = log, table
         self.lake = LakeTable(config.lake_root, table, config.name)
         snapshot = self.lake.load()
         if snapshot is None:
@@ -266,6 +274,8 @@ class _Table:
         self.schema: TableSchema = snapshot.schema
         self.mode = snapshot.mode
         self.key = list(self.schema.key)
+        self.options = self.captured().options
+        self.rows = SourceRows(connection, table, self.schema, self.options, progress)
         self.suspects = self.key_schema.empty_table()
         self.source = self.lake_rows = pa.table({})
         self.again: dict[tuple[Any, ...], list[_Texts]] = {}
@@ -273,6 +283,34 @@ class _Table:
         self.last_lake: dict[tuple[Any, ...], list[_Texts]] = {}
         self.found: list[Difference] = []
         self.settled = self.epoch = 0
+
+    def captured(self) -> TableState:
+        """What the log says of the table now."""
+        known = captured.read(self.log)
+        found = known.newest_tables.get(self.table.id) if known else None
+        if found is None:
+            raise NotFollowingError("the table is not captured", where=str(self.table), hint="see `lakesync status`")
+        return found
+
+    def must_be_whole(self) -> None:
+        """Raise `NotFollowingError` where a shard came whose rows are not in the lake yet."""
+        found = self.captured()
+        for shard, since in sharding.shards(found.options).items():
+            if since is None:
+                continue  # the table was not ready before they were read
+            read = self.state.read(sharding.job(self.log.uuid, self.table.id, found, shard))
+            if read is None or read.phase != "done":
+                raise NotFollowingError(
+                    f"the rows of its shard {shard} are being read",
+                    where=str(self.table),
+                    hint="`lakesync status` shows how far that is",
+                )
+
+    def must_be_as_it_was(self) -> None:
+        """Raise `NotFollowingError` where shards came or went since the comparison began."""
+        now = self.captured().options
+        if sharding.shards(now).keys() != sharding.shards(self.options).keys():
+            raise NotFollowingError("its shards changed during the comparison", where=str(self.table), hint="try again")
 
     def report(self) -> TableValues:
         """What came of it."""
@@ -291,29 +329,36 @@ class _Table:
 
     def read_all(self) -> None:
         """The whole table, from the source."""
-        self.source = self.digests(self.read_source())
+        self.source = self.digests(self.rows.whole())
 
     def suspect(self, closing: _Closing) -> None:
         """Keys that differ, or that the stream touched meanwhile."""
         self.lake_rows = self.digests(self.read_lake(closing.snapshot))
         unlike = _unlike(self.source, self.lake_rows, self.key)
-        self.suspects = _distinct(pa.concat_tables([unlike, closing.touched.select(self.key)]), self.key)
+        touched = [unlike, closing.touched.select(self.key)]
+        if closing.truncated:
+            shards = pa.array(sorted(closing.truncated), pa.string())
+            touched += [
+                rows.filter(pc.is_in(rows.column(self.key[0]), value_set=shards)).select(self.key)
+                for rows in (self.source, self.lake_rows)
+            ]
+        self.suspects = _distinct(pa.concat_tables(touched), self.key)
         self.epoch = closing.applied.epoch.number
 
     def read_suspects(self) -> None:
         """The suspects alone, from the source."""
-        self.again = _by_key(self.read_points(self.suspects))
+        self.again = _by_key(self.rows.points(self.suspects))
 
     def settle(self, closing: _Closing) -> None:
         """Judge the suspects; those of which nothing can be said yet stay."""
         lake = _by_key(self.read_lake(closing.snapshot, self.suspects))
-        moved = {tuple(row.values()) for row in closing.touched.to_pylist()}
-        images = self.images(closing.applied, moved) if self.last else {}
+        moved = closing.moved()
+        suspects = [tuple(row.values()) for row in self.suspects.to_pylist()]
+        images = self.images(closing.applied, set(filter(moved, suspects))) if self.last else {}
         left = []
-        for row in self.suspects.to_pylist():
-            key = tuple(row.values())
+        for row, key in zip(self.suspects.to_pylist(), suspects, strict=True):
             source, there = self.again.get(key, []), lake.get(key, [])
-            if key not in moved:
+            if not moved(key):
                 self.settled += 1
                 if difference := self.difference(key, source, there):
                     self.found.append(difference)
@@ -345,7 +390,11 @@ class _Table:
                 for c, a in zip(self.schema.columns, columns, strict=True)
             ]
             for n, key in enumerate(names):
-                if key in keys:
+                if operations[n] == Op.TRUNCATE:
+                    for one in keys:
+                        if one[0] == key[0]:
+                            found.setdefault(one, []).append([])
+                elif key in keys:
                     gone = operations[n] in (Op.DELETE, Op.MOVE_OUT)
                     found.setdefault(key, []).append([] if gone else [tuple(t[n].as_py() for t in texts)])
         return found
@@ -361,13 +410,19 @@ class _Table:
         unlike = zip(self.schema.names, source[0], lake[0], strict=True)
         return Difference(name, "different", tuple(column for column, one, other in unlike if one != other))
 
-    def touched(self, opening: CommitRecord, applied: Applied) -> pa.Table:
-        """Keys of every row image between the opening and the applied epoch, each once."""
-        keys = [self.key_schema.empty_table()]
+    def touched(self, opening: CommitRecord, applied: Applied) -> tuple[pa.Table, frozenset[str]]:
+        """Keys of every row image between the opening and the applied epoch, those of windowed reads too, each once; and the shards
+        that were truncated."""
+        keys, truncated = [self.key_schema.empty_table()], set[str]()
         for changes in self.changes(opening.id, applied):
             columns = {k: changes.batch.column(WIDTH + self.schema.names.index(k)) for k in self.key}
-            keys.append(pa.table(columns, schema=self.key_schema))
-        return _distinct(pa.concat_tables(keys), self.key)
+            rows = pa.table(columns, schema=self.key_schema)
+            truncations: Any = pc.equal(changes.batch.column(0), pa.scalar(Op.TRUNCATE, pa.int8()))
+            if pc.any(truncations).as_py():
+                truncated.update(map(str, rows.filter(truncations).column(self.key[0]).to_pylist()))
+                rows = rows.filter(pc.invert(truncations))
+            keys.append(rows)
+        return _distinct(pa.concat_tables(keys), self.key), frozenset(truncated)
 
     def changes(self, after: EpochId, applied: Applied) -> Iterator[Changes]:
         """The table's changes after one epoch, up to the applied one. Raises `LogGapError` if the log does not lead from there to here."""
@@ -388,52 +443,9 @@ class _Table:
     def key_schema(self) -> pa.Schema:
         return pa.schema([self.schema.arrow.field(k) for k in self.key])
 
-    # -- rows: keys in the lake's types, and every column as canonical text ------------------------------------------------
+    # -- rows ----------------------------------------------------------------------------------------------------------
 
-    def read_source(self) -> Iterator[_Rows]:
-        """The whole table, in chunks by key, each a short read of its own."""
-        walk, texts = Walk(self.table, self.keys_only), self.expressions()
-        after: Bound | None = None
-        rows = 0
-        while True:
-            begun, found = rows, after
-            for batch in self._read(walk, functools.partial(walk.select, after, None, CHUNK_ROWS, texts)):
-                yield pa.Table.from_batches([walk.rows(batch)]), walk.also(batch)
-                rows += batch.num_rows
-                found = walk.bound(batch)
-                if self.progress:
-                    self.progress(str(self.table), rows)
-            if rows - begun < CHUNK_ROWS:
-                return
-            after = found
-
-    def read_points(self, suspects: pa.Table) -> Iterator[_Rows]:
-        """Rows with the suspects' keys, each once. The server finds keys that are equal by collation too: they are left out, for
-        they are suspects of their own, perhaps of another statement."""
-        walk, texts = Walk(self.table, self.keys_only), self.expressions()
-        for start in range(0, suspects.num_rows, POINT_ROWS):
-            keys = suspects.slice(start, POINT_ROWS)
-            asked = {tuple(row.values()) for row in keys.to_pylist()}
-            for batch in self._read(walk, functools.partial(walk.points, keys, texts)):
-                found = pa.Table.from_batches([walk.rows(batch)]).select(self.key)
-                exact = pa.array([tuple(row.values()) in asked for row in found.to_pylist()])
-                yield found.filter(exact), [t.filter(exact) for t in walk.also(batch)]
-
-    def _read(self, walk: Walk, statement: Callable[..., tuple[str, tuple[object, ...]]]) -> Iterator[pa.RecordBatch]:
-        plans = walk.plans(len(self.schema.columns))
-        return results.read(self.connection, lambda text: statement(text=text), plans)
-
-    def expressions(self) -> list[str]:
-        mariadb = is_mariadb(self.connection)
-        return [canonical.expression(c, mariadb=mariadb) for c in self.schema.columns]
-
-    @cached_property
-    def keys_only(self) -> TableSchema:
-        columns = {c.name: c for c in self.schema.columns}
-        overrides = {k: v for k, v in self.schema.overrides.items() if k in self.key}
-        return TableSchema(tuple(columns[k] for k in self.key), self.schema.key, overrides)
-
-    def read_lake(self, snapshot: Snapshot, only: pa.Table | None = None) -> Iterator[_Rows]:
+    def read_lake(self, snapshot: Snapshot, only: pa.Table | None = None) -> Iterator[Rows]:
         found: Iterable[pa.RecordBatch] = self.lake.scan(snapshot)
         if only is not None:
             try:
@@ -446,7 +458,7 @@ class _Table:
             texts = [canonical.texts(c, batch.column(c.name), kept) for c in self.schema.columns]
             yield pa.Table.from_batches([batch]).select(self.key), texts
 
-    def digests(self, rows: Iterator[_Rows]) -> pa.Table:
+    def digests(self, rows: Iterator[Rows]) -> pa.Table:
         """Key columns and a digest of the row, 16 bytes."""
         schema = self.key_schema.append(pa.field(_DIGEST, pa.binary(16)))
         tables = [keys.append_column(_DIGEST, _digests(texts)).cast(schema) for keys, texts in rows]
@@ -488,7 +500,7 @@ def _distinct(rows: pa.Table, key: list[str]) -> pa.Table:
     return rows.select(key).group_by(key).aggregate([]).select(key)
 
 
-def _by_key(rows: Iterator[_Rows]) -> dict[tuple[Any, ...], list[_Texts]]:
+def _by_key(rows: Iterator[Rows]) -> dict[tuple[Any, ...], list[_Texts]]:
     """For each key the canonical texts of every row that has it."""
     found: dict[tuple[Any, ...], list[_Texts]] = {}
     for keys, texts in rows:

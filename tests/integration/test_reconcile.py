@@ -22,7 +22,7 @@ from cdc.state import State
 from cdc.trace.client import client
 from cdc.trace.tables import ARROW, NODES
 from dev.mysql import MySQLServer
-from reconcile import values
+from reconcile import sources, values
 from tests.faults.rig import PASSWORD, Rig
 
 ROWS = 500
@@ -173,7 +173,7 @@ def test_a_lake_that_does_not_follow_is_said_to(rig: Rig) -> None:
 
 def test_keys_that_the_server_takes_for_equal_are_told_apart(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RIG_PASSWORD", PASSWORD)
-    monkeypatch.setattr(values, "POINT_ROWS", 1)  # the two keys of a change are then read by two statements
+    monkeypatch.setattr(sources, "POINT_ROWS", 1)  # the two keys of a change are then read by two statements
     config = load(rig.config)
     changed: list[int] = []
 
