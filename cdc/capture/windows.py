@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,7 +19,6 @@ from cdc.capture.chain import Chain
 from cdc.capture.reading import StreamQueue
 from cdc.clock import Clock
 from cdc.epoch import CommitRecord, Op, WindowEntry, WindowId
-from cdc.errors import LakesyncError
 from cdc.log.codec import METADATA, WIDTH
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Position
@@ -119,9 +119,11 @@ def _among(keys: pa.Table, others: pa.Table) -> pa.Array[Any]:
     """Which of `keys` are among `others`, one a row."""
     if keys.num_columns == 1:
         return _one(pc.is_in(keys.column(0), value_set=_one(others.column(0))))
-    numbered = keys.append_column("i", pa.array(range(keys.num_rows), pa.int64()))
+    numbered = keys.append_column("i", pa.array(np.arange(keys.num_rows)))
     found = numbered.join(others, keys.column_names, join_type="left semi", use_threads=False)
-    return pc.is_in(numbered.column("i").combine_chunks(), value_set=_one(found.column("i")))
+    among = np.zeros(keys.num_rows, np.bool_)
+    among[found.column("i").to_numpy()] = True
+    return pa.array(among)
 
 
 def _one(column: pa.ChunkedArray[Any] | pa.Array[Any]) -> pa.Array[Any]:
@@ -134,47 +136,47 @@ def changes(window: Window, delivery: Delivery, schema: TableSchema, touched: To
     Raises `ValueError` where what was delivered has other columns than the table.
     """
     plain = pa.schema([pa.field(f.name, f.type) for f in schema.arrow])
-    with_unfit = plain.append(unfit.FIELD)
-    batches = []
-    for batch in delivery.rows:
-        has = unfit.is_last(batch.schema)
-        if (
-            batch.schema.types != (with_unfit if has else plain).types
-            or batch.schema.names[: len(plain)] != plain.names
-        ):
-            raise ValueError("rows with other columns than the table's")
-        batch = touched.untouched_rows(batch)
-        if batch.num_rows:
-            columns = [*batch.columns, *([] if has else [pa.nulls(batch.num_rows, unfit.TYPE)])]
-            batches.append(pa.RecordBatch.from_arrays(columns, schema=with_unfit))
+    batches = [touched.untouched_rows(_checked(batch, plain)) for batch in delivery.rows]
     rows = sum(batch.num_rows for batch in batches)
-    gone = delivery.gone
-    if gone is not None:
-        if gone.column_names != list(schema.key) or gone.schema.types != [plain.field(k).type for k in schema.key]:
-            raise ValueError("keys with other columns than the table's")
-        gone = touched.untouched_keys(gone)
-        if gone.num_rows:
-            nulls = {f.name: pa.nulls(gone.num_rows, f.type) for f in plain}
-            known = nulls | {name: _one(gone.column(name)) for name in gone.column_names}
-            columns = [*known.values(), pa.nulls(gone.num_rows, unfit.TYPE)]
-            batches.append(pa.RecordBatch.from_arrays(columns, schema=with_unfit))
-    found = pa.Table.from_batches(batches, with_unfit).combine_chunks()
-    columns = [_one(column) for column in found.columns]
-    if not unfit.needed(columns[-1]):
-        columns.pop()
-    count = found.num_rows
-    metadata: list[pa.Array[Any]] = [
-        pa.array([Op.READ] * rows + [Op.DELETE] * (count - rows), pa.int8()),
-        pa.repeat(pa.scalar(0, pa.int32()), count),
-        pa.repeat(pa.scalar(window.id.number, pa.int32()), count),
-        pa.array(range(count), pa.int32()),
-        pa.repeat(pa.scalar(0, pa.int64()), count),
-        pa.array(range(1, count + 1), pa.int64()),
-    ]
-    fields = [*METADATA, *list(with_unfit)[: len(columns)]]
+    if delivery.gone is not None:
+        batches.append(_gone(delivery.gone, schema, plain, touched))
+    if any(unfit.is_last(batch.schema) for batch in batches):
+        plain = plain.append(unfit.FIELD)
+        batches = [
+            batch
+            if unfit.is_last(batch.schema)
+            else batch.append_column(unfit.FIELD, pa.nulls(batch.num_rows, unfit.TYPE))
+            for batch in batches
+        ]
+    columns = [_one(column) for column in pa.Table.from_batches(batches, plain).columns]
+    count = sum(batch.num_rows for batch in batches)
+    values: dict[str, Any] = {
+        "_op": np.where(np.arange(count) < rows, Op.READ, Op.DELETE),
+        "_event": np.full(count, window.id.number),
+        "_row": np.arange(count),
+        "_seq": np.arange(1, count + 1),
+    }
+    metadata = [pa.array(values.get(f.name, np.zeros(count)), f.type) for f in METADATA]
+    fields = [*METADATA, *plain]
     return TableChanges(
         window.table, schema, pa.RecordBatch.from_arrays([*metadata, *columns], schema=pa.schema(fields))
     )
+
+
+def _checked(batch: pa.RecordBatch, plain: pa.Schema) -> pa.RecordBatch:
+    fields = [*plain, *([unfit.FIELD] if unfit.is_last(batch.schema) else [])]
+    if [(f.name, f.type) for f in batch.schema] != [(f.name, f.type) for f in fields]:
+        raise ValueError("rows with other columns than the table's")
+    return pa.RecordBatch.from_arrays(batch.columns, schema=pa.schema(fields))
+
+
+def _gone(gone: pa.Table, schema: TableSchema, plain: pa.Schema, touched: Touched) -> pa.RecordBatch:
+    if [(f.name, f.type) for f in gone.schema] != [(name, plain.field(name).type) for name in schema.key]:
+        raise ValueError("keys with other columns than the table's")
+    gone = touched.untouched_keys(gone)
+    known = {name: _one(gone.column(name)) for name in gone.column_names}
+    columns = [known[f.name] if f.name in known else pa.nulls(gone.num_rows, f.type) for f in plain]
+    return pa.RecordBatch.from_arrays(columns, schema=plain)
 
 
 class Stream(Protocol):
@@ -226,7 +228,7 @@ class OpenWindows:
         """The session ends. Of windows that are being written it is found out whether they are."""
         self._windows.listen(lambda: None)
         if self._emitting:
-            with suppress(LakesyncError, OSError):
+            with suppress(Exception):  # whatever it was, it was raised already where it is dealt with
                 self._session.settle()
         for window, _ in self._emitting.values():
             window.lose("capture ended while its rows were written", doubtful=True)
