@@ -19,6 +19,9 @@ from cdc.schema import TableSchema
 from cdc.source import catalogue
 from cdc.source.catalogue import Target
 
+AGAIN_S = 5.0
+"""Between looks at reads of shards that are none any more."""
+
 
 @dataclass
 class _Changing:
@@ -38,6 +41,7 @@ class Shards:
         self._changing: dict[TableName, _Changing] = {}
         self._said: dict[TableName, str] = {}
         self._read_for: dict[str, Mapping[str, Any]] | None = None
+        self._read_at = 0.0
 
     @property
     def problems(self) -> list[LakesyncError]:
@@ -160,14 +164,15 @@ class Shards:
 
     # -- reads -------------------------------------------------------------------------------------------------------
 
-    def ask_reads(self) -> None:
+    def ask_reads(self, now_s: float) -> None:
         """Have the rows read of every shard that came to a table that was there, unless that was asked for; and those of no shard no
         more. What is written in the log says which: a kill before it was asked for changes nothing."""
         session, log = self._session, self._session.log.uuid
         states = {t: s for t, s in session.chain.states.items() if sharding.is_sharded(s.options)}
         current: dict[str, Mapping[str, Any]] = {t: {"since": s.since} | s.options["shards"] for t, s in states.items()}
-        if current == self._read_for:
+        if current == self._read_for and (now_s < self._read_at or not current):
             return
+        self._read_at = now_s + AGAIN_S
         meant = set()
         for table, captured in states.items():
             for shard, since in sharding.shards(captured.options).items():

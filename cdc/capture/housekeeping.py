@@ -62,7 +62,7 @@ class Housekeeping:
                 self._joining.pop(table, None)
                 if table not in captured and status.phase != "removed":
                     self._state.set_table(table, "removed", error=None)
-        self._shards.ask_reads()
+        self._shards.ask_reads(now_s)
         if self._joining:
             self._session.collect()
         position = self._chain.position
@@ -72,7 +72,7 @@ class Housekeeping:
         ready = {t: j for t, j in self._joining.items() if here and not identity.before(position.end, j.end)}
         if (leaving or ready or (here and self._shards.due(position.end))) and position.whole:
             self._change(ready, leaving)
-            self._shards.ask_reads()
+            self._shards.ask_reads(now_s)
 
     def _is_left_out(self, table: TableName) -> bool:
         """Whether the file does not mean this captured table any more."""
