@@ -41,16 +41,22 @@ _TEXT = "HEX(CONVERT({0}k USING utf8mb4))"
 def kinds(collation: str) -> tuple[Kind, ...]:
     """All of them. `collation` ignores case and accents, and is one of the server's."""
 
-    def texts(name: str, values: Sequence[str], type_: str) -> Kind:
+    def texts(name: str, values: Sequence[str], charset: str, collation: str) -> Kind:
         keys = tuple((f"'{value}'",) for value in values)
-        return Kind(name, f"k VARCHAR(20) CHARACTER SET {type_} NOT NULL", ("k",), keys, ("'zzz'",), _TEXT, _hex)
+        columns = f"k VARCHAR(20) CHARACTER SET {charset} COLLATE {collation} NOT NULL"
+
+        def printed(value: str | bytes) -> str:
+            # Bounds are in the column's own character set.
+            return _hex(value.decode(charset) if isinstance(value, bytes) else value)
+
+        return Kind(name, columns, ("k",), keys, ("'zzz'",), _TEXT, printed)
 
     numbers = tuple((str(n),) for n in range(-12, 48))
     return (
         Kind("int", "k INT NOT NULL", ("k",), numbers, ("1000",), "{0}k", str, ordered=True),
-        texts("text", _LETTERS, f"utf8mb4 COLLATE {collation}"),
-        texts("padded", _PADDED, "utf8mb4 COLLATE utf8mb4_general_ci"),
-        texts("latin1", _LATIN1, "latin1 COLLATE latin1_german1_ci"),
+        texts("text", _LETTERS, "utf8mb4", collation),
+        texts("padded", _PADDED, "utf8mb4", "utf8mb4_general_ci"),
+        texts("latin1", _LATIN1, "latin1", "latin1_german1_ci"),
         Kind(
             "binary",
             "k VARBINARY(8) NOT NULL",

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from dev.mysql import MySQLServer
 from dev.sqlserver import SqlServer
 from snapshot import reread
 from snapshot.chunks import bound_from_json
+from tests.faults.acks import Acks, slow
 from tests.faults.keykinds import Kind, kinds
 from tests.faults.rig import seed
 from tests.faults.torture import SCHEMA, TABLE, Lake, Oracle, Workload, create, executed
@@ -139,7 +140,7 @@ class Ranks:
 
 def _asked(value: Any) -> int | str:
     if isinstance(value, bytes):
-        return f"0x{value.hex()}"
+        return value.hex()
     return value if isinstance(value, int) else str(value)
 
 
@@ -171,7 +172,7 @@ class Torture:
                 "state": self.folder / "state",
                 "capture": {"linger": f"{dice.choice((1, 5, 20))}ms", "idle": "100ms"},
                 "merge": {"every": "50ms"},
-                "snapshot": {"chunk_rows": 1000, "window_rows": dice.choice((1, 2, 3, 5, 10, 50)), "readers": dice.choice((1, 2, 3))},
+                "snapshot": {"chunk_rows": 1000, "window_rows": dice.choice((1, 1, 2, 3, 5, 10, 50)), "readers": dice.choice((1, 2, 3))},
                 "tables": [str(TABLE)],
             }
         )  # fmt: skip
@@ -228,7 +229,7 @@ class Torture:
             self._closed.clear()
             self.workload.drift(self.dice.randrange(1, 12))
             self.oracle.drifted()
-        jobs = [self._ask(nodes, self._spec()) for _ in range(self.dice.randrange(3))]
+        jobs = [self._ask(nodes, self._spec()) for _ in range(self.dice.randrange(6))]
         jobs.append(self._ask(nodes, ReadSpec()))
         nodes.until(lambda: all(self._done(nodes, job) for job in jobs), "all is read again", 120)
         whole = nodes.state.read(jobs[-1].job)
@@ -331,21 +332,43 @@ def torture(folder: Path, server: SqlServer, name: str, windows: int) -> None:
     )
 
 
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
+    """A server of the test's own, by name: transactions become visible in any order where that can be had."""
+    if request.param == "mysql":
+        with MySQLServer(options=["--binlog-order-commits=OFF"]) as mysql:
+            yield mysql
+        return
+    with MariaDBServer() as mariadb:
+        yield mariadb
+
+
+BOTH = pytest.mark.parametrize("server", ["mysql", "mariadb"], indirect=True)
+
+
+@pytest.mark.ci
+@BOTH
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["text"])
+def test_windows_late_acknowledgements(server: SqlServer, tmp_path: Path, name: str) -> None:
+    """A commit is in the binary log, and sent to capture, some time before anyone sees it."""
+    with Acks(server, slow(1)):
+        torture(tmp_path, server, name, IN_CI)
+
+
 @pytest.mark.ci
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["text", "int"])
-def test_windows(mysql_factory: Callable[..., MySQLServer], tmp_path: Path, name: str) -> None:
-    torture(tmp_path, mysql_factory(), name, IN_CI)
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+@pytest.mark.parametrize("name", ["int", "composite"])
+def test_windows(server: SqlServer, tmp_path: Path, name: str) -> None:
+    torture(tmp_path, server, name, IN_CI)
 
 
+@BOTH
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("late", [False, True], ids=["", "late"])
 @pytest.mark.parametrize("name", KINDS)
-def test_windows_mysql(mysql_factory: Callable[..., MySQLServer], tmp_path: Path, name: str) -> None:
-    options = ["--binlog-order-commits=OFF"]
-    torture(tmp_path, mysql_factory(options=options), name, WINDOWS * 2 // 3 // len(KINDS))
-
-
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", KINDS)
-def test_windows_mariadb(mariadb_factory: Callable[..., MariaDBServer], tmp_path: Path, name: str) -> None:
-    torture(tmp_path, mariadb_factory(), name, WINDOWS // 3 // len(KINDS))
+def test_many_windows(server: SqlServer, tmp_path: Path, name: str, late: bool) -> None:
+    windows = WINDOWS // len(KINDS) // 4
+    with Acks(server, slow(1)) if late else nullcontext():
+        torture(tmp_path, server, name, windows)

@@ -105,7 +105,8 @@ class Worker(threading.Thread):
     def _transaction(self, cursor: Any) -> None:
         if self._mariadb:
             tag = f"{100 + self._number}-{self._server.server_id}-{self._next}"
-            cursor.execute(f"SET SESSION gtid_domain_id = {100 + self._number}, gtid_seq_no = {self._next}")
+            cursor.execute(f"SET SESSION gtid_domain_id = {100 + self._number}")
+            cursor.execute(f"SET SESSION gtid_seq_no = {self._next}")
         else:
             tag = f"{self._uuid}:{self._next}"
             cursor.execute("SET SESSION gtid_next = %s", (tag,))
