@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import pymysql
 from pymysql.connections import Connection
 
 from cdc.config import PipelineConfig, SourceConfig
-from cdc.errors import SourceError, SourceUnavailableError
+from cdc.errors import SourceError
 from cdc.journal import logger
 from cdc.source.connection import abandon, connect, place
 from cdc.source.server import Server
@@ -32,6 +32,8 @@ SLICE_S = 0.2
 """A pause is cut into pieces of this length, to notice that it shall end."""
 SHORTEST_S = 1.0
 """A chunk is not cut below what is read in this time because statements were ended by others."""
+
+_T = TypeVar("_T")
 
 
 class _Bucket:
@@ -207,41 +209,41 @@ class _Signs:
         limit = self._settings.threads_running
         if limit is None:
             return ""
-        with self._asked(self._read_from, "Threads_running") as server:
-            # Ours, and the one that asks.
-            running = server.threads_running() - self._own - 1
-            if running > limit:
-                return f"{running} threads run at {place(self._read_from)}, more than {limit}"
-        return ""
+        running = self._ask(self._read_from, "Threads_running", lambda server: server.threads_running())
+        # Ours do not count, nor the one that asks.
+        if running is None or running - self._own - 1 <= limit:
+            return ""
+        return f"{running - self._own - 1} threads run at {place(self._read_from)}, more than {limit}"
 
     def _lag(self) -> str:
         limit = self._settings.replica_lag
         if limit is None:
             return ""
         for replica in self._replicas:
-            with self._asked(replica, "the replica's lag") as server:
-                channels = server.replication()
-                if not channels:
-                    self._tell(replica, "lag-unknown", "it replicates from no server, or the account may not see it")
-                for channel in channels:
-                    if channel.behind_s is None:
-                        return f"replication at {place(replica)} stands still"
-                    if channel.behind_s > limit:
-                        return f"the replica {place(replica)} is {channel.behind_s} s behind, more than {limit:g} s"
+            channels = self._ask(replica, "the replica's lag", lambda server: server.replication())
+            if channels is None:
+                continue
+            if not channels:
+                self._tell(replica, "lag-unknown", "it replicates from no server, or the account may not see it")
+            for channel in channels:
+                if channel.behind_s is None:
+                    return f"replication at {place(replica)} stands still"
+                if channel.behind_s > limit:
+                    return f"the replica {place(replica)} is {channel.behind_s} s behind, more than {limit:g} s"
         return ""
 
-    @contextmanager
-    def _asked(self, at: SourceConfig, what: str) -> Iterator[Server]:
-        """The server at `at`. What cannot be read is said once, and is then as if it were good."""
+    def _ask(self, at: SourceConfig, what: str, ask: Callable[[Server], _T]) -> _T | None:
+        """What the server at `at` says; None where it cannot be asked, which is said once, and is then as if it were good."""
         try:
             connection = self._open.get(at)
             if connection is None:
                 connection = self._open[at] = connect(at, purpose="throttle")
-            yield Server(connection)
+            return ask(Server(connection))
         except SourceError as error:
-            if isinstance(error, SourceUnavailableError) and (lost := self._open.pop(at, None)) is not None:
+            if error.retryable and (lost := self._open.pop(at, None)) is not None:
                 abandon(lost)
             self._tell(at, "sign-unreadable", f"{what}: {error.what}")
+            return None
 
     def _tell(self, at: SourceConfig, event: str, what: str) -> None:
         if (told := f"{at.url} {event}") not in self._told:
