@@ -17,6 +17,7 @@ from typing import Any
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
+from cdc.errors import TableStoppedError
 from cdc.schema import TableSchema
 from cdc.source import results
 from cdc.source.connection import translated
@@ -78,7 +79,26 @@ class Boundaries:
             return [Part(0, rows=whole.rows)]
         segments = self._cut(whole, number)
         edges = _joined(segments, number)
-        return [Part(n, low, high, rows) for n, (low, high, rows) in enumerate(edges)]
+        # The parts alone are thought to have up to twice as many rows as there are: so InnoDB reckons.
+        ratio = min(1.0, whole.rows / max(1, sum(rows for _, _, rows in edges)))
+        return [Part(n, low, high, round(rows * ratio)) for n, (low, high, rows) in enumerate(edges)]
+
+    def halves(self, after: Bound | None, high: Bound | None) -> tuple[Bound, int, int] | None:
+        """A key that cuts what lies behind `after`, up to `high`, in two, and about how many rows are on either side; None where none is
+        found."""
+        inside = [self._keys.beyond(after, ">", included=False)] if after is not None else []
+        inside += [self._keys.beyond(high, "<", included=True)] if high is not None else []
+        if not self._can_be_cut():
+            return None
+        first, last = self._edge(inside), self._edge(inside, descending=True)
+        if first is None or last is None or first == last:
+            return None
+        found = self._halves(self._segment(after, high, first, last))
+        if found is None:
+            return None
+        before, behind = found
+        assert before.high is not None
+        return before.high, before.rows, behind.rows
 
     def _can_be_cut(self) -> bool:
         """Whether the server can look a key up in its index."""
@@ -166,12 +186,16 @@ class Boundaries:
         found = results.read(
             self._connection, lambda text: keys.edge(conditions, descending=descending, text=text), keys.plans()
         )
-        return next((keys.bound(batch) for batch in list(found)), None)
+        try:
+            return next((keys.bound(batch) for batch in list(found)), None)
+        except TableStoppedError as error:
+            where = error.where or str(keys.table)
+            raise TableStoppedError(error.what, where=where, hint=error.hint) from None
 
     def _ask(self, sql: str, arguments: tuple[object, ...]) -> list[dict[str, Any]]:
         self._count()
         with translated(self._connection), self._connection.cursor(Cursor) as cursor:
-            cursor.execute(sql, arguments or None)
+            cursor.execute(sql, arguments)
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +32,6 @@ character set has several codes for one character, as bytes; the rest as its can
 
 INTEGERS = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
 _UNICODE = UTF8 | {"ucs2", "utf16", "utf16le", "utf32"}
-PARTS_PER_READER = 8
-"""So that readers end at about the same time although ranges of equal width hold unequal numbers of rows."""
 MEMBERS_LISTED = 256
 """An ENUM's members after a bound are listed up to this number: the server uses its index for `IN` and not for `>`."""
 
@@ -81,19 +78,6 @@ class Walk:
         self._places = tuple(schema.names.index(name) for name in schema.key)
         self._width = len(schema.columns)
         self._besides = tuple(c for c in self.key if _besides(c))
-
-    @property
-    def splits(self) -> bool:
-        """Whether the key's range can be cut into parts: one integer column."""
-        return len(self.key) == 1 and self.key[0].type in INTEGERS
-
-    def parts(self, low: int, high: int, rows: int, chunk_rows: int, readers: int) -> list[Part]:
-        """Parts of about equal width for a table of about `rows` rows with keys from `low` to `high`; the outermost are open, so
-        that all of them hold every key there is."""
-        wanted = min(readers * PARTS_PER_READER, -(-rows // chunk_rows), high - low + 1) if readers > 1 else 1
-        cuts = [low + (high - low + 1) * n // max(1, wanted) - 1 for n in range(1, wanted)]
-        edges: list[Bound | None] = [None, *((cut,) for cut in cuts), None]
-        return [Part(n, a, b) for n, (a, b) in enumerate(itertools.pairwise(edges))]
 
     def select(
         self,
@@ -193,11 +177,6 @@ class Walk:
         columns = [_escaped(select_list(self.schema, text))]
         columns += [_besides(c) for c in self._besides]
         return ", ".join([*columns, *map(_escaped, also)])
-
-    def extremes(self) -> str:
-        """The statement for the smallest and the largest key of a table that `splits`."""
-        key = quote_identifier(self.key[0].name)
-        return f"SELECT MIN({key}), MAX({key}) FROM {self.table.quoted}"
 
     def bound(self, batch: pa.RecordBatch) -> Bound:
         """The key of the last row of a batch that `select` gave."""

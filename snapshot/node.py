@@ -14,10 +14,15 @@ from cdc.journal import logger
 from cdc.lake import LakeTable
 from cdc.log import captured
 from cdc.log.base import Log
-from cdc.merge import adopting
+from cdc.merge import adding, adopting
 from cdc.names import TableName
 from cdc.state import State, TableStatus
+from snapshot.copying import Shared
 from snapshot.direct import Bootstrap
+from snapshot.pace import Pace
+from snapshot.retention import Budget, RetentionError
+from snapshot.slots import Slots
+from snapshot.throttle import Throttle
 
 LOG = logger("snapshot")
 NODE = "snapshot"
@@ -37,13 +42,14 @@ class _Retry:
 
 
 class _Node:
-    def __init__(self, config: PipelineConfig, log: Log, state: State) -> None:
+    def __init__(self, config: PipelineConfig, log: Log, state: State, throttle: Throttle) -> None:
         self.config = config
         self.log = log
         self.state = state
         self.ending = threading.Event()
-        self._slots = threading.BoundedSemaphore(config.snapshot.readers)
+        self._shared = Shared(Slots(config.snapshot.readers), throttle, Budget(config, log))
         self._running: dict[TableName, Future[bool]] = {}
+        self._paces: dict[TableName, Pace] = {}
         self._retries: dict[TableName, _Retry] = {}
         self._known: captured.Known | None = None
         self._adopted: dict[TableName, tuple[int, bool]] = {}
@@ -60,6 +66,7 @@ class _Node:
         }
         if not waiting:
             return
+        paused = self.state.paused()
         self._known = captured.read(self.log, self._known)
         if self._known is None:
             return
@@ -69,13 +76,15 @@ class _Node:
                 continue
             retry = self._retries.get(table)
             found = self._known.tables.get(table.id)
-            if found is None or found.options.get("mode", "upsert") != "upsert":
+            if found is None or adding.begins_empty(found) or table in paused:
                 continue
             if found.options.get("from_position") and self._is_adopted(status, found):
                 continue
             # As many as can read: one that waits for its turn would only hold a connection and an epoch.
             if len(self._running) < self.config.snapshot.readers and (retry is None or time.monotonic() >= retry.at_s):
-                self._running[table] = pool.submit(self._bootstrap, table)
+                bootstrap = Bootstrap(self.config, self.log, self.state, table, shared=self._shared)
+                self._paces[table] = bootstrap.pace
+                self._running[table] = pool.submit(bootstrap.run, self.ending)
 
     def _is_adopted(self, status: TableStatus, captured: TableState) -> bool:
         """Whether the merger takes the table over as it is in the lake; asked once for each time that the log adds it."""
@@ -89,9 +98,6 @@ class _Node:
             known = self._adopted[status.table] = captured.since, waits
         return known[1]
 
-    def _bootstrap(self, table: TableName) -> bool:
-        return Bootstrap(self.config, self.log, self.state, table, slots=self._slots).run(self.ending)
-
     def _check_server(self, status: TableStatus, known: captured.Known) -> None:
         """Bootstrap again what capture left the server of before it was ready: a chunk may hold what the new server never had."""
         if status.mark_server is None or known.newest.end.server_uuid == status.mark_server:
@@ -103,6 +109,8 @@ class _Node:
 
     def _ended(self, table: TableName, future: Future[bool]) -> None:
         error = future.exception()
+        del self._paces[table]
+        self._shared.budget.ended(table)
         if error is None:
             self._retries.pop(table, None)
             return
@@ -120,10 +128,20 @@ class _Node:
             return
         if isinstance(error, ConfigError | LogError | StateError):
             raise error
+        if isinstance(error, RetentionError):
+            self._pause(table, error)
+            return
         status = self.state.table(table)
         if status is not None and status.phase in ("added", "snapshot"):
             self.state.stop_table(table, NODE, error)
             LOG.error("table-stopped", table=str(table), error=error.code, what=error.what)
+
+    def _pause(self, table: TableName, error: RetentionError) -> None:
+        """What was read is kept: it goes on from there when it is told to."""
+        self.state.pause(table, True)
+        self.state.set_table(table, "snapshot", when=("snapshot",), error=error.to_dict() | {"node": NODE})
+        self.state.record_error(NODE, error, table)
+        LOG.error("reading-paused", table=str(table), error=error.code, what=error.what)
 
     def beat(self) -> None:
         """A sign of life."""
@@ -132,17 +150,24 @@ class _Node:
             {
                 "reading": sorted(map(str, self._running)),
                 "retrying": {str(t): r.code for t, r in self._retries.items()},
+                "waiting": self._shared.throttle.reason,
+                "paces": {t.id: pace.to_dict() for t, pace in self._paces.items()},
+                "warnings": dict(self._shared.budget.warnings),
             },
         )
 
 
-def run(config: PipelineConfig, log: Log, state: State, stop: threading.Event) -> None:
-    """Bootstrap tables as they are added, until `stop` is set; what is not finished then goes on at the next start.
+def run(
+    config: PipelineConfig, log: Log, state: State, stop: threading.Event, throttle: Throttle | None = None
+) -> None:
+    """Bootstrap tables as they are added, until `stop` is set; what is not finished then goes on at the next start. `throttle` is the one of
+    the process, if others in it read too.
 
     Retryable errors are retried, others stop their table. Raises what is no table's own: `ConfigError`, `LogError`, `StateError`,
     and anything unexpected.
     """
-    node = _Node(config, log, state)
+    used = throttle or Throttle(config)
+    node = _Node(config, log, state, used)
     with ThreadPoolExecutor(config.snapshot.readers, thread_name_prefix="snapshot") as pool:
         try:
             beat_s = 0.0
@@ -154,3 +179,5 @@ def run(config: PipelineConfig, log: Log, state: State, stop: threading.Event) -
                 stop.wait(POLL_S)
         finally:
             node.ending.set()
+            if throttle is None:
+                used.close()

@@ -21,12 +21,15 @@ from cdc.lake import DataFile
 from cdc.schema import TableSchema
 from snapshot.chunks import Bound, Part, bound_from_json, bound_to_json
 
-VERSION = 1
+VERSION = 2
 FILE = "progress.db"
 
 _SCHEMA = """
 CREATE TABLE purpose (data TEXT NOT NULL) STRICT;
-CREATE TABLE parts (number INTEGER PRIMARY KEY, low TEXT, high TEXT, at TEXT, done INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE parts (
+    number INTEGER PRIMARY KEY, low TEXT, high TEXT, at TEXT, done INTEGER NOT NULL DEFAULT 0, estimate INTEGER NOT NULL,
+    read INTEGER NOT NULL DEFAULT 0
+) STRICT;
 CREATE TABLE files (name TEXT PRIMARY KEY, data TEXT) STRICT;
 """
 
@@ -69,11 +72,13 @@ class Purpose:
 
 
 @dataclass(frozen=True)
-class Open:
-    """A part that is not read to its end; `at` is the last key of its finished chunks."""
+class Reached:
+    """How far a part is read: up to the key `at`, the last one of its finished chunks, or to its end; `read` rows so far."""
 
     part: Part
     at: Bound | None
+    done: bool = False
+    read: int = 0
 
 
 class Progress:
@@ -128,8 +133,8 @@ class Progress:
 
     def plan(self, parts: Iterable[Part]) -> None:
         """Record the parts, once."""
-        rows = [(p.number, _text(p.low), _text(p.high)) for p in parts]
-        self._change(("INSERT INTO parts (number, low, high) VALUES (?, ?, ?)", rows))
+        rows = [(p.number, _text(p.low), _text(p.high), p.rows) for p in parts]
+        self._change(("INSERT INTO parts (number, low, high, estimate) VALUES (?, ?, ?, ?)", rows))
 
     @property
     def planned(self) -> bool:
@@ -137,11 +142,30 @@ class Progress:
         with self._lock:
             return self._db.execute("SELECT 1 FROM parts LIMIT 1").fetchone() is not None
 
-    def open_parts(self) -> list[Open]:
-        """The parts that are left, in order."""
+    def parts(self) -> list[Reached]:
+        """All parts, by number."""
         with self._lock:
-            rows = self._db.execute("SELECT number, low, high, at FROM parts WHERE NOT done ORDER BY number").fetchall()
-        return [Open(Part(n, _bound(low), _bound(high)), _bound(at)) for n, low, high, at in rows]
+            rows = self._db.execute(
+                "SELECT number, low, high, estimate, at, done, read FROM parts ORDER BY number"
+            ).fetchall()
+        return [
+            Reached(Part(n, _bound(low), _bound(high), estimate), _bound(at), bool(done), read)
+            for n, low, high, estimate, at, done, read in rows
+        ]
+
+    def open_parts(self) -> list[Reached]:
+        """The parts that are left, by number."""
+        return [reached for reached in self.parts() if not reached.done]
+
+    def cut(self, part: Part, other: Part) -> None:
+        """A part ends earlier from now on, and another one has the rest of it."""
+        self._change(
+            ("UPDATE parts SET high = ? WHERE number = ?", [(_text(part.high), part.number)]),
+            (
+                "INSERT INTO parts (number, low, high, estimate) VALUES (?, ?, ?, ?)",
+                [(other.number, _text(other.low), _text(other.high), other.rows)],
+            ),
+        )
 
     def announce(self, name: str) -> None:
         """A file of this name is going to be written: whatever happens, it is ours to remove."""
@@ -151,7 +175,10 @@ class Progress:
         """A chunk is read and its files, all announced, are durable: the part goes on after `at`, or is done."""
         self._change(
             ("UPDATE files SET data = ? WHERE name = ?", [(orjson.dumps(f.to_dict()).decode(), f.name) for f in files]),
-            ("UPDATE parts SET at = ?, done = ? WHERE number = ?", [(_text(at), done, part.number)]),
+            (
+                "UPDATE parts SET at = ?, done = ?, read = read + ? WHERE number = ?",
+                [(_text(at), done, sum(f.rows for f in files), part.number)],
+            ),
         )
 
     def _change(self, *statements: tuple[str, Sequence[tuple[Any, ...]]]) -> None:

@@ -28,7 +28,7 @@ from cdc.errors import LakeOccupiedError, SourceUnavailableError, TableStoppedEr
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Fingerprint, Gtid, GtidSet
 from dev.mysql import MySQLServer
-from snapshot import direct
+from snapshot import copying
 from snapshot.progress import Progress
 from tests.integration.bootstrapping import Pipeline
 
@@ -473,7 +473,7 @@ def test_a_log_without_e0_begins_it_anew(mysql: MySQLServer, tmp_path: Path, tab
 def direct_told(pipeline: Pipeline, table: TableName, tell: Callable[[int, int], None]) -> None:
     """A bootstrap that tells of its progress after every batch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(direct, "TELL_S", 0.0)
+        patch.setattr(copying, "TELL_S", 0.0)
         assert pipeline.bootstrap(table, progress=tell)
 
 
@@ -586,8 +586,8 @@ def test_stop_ends_it_and_it_goes_on(mysql: MySQLServer, pipeline: Pipeline, tab
     pipeline.add(table)
     stop = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(direct, "TELL_S", 0.0)
-        patch.setattr(direct, "POLL_S", 0.001)
+        patch.setattr(copying, "TELL_S", 0.0)
+        patch.setattr(copying, "POLL_S", 0.001)
         waiting = threading.Event()
 
         def tell(rows: int, _: int) -> None:

@@ -46,33 +46,6 @@ def test_a_bound_survives_a_progress_record(bound: Bound | None) -> None:
     assert bound_from_json(orjson.loads(text)) == bound
 
 
-@given(
-    low=st.integers(-(2**63), 2**64 - 1),
-    width=st.integers(0, 2**64),
-    rows=st.integers(0, 10**7),
-    chunk_rows=st.integers(1, 10**5),
-    readers=st.integers(1, 64),
-    key=st.integers(-(2**63), 2**64 - 1),
-)
-def test_every_key_is_in_exactly_one_part(
-    low: int, width: int, rows: int, chunk_rows: int, readers: int, key: int
-) -> None:
-    parts = walk(ID, key=("id",)).parts(low, low + width, rows, chunk_rows, readers)
-    holding = [p for p in parts if (p.low is None or p.low[0] < key) and (p.high is None or key <= p.high[0])]  # type: ignore[operator]
-    assert len(holding) == 1
-    assert [p.number for p in parts] == list(range(len(parts)))
-
-
-def test_a_small_table_is_one_part() -> None:
-    assert walk(ID, key=("id",)).parts(1, 10**9, 500, 1000, 8) == [Part(0)]
-
-
-def test_only_one_integer_column_splits() -> None:
-    assert walk(ID, key=("id",)).splits
-    assert not walk(NAME, key=("name",)).splits
-    assert not walk(ID, NAME, key=("id", "name")).splits
-
-
 def test_a_table_without_a_key_is_stopped_with_its_way_out() -> None:
     with pytest.raises(TableStoppedError) as caught:
         walk(ID, key=())
