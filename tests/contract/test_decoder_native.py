@@ -699,3 +699,61 @@ def test_a_table_that_is_stopped_from_outside_gives_no_more(mysql: MySQLServer, 
     assert [r["cells"][0] for r in rows(found, "t")] == [1]
     assert len(found.transactions) == 2
     assert found.framing["rows_skipped"] == 1
+
+
+# shards
+
+
+def test_what_empties_a_shard_is_told_in_its_transaction_and_stops_nothing(
+    mysql: MySQLServer, schema: str, t: Tables
+) -> None:
+    run(mysql, schema, "CREATE TABLE gone (id INT PRIMARY KEY)", "CREATE TABLE plain (id INT PRIMARY KEY)")
+    names = ("gone", "plain")
+    tables = dict(t) | {TableName(schema, n): schema_of(mysql, schema, n) for n in names}
+    shards = [TableName(schema, "t"), TableName(schema, "gone")]
+    with recording(mysql) as recorded:
+        run(
+            mysql,
+            schema,
+            "INSERT INTO t VALUES (1, 'a')",
+            "TRUNCATE TABLE t",
+            "INSERT INTO t VALUES (2, 'b')",
+            "INSERT INTO gone VALUES (1)",
+            "DROP TABLE gone, plain",
+            "CREATE TABLE gone (id INT PRIMARY KEY)",
+            "INSERT INTO gone VALUES (2)",
+            "ALTER TABLE t ADD COLUMN n INT",
+        )
+    for every in (False, True):
+        decoder, packets, found, told = NativeDecoder(), Packets(), [], []
+        decoder.capture(tables, shards)
+        for event in recorded.events:
+            assert decoder.feed(packets.of(event))
+            if every:
+                found.append(decoder.drain())
+        found.append(decoder.drain())
+        gtids = [gtid for one in found for gtid in one.gtids]
+        for one in found:
+            told += [(gtids.index(one.gtids[e.txn]), e.table.name, e.is_gone) for e in one.emptied]
+        assert told == [(1, "t", False), (4, "gone", True)]
+        assert [s.table.name for one in found for s in one.stops] == ["plain", "t"]
+        rows_of = [(c.table.name, c.batch.column(6).to_pylist()) for one in found for c in one.changes]
+        assert sorted((n, i) for n, ids in rows_of for i in ids) == [("gone", 1), ("t", 1), ("t", 2)]
+
+
+@pytest.mark.parametrize("statement", ["CREATE TABLE {0}.t (id INT)", "DROP DATABASE {0}", "DROP SCHEMA IF EXISTS {0}"])
+def test_a_shard_is_gone_too_where_it_is_made_anew_or_its_database_goes(
+    statement: str, mysql: MySQLServer, schema: str, t: Tables
+) -> None:
+    with recording(mysql) as recorded:
+        if statement.startswith("CREATE"):
+            run(mysql, schema, "SET sql_log_bin = 0", "DROP TABLE t", "SET sql_log_bin = 1", statement.format(schema))
+        else:
+            run(mysql, schema, statement.format(schema))
+    decoder, packets = NativeDecoder(), Packets()
+    decoder.capture(t, list(t))
+    for event in recorded.events:
+        assert decoder.feed(packets.of(event))
+    found = decoder.drain()
+    assert [(e.table, e.is_gone) for e in found.emptied] == [(TableName(schema, "t"), True)]
+    assert found.stops == []

@@ -22,6 +22,7 @@ from dev.sqlserver import SqlServer
 from tests.contract.binlog import run
 from tests.integration.capturing import Rig, fold
 from tests.integration.test_mariadb import needs
+from tests.integration.windowing import Reading, cancelled, windows
 
 T = TableName("s", "t")
 Start = Callable[..., Rig]
@@ -453,3 +454,43 @@ def test_a_large_transaction_in_parts(start: Start) -> None:
         rig.caught_up()
     assert inside
     exactly_once(rig)
+
+
+def test_windows_and_shards_are_as_on_mysql(tmp_path: Path, mariadb_factory: Callable[..., MariaDBServer]) -> None:
+    server = mariadb_factory()
+    run(
+        server,
+        "mysql",
+        "CREATE DATABASE s",
+        "CREATE TABLE s.o_1 (id INT PRIMARY KEY, v VARCHAR(20))",
+        "CREATE TABLE s.o_2 (id INT PRIMARY KEY, v VARCHAR(20))",
+        "INSERT INTO s.o_1 VALUES (1, 'a'), (2, 'b')",
+    )
+    into, one = TableName("s", "o"), TableName("s", "o_1")
+    rig = Rig(tmp_path, server, "{name: 's.o_*', into: s.o, shard_column: shard}")
+    with rig.run(), Reading(rig, one) as reading:
+        rig.until(lambda: rig.phase(into) == "added")
+        window, opened = reading.open()
+        rows = reading.read(opened)
+        run(server, "s", "UPDATE o_1 SET id = 3 WHERE id = 2", "INSERT INTO o_2 VALUES (1, 'x')")
+        reading.deliver(window, rows)
+        reading.emitted(window)
+        window, opened = reading.open()
+        rows = reading.read(opened)
+        run(server, "s", "TRUNCATE TABLE o_1 NOWAIT", "INSERT INTO o_1 VALUES (4, 'd')")
+        assert "at once" in cancelled(window, lambda: reading.deliver(window, rows))
+        run(server, "s", "CREATE OR REPLACE TABLE o_2 (id INT PRIMARY KEY, v VARCHAR(20))")
+        rig.until(lambda: any(r.altered for r in rig.records()))
+        rig.caught_up()
+    ((_, entry),) = windows(rig)
+    assert (entry.read, entry.emitted) == (2, 1)
+    shard = [(op, cells[0], cells[2]) for _, op, _, _, cells in sorted(rig.rows(into), key=lambda row: row[3])]
+    assert shard == [
+        (Op.MOVE_OUT, 2, "s.o_1"),
+        (Op.UPDATE, 3, "s.o_1"),
+        (Op.INSERT, 1, "s.o_2"),
+        (Op.READ, 1, "s.o_1"),
+        (Op.TRUNCATE, None, "s.o_1"),
+        (Op.INSERT, 4, "s.o_1"),
+        (Op.TRUNCATE, None, "s.o_2"),
+    ]

@@ -9,11 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from cdc.epoch import Counts, Op, WindowEntry
+from cdc.capture.chain import Chain
+from cdc.epoch import CommitRecord, Counts, Op, WindowEntry
+from cdc.errors import LogIndefiniteError
 from cdc.names import TableName
 from cdc.position import BinlogEnd
 from cdc.window import WindowCancelled
@@ -428,3 +431,41 @@ def test_a_reader_may_cancel_its_window(rig: Rig, t: TableName) -> None:
             reading.deliver(window, rows)
         reading.whole("id = 1")
     assert [e.id.number for _, e in windows(rig)] == [2]
+
+
+def test_a_window_of_which_nobody_knows_whether_it_was_written_says_so(
+    rig: Rig, t: TableName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log took it, and its answer was lost."""
+    append = Chain._append
+
+    def lost(chain: Chain, epoch: Any) -> CommitRecord:
+        record = append(chain, epoch)
+        if record.windows and record.number not in seen:
+            seen.append(record.number)
+            raise LogIndefiniteError("the answer was lost")
+        return record
+
+    seen: list[int] = []
+    monkeypatch.setattr(Chain, "_append", lost)
+    with rig.run(), Reading(rig, t) as reading:
+        added(rig, t)
+        window, opened = reading.open()
+        reading.deliver(window, reading.read(opened))
+        assert cancelled(window)
+        assert window.is_doubtful
+        reading.open()  # capture has begun again: what the log has now is what it will have
+        assert [e.id for _, e in windows(rig)] == [window.id]
+    assert lake(rig, t) == contents(rig, t)
+
+
+def test_windows_that_meet_a_stop_of_capture_are_written_or_cancelled(rig: Rig, t: TableName) -> None:
+    for n in range(5):
+        with Reading(rig, t, f"job{n}") as reading:
+            with rig.run():
+                added(rig, t)
+                window, opened = reading.open()
+                reading.deliver(window, reading.read(opened))
+                time.sleep(0.002 * n)
+            there = window.id in {e.id for _, e in windows(rig)}
+            assert (window.phase, window.is_doubtful) == ("emitted" if there else "cancelled", False)
