@@ -11,17 +11,22 @@ It counts once, for a table that is not this pipeline's yet: what to do is told 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from cdc.epoch import CommitRecord, Counts, TableState
+import pyarrow as pa
+
+from cdc.epoch import WINDOW, CommitRecord, Counts, Op, TableState
 from cdc.errors import LakeOccupiedError, LogGapError, TableStoppedError
 from cdc.lake import Applied, LakeTable, Snapshot
 from cdc.lake.adopt import adopt
 from cdc.log.base import Log
+from cdc.log.codec import Changes, decode
 from cdc.merge.decide import applied_at
 from cdc.names import TableName
-from cdc.position import GtidSet, Position
+from cdc.position import Gtid, GtidSet, Position
 from cdc.schema import TableSchema
 from cdc.state import Phase
 
@@ -101,20 +106,35 @@ def _is_adopted(log: Log, snapshot: Snapshot, captured: TableState) -> bool:
 
 
 def _reached(log: Log, table: TableName, record: CommitRecord, wanted: Position) -> tuple[Applied, Counts] | None:
-    """What the table has: `wanted`, and by the log's epochs the newest one that is contained in it; and what the log counts up to
-    there. None if the log ends before."""
+    """What the table has: `wanted`, and by the log's epochs the newest one before which all is contained in it; and how many changes of
+    it the log counts, those in later epochs too. None if the log does not reach it."""
     at, logged = record, Counts()
+    beyond = False
+    if record.end.gtids.contains(wanted.gtids):
+        return applied_at(record), logged
     for following in log.records(record.number):
-        if not wanted.contains(following.end):
-            break
-        at = following
-        if entry := following.tables.get(table.id):
-            logged = logged.plus(entry.rows)
-    else:
-        if not at.end.gtids.contains(wanted.gtids):
-            return None
-    position = replace(at.end, gtids=wanted.gtids, partial=None)
-    return replace(applied_at(at), position=position), logged
+        entry = following.tables.get(table.id)
+        beyond = beyond or not wanted.contains(following.end)
+        if not beyond:
+            at = following
+            logged = logged.plus(entry.rows) if entry else logged
+        elif entry:
+            logged = logged.plus(_of(wanted.gtids, map(decode, log.data(table.id, entry.extent))))
+        if following.whole and following.end.gtids.contains(wanted.gtids):
+            position = replace(at.end, gtids=wanted.gtids, partial=None)
+            return replace(applied_at(at), position=position), logged
+    return None
+
+
+def _of(gtids: GtidSet, changes: Iterable[Changes]) -> Counts:
+    """How many of the changes are of these transactions."""
+    counts = Counts()
+    for one in changes:
+        inside = pa.array([not g.startswith(WINDOW) and Gtid.parse(g) in gtids for g in one.gtids], pa.bool_())
+        mine = inside.take(one.batch.column(1).cast(pa.int64()))
+        found = Counter(one.batch.column(0).filter(mine).to_pylist())
+        counts = counts.plus(Counts(found[Op.INSERT], found[Op.UPDATE], found[Op.DELETE]))
+    return counts
 
 
 def _strange(table: TableName, wanted: GtidSet, start: Position) -> TableStoppedError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from typing import Any
 
-from cdc import faults
+from cdc import faults, sharding
 from cdc.clock import Clock
 from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord, EpochId, TableState, WindowId
@@ -38,7 +38,6 @@ from cdc.merge import adding, adopting, resuming, trim
 from cdc.merge.decide import applied_at
 from cdc.merge.table import TableMerge
 from cdc.names import TableName
-from cdc.reads import Why
 from cdc.state import Phase, State, TableStatus
 
 LOG = logger("merge")
@@ -57,8 +56,6 @@ TRIM_S = 60.0
 CLEAN_S = 600.0
 ORPHANS_S = 86400.0
 """Data files that no commit names are of a writer that was killed, once they are so old."""
-FIRST: tuple[Why, ...] = ("backfill", "shard", "adopt")
-"""Why the rows of a table in the phase `reading` are read."""
 MERGED: tuple[Phase, ...] = ("catching-up", "reading", "ready")
 
 
@@ -289,8 +286,10 @@ class Merger:
             return None
         if phase == "reading":
             # What was read of it before, if anything, was for another table in its place.
+            sources = sharding.shards(found.options) or (table,)
+            jobs = {sharding.job(self._log.uuid, table.id, found, source) for source in sources}
             for read in self._state.reads():
-                if read.target == table and read.why in FIRST and read.epoch is not None:
+                if read.job in jobs and read.epoch is not None:
                     self._state.restart_read(read.job, "the lake's table is a new one")
         self._state.set_table(table, phase, when=("added",), error=None)
         LOG.info("table-begun", table=str(table), epoch=applied.epoch.number, phase=phase)

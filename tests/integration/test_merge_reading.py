@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cdc.epoch import WindowId
+from cdc import sharding
+from cdc.epoch import TableState, WindowId
 from cdc.errors import LogDamagedError
 from cdc.lake import LakeTable, deltalog
 from cdc.log import Log
@@ -149,20 +150,26 @@ def test_a_backfilled_append_table_is_read_and_a_plain_one_is_ready_at_once(tmp_
 
 
 def test_a_table_of_shards_that_is_added_again_begins_empty_again(pipeline: Pipeline, log: Log) -> None:
+    def read_of(captured: TableState) -> Read:
+        job = sharding.job(log.uuid, SALES.id, captured, TableName.parse(ONE))
+        read = pipeline.state.ask_read(TableName.parse(ONE), SALES, ReadSpec(), "shard", job)
+        pipeline.state.set_read(read.job, phase="done", epoch=capture.newest.id)
+        return read
+
     with Capture(log, pipeline.source) as capture:
         add(pipeline, capture, SALES, **OPTIONS)
         capture.epoch(20)
         merging = pipeline.merger(log)
         merging.round()
-        read = reading(pipeline)
-        pipeline.state.set_read(read.job, phase="done", epoch=capture.newest.id)
+        before = read_of(capture.states[SALES.id])
         assert pipeline.snapshot(SALES).rows > 0
         add(pipeline, capture, SALES, **OPTIONS)
+        now = read_of(capture.states[SALES.id])
         merging.round()
         assert pipeline.snapshot(SALES).rows == 0
         assert pipeline.phases()[SALES] == "reading"
-        (again,) = pipeline.state.reads()
-        assert (again.run, again.phase) == (1, "waiting")
+        found = {read.job: (read.run, read.phase) for read in pipeline.state.reads()}
+        assert found == {before.job: (0, "done"), now.job: (1, "waiting")}
         version = pipeline.snapshot(SALES).version
         pipeline.state.set_table(SALES, "added")  # as if it had been killed before it could say so
         pipeline.merger(log).round()
