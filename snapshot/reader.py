@@ -109,6 +109,7 @@ class Reader:
         self._throttle = throttle
         self._open: Connection[Any] | None = None
         self._uuid = ""
+        self._replica: replica.Waiting | None = None
         self._source: Connection[Any] | None = None
         self._row_bytes = 0.0
 
@@ -167,7 +168,7 @@ class Reader:
 
     def _make_ready(self, connection: Connection[Any]) -> None:
         identity = Server(connection).identity()
-        self._uuid = identity.uuid
+        self._uuid, self._replica = identity.uuid, None
         with translated(connection), connection.cursor(Cursor) as cursor:
             cursor.execute("SET SESSION max_sort_length = %s", (SORT_BYTES,))
         self._await(connection)
@@ -181,16 +182,18 @@ class Reader:
             return
         # The dump thread can send a transaction before a SELECT sees it.
         server = Server(connection)
-        waiting: replica.Waiting | None = None
-        if self._is_replica:
-            waiting = replica.Waiting(
-                server, self._from, self._walk.table, self._at, self._on_source(lambda s: s.identity())
-            )
+        if not self._is_replica:
+            self._replica = None
+        elif self._replica is None:
+            source = self._on_source(lambda s: s.identity())
+            self._replica = replica.Waiting(server, self._from, self._walk.table, source)
+        if self._replica is not None:
+            self._replica.begin(self._at)
         with self._telling(f"{place(self._from)} does not show {self._at.end} yet"):
             while not server.wait_visible(self._at, WAIT_SLICE_S):
                 self._check_stop()
-                if waiting is not None:
-                    waiting.look()
+                if self._replica is not None:
+                    self._replica.look()
                 else:
                     LOG.info("waits-for-server", table=str(self._walk.table), position=str(self._at.end))
 
@@ -305,7 +308,8 @@ class Reader:
                     chunk.rows += batch.num_rows
                     rows = walk.rows(batch)
                     chunk.size += rows.nbytes
-                    self._row_bytes = chunk.size / chunk.rows
+                    # Where rows become wider, the last ones tell what comes.
+                    self._row_bytes = max(chunk.size / chunk.rows, rows.nbytes / rows.num_rows)
                     yield rows
                     rest = (limit - chunk.rows) * self._row_bytes
                     # A little is on its way already; what is more is not worth waiting for.

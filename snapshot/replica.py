@@ -28,18 +28,15 @@ SHOWN = 200
 
 
 class Waiting:
-    """The wait of a replica for a position: what to say of it, and when to give up for now.
+    """The waits of a replica for positions: what to say of them, and when to give up for now.
 
-    Raises `SourceError` where the wait could only be in vain.
+    Raises `SourceUnavailableError` for a server that is no replica to read from.
     """
 
-    def __init__(
-        self, server: Server, at: SourceConfig, table: TableName, position: Position, source: ServerIdentity
-    ) -> None:
+    def __init__(self, server: Server, at: SourceConfig, table: TableName, source: ServerIdentity) -> None:
         self._server = server
         self._at = at
         self._table = table
-        self._position = position
         identity = server.identity()
         if identity.is_mariadb != source.is_mariadb:
             raise SourceUnavailableError(
@@ -52,6 +49,10 @@ class Waiting:
             self._check_lines(source, channels)
         for channel in channels or ():
             self._check_filters(channel)
+
+    def begin(self, position: Position) -> None:
+        """It is waited for this position from now on."""
+        self._position = position
         self._began_s = self._told_s = self._moved_s = time.monotonic()
         self._missing: GtidSet | None = None
 

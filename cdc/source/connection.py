@@ -36,16 +36,16 @@ class Limits:
 LIMITS = Limits()
 
 # Each of these would change what a SELECT gives if it were left to the server's settings. `sql_select_limit` and
-# `sql_safe_updates` cut result sets short without a word. The session reads only, and says so.
+# `sql_safe_updates` cut result sets short without a word. The session reads only, and says so. Between two chunks it may rest for long.
 _SESSION = (
     "SET SESSION sql_mode = '', time_zone = '+00:00', transaction_isolation = 'REPEATABLE-READ', transaction_read_only = ON,"
     " sql_safe_updates = OFF, sql_select_limit = 18446744073709551615, sql_big_selects = ON, sql_auto_is_null = OFF, max_execution_time = 0,"
-    " information_schema_stats_expiry = 0, lock_wait_timeout = 60, net_write_timeout = 600"
+    " information_schema_stats_expiry = 0, lock_wait_timeout = 60, net_write_timeout = 600, wait_timeout = 28800"
 )
 # The same for MariaDB, where names differ, and a system-versioned table shows another time's rows if the server is told to.
 _MARIADB_SESSION = (
     "SET SESSION sql_mode = '', time_zone = '+00:00', sql_safe_updates = OFF, sql_select_limit = 18446744073709551615,"
-    " sql_big_selects = ON, sql_auto_is_null = OFF, max_statement_time = 0, system_versioning_asof = DEFAULT, lock_wait_timeout = 60, net_write_timeout = 600"
+    " sql_big_selects = ON, sql_auto_is_null = OFF, max_statement_time = 0, system_versioning_asof = DEFAULT, lock_wait_timeout = 60, net_write_timeout = 600, wait_timeout = 28800"
 )
 # The variables have other names in other versions.
 _MARIADB_TRANSACTIONS = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
