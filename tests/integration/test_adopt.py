@@ -341,15 +341,7 @@ def test_add_says_what_is_in_the_way(
 
 @pytest.mark.parametrize(
     "point",
-    [
-        "log.before-commit",
-        "log.after-commit",
-        "merge.round",
-        "lake.before-commit",
-        "lake.after-commit",
-        "merge.after-round",
-        "lake.manifest",
-    ],
+    ["log.after-commit", "lake.before-commit", "lake.after-commit", "merge.after-round"],
 )
 def test_killed_anywhere_it_is_adopted_once(
     pipeline: Pipeline, mysql: MySQLServer, table: str, tmp_path: Path, chosen: random.Random, point: str
