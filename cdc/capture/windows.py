@@ -50,7 +50,7 @@ class Touched:
         """The distinct keys of changes, as `add` takes them: a copy, so that nothing holds the changes themselves."""
         columns = [batch.column(place) for place in self._places]
         if faults.mutant("only_new_keys_win"):
-            new = pc.not_equal(batch.column(0), pa.scalar(Op.MOVE_OUT, pa.int8()))
+            new = pc.is_in(batch.column(0), value_set=pa.array([Op.INSERT, Op.UPDATE], pa.int8()))
             columns = [column.filter(new) for column in columns]
         return _distinct(_keys(columns))
 
