@@ -14,7 +14,7 @@ from cdc.epoch import TableState
 from cdc.errors import LakesyncError, TableStoppedError
 from cdc.names import TableName
 from cdc.position import BinlogEnd
-from cdc.reads import ReadSpec
+from cdc.reads import OPEN, ReadSpec
 from cdc.schema import TableSchema
 from cdc.source import catalogue
 from cdc.source.catalogue import Target
@@ -29,6 +29,8 @@ class _Changing:
 
     coming: dict[TableName, BinlogEnd] = field(default_factory=dict)
     """Shards, and what the stream has to pass before they are captured."""
+    missing: dict[TableName, BinlogEnd] = field(default_factory=dict)
+    """Shards that are captured and do not exist, and where the stream has said so, if it says so."""
     refused: dict[TableName, TableStoppedError] = field(default_factory=dict)
     """Those that cannot be captured. The table goes on without them."""
 
@@ -74,6 +76,11 @@ class Shards:
         for shard in changing.refused.keys() - wanted - {table}:
             del changing.refused[shard]
         schema = sharding.own(TableSchema.from_dict(captured.schema), captured.options)
+        for shard in changing.missing.keys() & wanted | changing.missing.keys() - has.keys():
+            del changing.missing[shard]
+        for shard in has.keys() - wanted - changing.missing.keys():
+            if catalogue.is_gone(self._session.connection, shard):
+                changing.missing[shard] = self._session.server.binlog_end()
         if target.clash:
             self._refuse(table, table, clash(table, target.entry))
         for shard in target.shards or ():
@@ -105,8 +112,8 @@ class Shards:
             self._session.state.record_error(NODE, error, table)
 
     def due(self, end: BinlogEnd) -> bool:
-        """Whether the stream, which is at `end`, has passed what made a shard; or one is not meant any more."""
-        return bool(self._arrived(end) or self._left())
+        """Whether the stream, which is at `end`, has passed what made a shard; or one is not meant, or not there, any more."""
+        return bool(self._arrived(end) or self._left(end))
 
     def _arrived(self, end: BinlogEnd) -> dict[TableName, list[TableName]]:
         found = {
@@ -115,20 +122,22 @@ class Shards:
         }
         return {table: shards for table, shards in found.items() if shards}
 
-    def _left(self) -> dict[TableName, list[TableName]]:
-        """Shards that the file names no more, or for another table. That one does not exist any more, the stream says."""
+    def _left(self, end: BinlogEnd) -> dict[TableName, list[TableName]]:
+        """Shards that the file names no more, or for another table; and those that do not exist, though the stream has passed what would
+        have said that they were dropped (it was not logged, or it was, and a kill came before the log had that it is no shard any more)."""
         found: dict[TableName, list[TableName]] = {}
-        for table in self._changing:
+        for table, changing in self._changing.items():
             if captured := self._session.chain.states.get(table.id):
                 for shard in sharding.shards(captured.options):
-                    entry = self._session.file.entry(shard)
-                    if entry is None or entry.target != table:
+                    entry, missing = self._session.file.entry(shard), changing.missing.get(shard)
+                    passed = missing is not None and not identity.before(end, missing)
+                    if entry is None or entry.target != table or passed:
                         found.setdefault(table, []).append(shard)
         return found
 
     def altered(self, end: BinlogEnd, number: int) -> dict[TableName, dict[str, Any]]:
         """The new options of tables, as of the epoch of this number; what `due` says is done then."""
-        arrived, left = self._arrived(end), self._left()
+        arrived, left = self._arrived(end), self._left(end)
         arrived = {table: self._unchanged(table, shards) for table, shards in arrived.items()}
         found = {}
         for table in sorted(arrived.keys() | left.keys()):
@@ -183,5 +192,5 @@ class Shards:
         for read in session.state.reads(open_only=True):
             if read.why == "shard" and read.job not in meant:
                 LOG.info("read-cancelled", job=read.job, shard=str(read.table), table=str(read.target))
-                session.state.set_read(read.job, phase="cancelled")
+                session.state.set_read(read.job, phase="cancelled", when=OPEN)
         self._read_for = current

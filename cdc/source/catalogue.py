@@ -9,7 +9,9 @@ from dataclasses import replace
 from fnmatch import translate as pattern
 from typing import Any, NamedTuple
 
+import pymysql
 from pymysql.connections import Connection
+from pymysql.constants import ER
 from pymysql.cursors import Cursor
 
 from cdc.config import TableConfig
@@ -172,6 +174,18 @@ def may_select(connection: Connection[Any], table: TableName) -> bool:
             return False
         raise
     return True
+
+
+def is_gone(connection: Connection[Any], table: TableName) -> bool:
+    """Whether the server says that there is no such table, or schema; one that may only not be read is there. Raises `SourceError`."""
+    with translated(connection), connection.cursor(Cursor) as cursor:
+        try:
+            cursor.execute(f"SELECT * FROM {table.quoted} LIMIT 0")
+        except pymysql.err.MySQLError as error:
+            if error.args and error.args[0] in (ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR):
+                return True
+            raise
+    return False
 
 
 def as_configured(found: TableSchema, entry: TableConfig) -> TableSchema:

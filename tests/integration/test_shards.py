@@ -40,6 +40,14 @@ class Sharded:
         self.folder = folder
         self.rig = Rereading(folder, server, self.entries, window_rows=50)
 
+    @classmethod
+    def again(cls, other: Sharded) -> Sharded:
+        """The same, whatever of its folder was lost meanwhile."""
+        found = cls.__new__(cls)
+        found.__dict__.update(other.__dict__)
+        found.rig = Rereading(found.folder, found.server, found.entries, window_rows=50)
+        return found
+
     def shard(self, n: int) -> TableName:
         return TableName(self.schemas[n % 2], f"o_{n}")
 
@@ -57,7 +65,7 @@ class Sharded:
         states: dict[str, Any] = {}
         for record in self.rig.log.records():
             states = record.states_after(states)
-        return dict(states[self.target.id].options)
+        return dict(states[self.target.id].options) if self.target.id in states else {}
 
     def shards(self) -> set[TableName]:
         return set(sharding.shards(self.options()))
@@ -221,6 +229,73 @@ def test_shards_that_the_file_names_no_more_leave_and_come_back(sharded: Sharded
         rig.ready(target)
         sharded.settled()
         assert sharded.lake() == sharded.source()
+
+
+def test_a_shard_that_went_without_a_word_in_the_log_is_a_shard_no_more(sharded: Sharded) -> None:
+    rig, target = sharded.rig, sharded.target
+    gone = sharded.shard(4)
+    with rig.running():
+        rig.ready(target)
+        sharded.settled()
+        kept = [row for row in sharded.lake() if row[0] == str(gone)]
+        rig.unlogged(f"DROP TABLE {gone.quoted}")
+        rig.until(lambda: gone not in sharded.shards(), "it is out")
+        run(rig.server, sharded.schemas[0], "UPDATE o_0 SET v = 'goes on'")
+        rig.current()
+        # No transaction deleted its rows.
+        assert [row for row in sharded.lake() if row[0] != str(gone)] == sharded.source()
+        assert [row for row in sharded.lake() if row[0] == str(gone)] == kept
+        sharded.create(gone, 50)
+        rig.until(lambda: gone in sharded.shards(), "it came again")
+        sharded.settled()
+        assert sharded.lake() == sharded.source()
+
+
+def test_a_shard_that_is_dropped_before_it_was_taken_in_is_not_waited_for(sharded: Sharded) -> None:
+    rig, target = sharded.rig, sharded.target
+    brief = sharded.shard(10)
+    with rig.running():
+        rig.ready(target)
+        for _ in range(8):
+            run(rig.server, brief.schema, CREATE.format(brief.name), f"INSERT INTO {brief.name} VALUES (1, 'a', 1)")
+            time.sleep(random.random() * 1.5)
+            run(rig.server, brief.schema, f"DROP TABLE {brief.name}")
+        rig.until(lambda: brief not in sharded.shards(), "it is out")
+        sharded.settled()
+        assert sharded.lake() == sharded.source()
+        assert rig.state.tables()[target].phase == "ready"
+
+
+@pytest.mark.parametrize("lost", ["state", "log", "both"])
+def test_a_lost_log_or_state_folder_is_gone_on_without(sharded: Sharded, lost: str) -> None:
+    rig, target = sharded.rig, sharded.target
+    new, dropped = sharded.shard(8), sharded.shard(5)
+    with rig.running():
+        rig.ready(target)
+        sharded.settled()
+        sharded.create(new, 60)
+        rig.until(lambda: new in sharded.shards(), "it came")
+        sharded.settled()
+    run(rig.server, sharded.schemas[0], "UPDATE o_0 SET v = 'meanwhile'", "DELETE FROM o_2 WHERE id < 20")
+    late = sharded.shard(12)
+    sharded.create(late, 70)
+    rig.log.close()
+    if lost in ("log", "both"):
+        for path in sharded.folder.glob("log.db*"):
+            path.unlink()
+    if lost in ("state", "both"):
+        for path in rig.config.state.glob("state.db*"):
+            path.unlink()
+    again = Sharded.again(sharded)
+    rig = again.rig
+    with rig.running():
+        rig.ready(target)
+        # One that was created since is out when the stream comes to its creation, and in again.
+        rig.until(lambda: {new, late, dropped} <= again.shards() and again.lake() == again.source(), "all are there")
+        run(rig.server, dropped.schema, f"DROP TABLE {dropped.name}")
+        rig.until(lambda: dropped not in again.shards(), "it went")
+        again.settled()
+        assert again.lake() == again.source()
 
 
 def test_a_shard_that_is_not_like_the_others_is_left_out_until_it_is(sharded: Sharded) -> None:
