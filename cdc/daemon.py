@@ -39,6 +39,7 @@ from cdc.trace import project_in_process
 from cdc.window import Windows
 from snapshot import node as snapshot_node
 from snapshot import reread as reread_node
+from snapshot.throttle import Throttle
 
 NodeName = Literal["capture", "reread", "snapshot", "merge", "trace"]
 NODES: tuple[NodeName, ...] = ("capture", "reread", "snapshot", "merge", "trace")
@@ -114,7 +115,8 @@ def run(
             return goal is not None and goal.reached(config, state)
 
         LOG.info("started", pipeline=config.name, nodes=",".join(nodes))
-        Supervisor(state, _bodies(config, state, clock, nodes), stop, clock).run(done)
+        throttle = held.enter_context(closing(Throttle(config)))
+        Supervisor(state, _bodies(config, state, clock, nodes, throttle), stop, clock).run(done)
     if until_current and not stop.is_set() and config.trace and "trace" in nodes:
         _project(config)
     LOG.info("ended", pipeline=config.name)
@@ -230,7 +232,9 @@ class Supervisor:
             LOG.error("not-recorded", failed=node, what=second.what, where=second.where)
 
 
-def _bodies(config: PipelineConfig, state: State, clock: Clock, nodes: Sequence[NodeName]) -> dict[NodeName, Body]:
+def _bodies(
+    config: PipelineConfig, state: State, clock: Clock, nodes: Sequence[NodeName], throttle: Throttle
+) -> dict[NodeName, Body]:
     """The nodes, each opening the log for itself: a restart begins from nothing. Windows are between capture and rereads, so these two are
     in one process."""
     windows = Windows()
@@ -240,10 +244,10 @@ def _bodies(config: PipelineConfig, state: State, clock: Clock, nodes: Sequence[
         Capture(config, log, state, clock, windows, file).run(stop)
 
     def reread(stop: Stop, log: Log) -> None:
-        reread_node.run(config, log, state, windows, stop)
+        reread_node.run(config, log, state, windows, stop, throttle)
 
     def snapshot(stop: Stop, log: Log) -> None:
-        snapshot_node.run(config, log, state, stop)
+        snapshot_node.run(config, log, state, stop, throttle)
 
     def merge(stop: Stop, log: Log) -> None:
         Merger(config, log, state, clock).run(stop)

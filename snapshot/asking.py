@@ -189,7 +189,7 @@ def steer(config: PipelineConfig, table: TableName, phase: ReadPhase) -> list[Re
             where=str(table),
             hint=f"`lakesync remove {table}` gives it up, --pause makes it wait",
         )
-    changed = [r.job for r in reads if state.set_read(r.job, phase=phase, when=_FROM[phase])]
+    changed = [r.job for r in reads if state.set_read(r.job, phase=phase, when=_FROM[phase], error=None)]
     if first and status is not None and status.phase != "reading":
         if phase == "waiting" and table not in state.paused():
             raise ConfigError("it is not paused", where=str(table), hint="there is nothing to continue")

@@ -29,6 +29,7 @@ from cdc.window import Opened, Window, WindowCancelled, WindowEnded, Windows
 from snapshot import segments
 from snapshot.chunks import Bound, Walk
 from snapshot.reader import Ended
+from snapshot.retention import Budget
 from snapshot.segments import KEYS_AT_ONCE, Segment
 from snapshot.throttle import Throttle
 from snapshot.windowed import Found, Shard, WindowReader, key_table, split_keys
@@ -83,6 +84,7 @@ class Job:
         stop: threading.Event,
         drain: threading.Event,
         throttle: Throttle | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.read = read
         self._config = config
@@ -92,6 +94,7 @@ class Job:
         self._stop = stop
         self._drain = drain
         self._throttle = throttle
+        self._budget = budget
         self._todo: deque[Segment] = deque()
         self._flights: deque[_Flight] = deque()
         self._doubtful: list[_Flight] = []
@@ -110,7 +113,7 @@ class Job:
         """Read until everything is in the log, or until told to stop. It may be called again, for a new one, after any end.
 
         Raises `TableStoppedError` where the table is not captured, was altered or cannot be read; retryable errors, for the caller to
-        call again; `SourceError`, `LogError`, `LakeError`, `StateError`. `Anew`.
+        call again; `RetentionError` where it must wait; `SourceError`, `LogError`, `LakeError`, `StateError`. `Anew`.
         """
         try:
             opened = self._probe()
@@ -135,6 +138,8 @@ class Job:
             return Outcome(False, self._count, self._cancelled)
         finally:
             self._cancel_all()
+            if self._budget is not None:
+                self._budget.ended(self.read.table)
 
     def _cancel_all(self) -> None:
         windows = [w for w in (self._next, *(f.window for f in self._flights)) if w is not None]
@@ -237,6 +242,8 @@ class Job:
     def _go(self, reader: WindowReader, appended: bool) -> None:
         while not self._drain.is_set():
             self._harvest()
+            if self._budget is not None:
+                self._budget.check(self.read.table, self._rows[0], max(0, self._estimate - self._rows[0]))
             if not self._todo:
                 if not self._flights and not self._doubtful:
                     return

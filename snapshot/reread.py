@@ -23,6 +23,7 @@ from cdc.names import TableName
 from cdc.state import Read, ReadSpec, State, TableStatus, Why
 from cdc.window import Windows
 from snapshot.job import Anew, Job, Outcome
+from snapshot.retention import Budget, RetentionError
 from snapshot.throttle import Throttle
 
 LOG = logger("reread")
@@ -60,6 +61,7 @@ class _Node:
         self.state = state
         self.windows = windows
         self.throttle = throttle
+        self.budget = Budget(config, log)
         self._running: dict[str, _Running] = {}
         self._retries: dict[str, _Retry] = {}
         self._known: captured.Known | None = None
@@ -197,6 +199,11 @@ class _Node:
             return
         if not isinstance(error, LakesyncError):
             raise error
+        if isinstance(error, RetentionError):
+            self.state.set_read(read.job, phase="paused", when=("running",), run=read.run, error=error.to_dict())
+            self.state.record_error(NODE, error, read.target)
+            LOG.error("reading-paused", table=str(read.table), job=read.job, what=error.what, hint=error.hint)
+            return
         if error.retryable:
             self._retry(read, error)
             return
@@ -238,6 +245,7 @@ class _Node:
                 "reading": sorted({str(r.read.table) for r in self._running.values()}),
                 "retrying": {job: r.error.to_dict() for job, r in self._retries.items()},
                 "waiting": self.throttle.reason,
+                "warnings": dict(self.budget.warnings),
             },
         )
 
@@ -257,14 +265,22 @@ def _not_live(read: Read, status: TableStatus | None) -> TableStoppedError:
     )
 
 
-def run(config: PipelineConfig, log: Log, state: State, windows: Windows, stop: threading.Event) -> None:
-    """Run jobs until `stop` is set; what is not finished then goes on at the next start.
+def run(
+    config: PipelineConfig,
+    log: Log,
+    state: State,
+    windows: Windows,
+    stop: threading.Event,
+    throttle: Throttle | None = None,
+) -> None:
+    """Run jobs until `stop` is set; what is not finished then goes on at the next start. `throttle` is the one of the process, if others in
+    it read too.
 
     Retryable errors are retried, others fail their job (and stop its table, if that is read for the first time). Raises what is no job's
     own: `ConfigError`, `LogError`, `StateError`, and anything unexpected.
     """
-    throttle = Throttle(config)
-    node = _Node(config, log, state, windows, throttle)
+    own = throttle or Throttle(config)
+    node = _Node(config, log, state, windows, own)
     with ThreadPoolExecutor(config.snapshot.readers, thread_name_prefix="reread") as pool:
         try:
             beat_s = 0.0
@@ -276,4 +292,5 @@ def run(config: PipelineConfig, log: Log, state: State, windows: Windows, stop: 
                 stop.wait(POLL_S)
         finally:
             node.end()
-            throttle.close()
+            if throttle is None:
+                own.close()

@@ -23,7 +23,7 @@ from cdc.errors import TableStoppedError
 from cdc.lake import LakeTable, Snapshot
 from cdc.lake.columns import conform, key_columns
 from cdc.lake.keys import KeyIndex
-from cdc.position import BinlogEnd
+from cdc.position import BinlogEnd, Position
 from cdc.source import canonical
 from cdc.window import Delivery, Opened, Window
 from snapshot.chunks import Part, Walk
@@ -96,6 +96,7 @@ class WindowReader:
         self._reader = Reader(config, walk, opened.c0, stop, throttle, check_every_s=CHECK_EVERY_S)
         self._lake = LakeKeys(lake, walk, shard) if lake is not None and not where else None
         self._where = where
+        self._shown: Position | None = None
         self._key = key_columns(walk.schema)
 
     def close(self) -> None:
@@ -109,7 +110,7 @@ class WindowReader:
     def range(self, segment: Segment, opened: Opened | None) -> Found:
         """The first rows of a range, as many as one window has. `opened`: the window; None is a mistake of `c0_after_select`."""
         if opened is not None:
-            self._reader.wait(opened.c0)
+            self._await(opened)
         chunk = self._reader.read(
             Part(0, segment.after, segment.to),
             segment.after,
@@ -132,7 +133,7 @@ class WindowReader:
     def points(self, keys: pa.Table, opened: Opened, segment: Segment) -> Found:
         """The rows with these keys, each given once, and which of the keys the server does not have."""
         if not faults.mutant("point_read_outside"):
-            self._reader.wait(opened.c0)
+            self._await(opened)
         mark = self._reader.mark() if faults.mutant("mark_before_point_reads") else None
         keys = conform(keys, self._key, str(self.walk.table))
         found = self._reader.points(keys)
@@ -147,10 +148,16 @@ class WindowReader:
         faults.point("window.read")
         return Found(segment, None, rows.to_batches(), self._key.empty_table(), gone, mark)
 
+    def _await(self, opened: Opened) -> None:
+        """Wait until the server shows C0: a connection of the reader, whichever, then does."""
+        if opened.c0 != self._shown:
+            self._reader.wait(opened.c0)
+            self._shown = opened.c0
+
     def _gone_by_collation(self, keys: pa.Table) -> pa.Table:
         """A mistake, for the tests of the fault `point_read_by_collation`."""
         missing = [n for n in range(keys.num_rows) if not self._reader.points(keys.slice(n, 1)).num_rows]
-        return keys.take(missing)
+        return keys.take(pa.array(missing, pa.int64()))
 
     def deliver(self, window: Window, found: Found, progress: dict[str, Any]) -> None:
         """Take the mark, after all that was read, and hand over. Raises `WindowCancelled` as well."""

@@ -12,7 +12,7 @@ from typing import Any
 import polars
 
 from cdc import daemon
-from cdc.config import PipelineConfig
+from cdc.config import SHARD_COLUMN, PipelineConfig
 from cdc.epoch import CommitRecord, WindowEntry
 from cdc.lake import manifest
 from cdc.log import open_log
@@ -139,7 +139,7 @@ class Rereading:
     def lake(self, table: TableName) -> list[tuple[Any, ...]]:
         """The rows in the lake, without lakesync's columns, sorted."""
         frame = polars.read_delta(str(self.config.lake_root / table.folder))
-        frame = frame.select([c for c in frame.columns if not c.startswith("_cdc")])
+        frame = frame.select([c for c in frame.columns if not c.startswith("_cdc") or c == SHARD_COLUMN])
         return sorted(frame.rows(), key=repr)
 
     def source(self, table: TableName) -> list[tuple[Any, ...]]:
