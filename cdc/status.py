@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cdc import reads
 from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord, EpochId
 from cdc.errors import LakesyncError
@@ -17,14 +19,16 @@ from cdc.names import TableName
 from cdc.position import BinlogEnd
 from cdc.source.connection import connect
 from cdc.source.server import Server
-from cdc.state import Node, State, TableStatus
+from cdc.state import Node, Read, State, TableStatus
 
-_FLOW = ("capture", "snapshot", "merge", "trace")
+_FLOW = ("capture", "reread", "snapshot", "merge", "trace")
 """The nodes, in the order in which a row meets them."""
 VERSION = 1
 """Of the JSON form: keys are added within a version, never changed or taken away."""
 ALIVE_S = 15.0
 """A node that gave no sign of life for so long is not alive, whatever its process does."""
+READS_SHOWN_S = 86_400.0
+"""What was read again, and ended, is shown for so long."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,23 @@ class LakeStatus:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a table's first reading goes. What is not known is None."""
+
+    percent: float | None
+    rows_per_second: int | None
+    seconds_left: int | None
+    paused: bool
+    waiting: str
+    """What it waits for, in words; empty if it does not."""
+    warning: str
+    """What its end may not be in time for, and what helps; mostly empty."""
+
+
+@dataclass(frozen=True)
 class TableView:
-    """One table. `lag_ms`: 0 if the lake has what the source has, None where that is not known or the table is not ready."""
+    """One table. `lag_ms`: 0 if the lake has what the source has, None where that is not known or the table is not ready.
+    `reading`: in the phase `snapshot`."""
 
     table: str
     phase: str
@@ -63,6 +82,7 @@ class TableView:
     lag_ms: int | None
     lake: LakeStatus | None
     error: dict[str, Any] | None
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,8 @@ class PipelineStatus:
     problems: tuple[dict[str, Any], ...]
     requests: tuple[dict[str, Any], ...]
     errors: tuple[dict[str, Any], ...]
+    reads: tuple[dict[str, Any], ...] = ()
+    """What is read again: `cdc.reads.view`, and `waiting` as of `Reading`."""
     version: int = VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,17 +136,19 @@ def collect(config: PipelineConfig) -> PipelineStatus:
         found = manifest.read(config.lake_root, config.name)
     except LakesyncError as error:
         problems.append(error.to_dict())
-    try:
-        with closing(open_log(config.log, config.name, config.log_settings())) as log:
-            newest, log_bytes = log.newest(), log.size_bytes()
-            views = [_table(config, s, found, source, log, newest, now_us) for s in _shown(config, statuses)]
-    except LakesyncError as error:
-        problems.append(error.to_dict())
-        views = [_table(config, s, found, source, None, None, now_us) for s in _shown(config, statuses)]
     nodes = tuple(
         NodeStatus(n.name, n.pid, _is_alive(n, now_us), max(0, now_us - n.at_us) // 1000, n.info)
         for n in sorted(state.nodes().values(), key=lambda n: _FLOW.index(n.name) if n.name in _FLOW else len(_FLOW))
     )
+    look = _Look(config, found, source, now_us, {n.name: n.info for n in nodes if n.alive}, state.paused())
+    shown = _shown(config, statuses)
+    try:
+        with closing(open_log(config.log, config.name, config.log_settings())) as log:
+            newest, log_bytes = log.newest(), log.size_bytes()
+            views = [look.table(s, log, newest) for s in shown]
+    except LakesyncError as error:
+        problems.append(error.to_dict())
+        views = [look.table(s, None, None) for s in shown]
     return PipelineStatus(
         pipeline=config.name,
         at_ms=now_us // 1000,
@@ -139,6 +163,7 @@ def collect(config: PipelineConfig) -> PipelineStatus:
         problems=tuple(problems),
         requests=tuple(asdict(r) for r in state.requests()),
         errors=tuple(state.errors()),
+        reads=tuple(look.reads(state.reads())),
     )
 
 
@@ -154,33 +179,63 @@ def _shown(config: PipelineConfig, statuses: dict[TableName, TableStatus]) -> li
     return [*statuses.values(), *(TableStatus(t, "new") for t in unseen)]
 
 
-def _table(
-    config: PipelineConfig,
-    status: TableStatus,
-    found: manifest.Manifest | None,
-    source: _Source | None,
-    log: Log | None,
-    newest: CommitRecord | None,
-    now_us: int,
-) -> TableView:
-    error, lake, applied = status.error, None, None
-    try:
-        snapshot = LakeTable(config.lake_root, status.table, config.name).load()
-        applied = manifest.carried(status.table, snapshot, found) if snapshot else None
-        if snapshot and applied:
-            lake = LakeStatus(
-                snapshot.version,
-                snapshot.rows,
-                applied.epoch.number,
-                applied.epoch.hash,
-                str(applied.position.end),
-                str(applied.position.gtids),
-                applied.raw_us // 1000 or None,
-            )
-    except LakesyncError as problem:
-        error = error or problem.to_dict()
-    lag = _lag_ms(applied, source, log, newest, now_us) if applied and status.phase == "ready" else None
-    return TableView(str(status.table), status.phase, status.rows_read, status.rows_estimate, lag, lake, error)
+@dataclass(frozen=True)
+class _Look:
+    """What the tables are seen with. `infos`: what nodes that are alive say of themselves."""
+
+    config: PipelineConfig
+    found: manifest.Manifest | None
+    source: _Source | None
+    now_us: int
+    infos: dict[str, dict[str, Any]]
+    paused: frozenset[TableName]
+
+    def table(self, status: TableStatus, log: Log | None, newest: CommitRecord | None) -> TableView:
+        error, lake, applied = status.error, None, None
+        try:
+            snapshot = LakeTable(self.config.lake_root, status.table, self.config.name).load()
+            applied = manifest.carried(status.table, snapshot, self.found) if snapshot else None
+            if snapshot and applied:
+                lake = LakeStatus(
+                    snapshot.version,
+                    snapshot.rows,
+                    applied.epoch.number,
+                    applied.epoch.hash,
+                    str(applied.position.end),
+                    str(applied.position.gtids),
+                    applied.raw_us // 1000 or None,
+                )
+        except LakesyncError as problem:
+            error = error or problem.to_dict()
+        ready = applied and status.phase == "ready"
+        lag = _lag_ms(applied, self.source, log, newest, self.now_us) if applied and ready else None
+        reading = self._reading(status) if status.phase == "snapshot" else None
+        table = str(status.table)
+        return TableView(table, status.phase, status.rows_read, status.rows_estimate, lag, lake, error, reading)
+
+    def _reading(self, status: TableStatus) -> Reading:
+        info = self.infos.get("snapshot", {})
+        pace = info.get("paces", {}).get(status.table.id, {})
+        return Reading(
+            percent(status.rows_read, status.rows_estimate),
+            pace.get("rows_per_second"),
+            pace.get("seconds_left"),
+            status.table in self.paused,
+            str(info.get("waiting", "")) if pace else "",
+            str(info.get("warnings", {}).get(status.table.id, "")),
+        )
+
+    def reads(self, found: Sequence[Read]) -> Iterator[dict[str, Any]]:
+        """Those that are open, and those that ended lately."""
+        waiting = str(self.infos.get("reread", {}).get("waiting", ""))
+        for read in found:
+            if read.open or self.now_us - read.changed_us < READS_SHOWN_S * 1e6:
+                yield reads.view(read, self.now_us) | {"waiting": waiting if read.phase == "running" else ""}
+
+
+def percent(read: int, estimate: int) -> float | None:
+    """Of the rows that there are about, at most 99.9: the estimate knows no end. None where nothing is known."""
+    return round(min(99.9, 100 * read / estimate), 1) if estimate else None
 
 
 def _lag_ms(

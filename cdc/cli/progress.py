@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,7 @@ from cdc import reads
 from cdc.journal import logger
 from cdc.reads import Read
 from cdc.state import State
+from cdc.status import percent
 
 BAR_EVERY_S = 0.5
 LINE_EVERY_S = 10.0
@@ -50,24 +52,35 @@ class Snapshots:
         if now < self._next:
             return
         self._next = now + (BAR_EVERY_S if self._progress else LINE_EVERY_S)
-        found = {str(t): (s.rows_read, s.rows_estimate) for t, s in state.tables().items() if s.phase == "snapshot"}
+        node = state.nodes().get("snapshot")
+        paces = node.info.get("paces", {}) if node is not None else {}
+        found = {
+            str(t): (s.rows_read, s.rows_estimate, paces.get(t.id, {}))
+            for t, s in state.tables().items()
+            if s.phase == "snapshot"
+        }
         for read in state.reads(open_only=True):
             if read.phase == "running":
-                found[f"{read.table}, {_WHY[read.why]}"] = read.rows_read, read.rows_estimate
-        for name, (rows, about) in found.items():
-            self._show(name, rows, max(rows, about) or None)
+                found[f"{read.table}, {_WHY[read.why]}"] = read.rows_read, read.rows_estimate, reads.view(read)
+        for name, (rows, about, pace) in found.items():
+            self._show(name, rows, about, pace)
         for name in [n for n in self._reading if n not in found]:
             self._done(name)
 
-    def _show(self, name: str, rows: int, total: int | None) -> None:
+    def _show(self, name: str, rows: int, about: int, pace: Mapping[str, Any]) -> None:
+        """`pace`: `rows_per_second` and `seconds_left`, as far as they are known."""
         self._reading[name] = rows
+        total = max(rows, about) or None
+        rate = pace.get("rows_per_second")
         if self._progress is None:
-            LOG.info("snapshot-progress", table=name, rows=rows, about=total or "unknown")
+            told = {"percent": percent(rows, about)} | {k: pace.get(k) for k in ("rows_per_second", "seconds_left")}
+            known = {key: value for key, value in told.items() if value is not None}
+            LOG.info("snapshot-progress", table=name, rows=rows, about=total or "unknown", **known)
             return
         self._progress.start()
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=None, rate="")
-        self._progress.update(self._tasks[name], completed=rows, total=total)
+        self._progress.update(self._tasks[name], completed=rows, total=total, rate=f"{rate:,}/s" if rate else "")
 
     def _done(self, name: str) -> None:
         rows = self._reading.pop(name)

@@ -19,6 +19,7 @@ ERRORS_SHOWN = 3
 RECENT_MS = 3_600_000
 
 _STYLES = {"ready": "green", "stopped": "bold red", "removed": "dim"}
+_READ_STYLES = {"done": "dim", "cancelled": "dim", "failed": "bold red", "paused": "yellow"}
 
 
 def command(
@@ -30,7 +31,8 @@ def command(
 ) -> None:
     """Show what the pipeline is doing.
 
-    Per table its state, rows, position and lag; which nodes are alive; errors with their way out.
+    Per table its state, rows, position and lag; how far readings are, how fast, what they wait for; which nodes are alive; errors with
+    their way out.
 
     \b
     Example:
@@ -55,7 +57,13 @@ def command(
 
 def _whole(status: PipelineStatus) -> RenderableType:
     parts: list[RenderableType] = [_head(status), _tables(status)]
-    parts += [_error(f"{t.table} stopped", t.error) for t in status.tables if t.error]
+    if status.reads:
+        parts.append(_reads(status))
+    parts += [
+        Text(f"{t.table}: {t.reading.warning}", "yellow") for t in status.tables if t.reading and t.reading.warning
+    ]
+    parts += [_error(f"{t.table} {_ended(t)}", t.error) for t in status.tables if t.error]
+    parts += [_error(f"reading {r['table']} again, {r['phase']}", r["error"]) for r in status.reads if r["error"]]
     parts += [_error("problem", p) for p in status.problems]
     parts += [_request(r, status.at_ms) for r in reversed(status.requests) if r["outcome"] is None]
     parts += [_error(f"{_ago(status, e)}, {e['node']}", e) for e in _unsettled(status)]
@@ -104,17 +112,49 @@ def _tables(status: PipelineStatus) -> RenderableType:
         return Text("no tables: `lakesync add schema.table`")
     made = output.table(("table", "state", "rows", "version", "epoch", "position", "lag"), right=(2, 3, 4, 6))
     for t in status.tables:
-        made.add_row(t.table, Text(t.phase, _STYLES.get(t.phase, "")), *_lake(t), _lag(t))
+        made.add_row(t.table, Text(_state(t), _STYLES.get(t.phase, "")), *_lake(t), _lag(t))
     return made
+
+
+def _state(t: TableView) -> str:
+    if t.reading is None:
+        return t.phase
+    how = "paused" if t.reading.paused else f"waits: {t.reading.waiting}" if t.reading.waiting else ""
+    return f"{t.phase}, {how}" if how else t.phase
+
+
+def _ended(t: TableView) -> str:
+    return "paused" if t.reading is not None and t.reading.paused else "stopped"
 
 
 def _lake(t: TableView) -> tuple[str, str, str, str]:
     if t.phase == "snapshot":
         about = f" of about {t.rows_estimate:,}" if t.rows_estimate else ""
-        return f"{t.rows_read:,}{about}", "", "", ""
+        reading = t.reading
+        how = _pace(reading.percent, reading.rows_per_second, reading.seconds_left) if reading else ""
+        return f"{t.rows_read:,}{about}{how and ': '}{how}", "", "", ""
     if t.lake is None:
         return "", "", "", ""
     return f"{t.lake.rows:,}", str(t.lake.version), f"{t.lake.epoch:,}", t.lake.position
+
+
+def _pace(percent: float | None, rows_per_second: int | None, seconds_left: int | None) -> str:
+    found = [f"{percent:.0f} %"] if percent is not None else []
+    if rows_per_second is not None:
+        found.append(f"{rows_per_second:,} rows/s")
+    if seconds_left is not None:
+        found.append(f"{output.duration(1000 * seconds_left)} left")
+    return ", ".join(found)
+
+
+def _reads(status: PipelineStatus) -> RenderableType:
+    made = output.table(("read again", "what", "state", "rows", "emitted", "gone", "pace"), right=(3, 4, 5))
+    for r in status.reads:
+        phase = f"{r['phase']}, waits: {r['waiting']}" if r["waiting"] else r["phase"]
+        rows = [f"{r[key]:,}" for key in ("rows_read", "rows_emitted", "rows_gone")]
+        left = _pace(r["percent"], r["rows_per_second"], r["seconds_left"])
+        made.add_row(r["table"], r["what"], Text(phase, _READ_STYLES.get(r["phase"], "")), *rows, left)
+    return made
 
 
 def _lag(t: TableView) -> str:
