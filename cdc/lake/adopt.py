@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cdc.epoch import Counts
-from cdc.errors import LakeConflictError, LakeDamagedError, LakeError
+from cdc.errors import LakeDamagedError, LakeError
 from cdc.journal import logger
 from cdc.lake import deltalog
 from cdc.lake.columns import (
@@ -127,13 +127,6 @@ def adopt(lake: LakeTable, schema: TableSchema, applied: Applied, logged: Counts
 def _commit(
     lake: LakeTable, on: Snapshot, schema: TableSchema, applied: Applied, logged: Counts, files: Sequence[AddFile]
 ) -> Snapshot:
-    newest = deltalog.refresh(on)
-    if newest.version != on.version:
-        raise LakeConflictError(
-            f"someone else wrote version {newest.version} while the table was looked at",
-            where=str(lake.folder),
-            hint="nobody else may write to it from its position on; it is looked at again",
-        )
     columns = lake_columns(schema, "upsert")
     kept = {k: v for k, v in (on.metadata.get("configuration") or {}).items() if not k.startswith("delta.feature.")}
     metadata = {

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cdc.lake.keys import comparable
 
-PASS_ROWS = 32 * 1024 * 1024
+PASS_ROWS = 16 * 1024 * 1024
 """Hashes in memory at a time, 8 bytes each; a table with more rows is read several times."""
 _CANDIDATES = 10_000
 """So many hashes that are there twice are looked at; more are no news."""
