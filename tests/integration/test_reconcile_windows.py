@@ -5,23 +5,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import deltalake
 import polars
 import pytest
 
 from cdc.config import PipelineConfig, TraceConfig
+from cdc.epoch import WindowId
 from cdc.errors import NotFollowingError
-from cdc.lake import deltalog
+from cdc.lake import deltalog, manifest
 from cdc.names import TableName
 from cdc.reads import ReadSpec
+from cdc.schema import Column, TableSchema
 from cdc.trace.client import client
 from cdc.trace.tables import NODES
 from dev.mysql import MySQLServer
 from reconcile import ledger, values
 from reconcile.ledger import LedgerReport, TableLedger
+from tests.integration import history
 from tests.integration.rereading import Rereading
 
 pytestmark = pytest.mark.timeout(240)
@@ -198,3 +202,66 @@ def test_a_table_that_is_being_read_is_not_compared(rig: Rereading) -> None:
     rig.state.set_table(SALES, "reading")
     with pytest.raises(NotFollowingError, match="the table is reading"):
         values.compare(rig.config, rig.log, rig.state, [SALES])
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["killed", "state lost"])
+def test_a_table_that_was_being_read_when_its_state_was_lost_is_whole_in_the_end(
+    server: MySQLServer, tmp_path: Path, lost: bool
+) -> None:
+    server.execute("DROP DATABASE IF EXISTS w")
+    server.execute("CREATE DATABASE w")
+    for name in ("kept", "sales_1", "sales_2"):
+        server.execute(f"CREATE TABLE w.{name} (id INT PRIMARY KEY, name VARCHAR(20))")
+        server.execute(f"INSERT INTO w.{name} VALUES {', '.join(f'({i}, {i})' for i in range(600))}")
+    entries: list[Any] = [
+        {"name": "w.kept", "mode": "append", "backfill": True},
+        {"name": "w.sales_*", "into": "w.sales", "shard_column": "shard"},
+    ]
+    first = Rereading(tmp_path, server, entries, window_rows=50, rows_per_second=200)
+
+    def half() -> bool:
+        found = manifest.read(first.config.lake_root, first.config.name)
+        states = {t: v.state for t, v in found.tables.items()} if found else {}
+        return states == {KEPT: "reading", SALES: "reading"} and len(first.windows(KEPT)) > 1
+
+    with first.running():
+        first.until(half, "both are being read")
+    assert {s.phase for s in first.state.tables().values()} == {"reading"}
+    first.log.close()
+    if lost:
+        for path in first.config.state.glob("state.db*"):
+            path.unlink()
+    server.execute("UPDATE w.sales_1 SET name = 'later' WHERE id % 3 = 0")
+    server.execute("DELETE FROM w.sales_2 WHERE id % 5 = 0")
+    rig = Rereading(tmp_path, server, entries, window_rows=50)
+    with rig.running():
+        rig.ready(KEPT, SALES)
+        rig.current()
+        assert values.compare(rig.config, rig.log, rig.state).equal
+        assert rig.lake(SALES) == sharded(rig)
+    kept = polars.read_delta(str(rig.config.lake_root / KEPT.folder))
+    assert sorted(kept["id"].to_list()) == list(range(600))
+    assert set(kept["_cdc_op"].to_list()) == {"read"}
+    report, _ = closed(rig, tmp_path)
+    assert report.closes, report.to_dict()
+
+
+def test_a_truncation_touches_its_shard_and_no_key_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = TableSchema((Column("id", "bigint"), Column("shard", "text", charset="utf8mb4")), ("shard", "id"))
+    monkeypatch.setitem(history.SCHEMAS, SALES, schema)
+    monkeypatch.setitem(history.MODES, SALES, "upsert")
+    rows = [history.Change(SALES, 0, 0, None, (1, "w.b")), history.Change(SALES, 0, 0, None, None, "w.a")]
+    pipeline = history.Pipeline(tmp_path, history.Source([[row] for row in rows]))
+    options = {"shards": {"w.a": {}, "w.b": {}}, "shard_column": "shard"}
+    with closing(pipeline.log()) as log, history.Capture(log, pipeline.source) as capture:
+        added = capture.add(SALES, options=options)
+        pipeline.state.set_table(SALES, "added", added=added.id)
+        capture.windows(
+            history.Windowed(WindowId("job", 1), SALES, [(2, "w.b")], [("w.b", 3)]),
+            transactions=2,
+        )
+        pipeline.merger(log).round()
+        table = values._Table(pipeline.config, log, pipeline.state, cast("Any", None), SALES, None)
+        keys, truncated = table.touched(added, pipeline.applied(SALES))
+    assert sorted(tuple(row.values()) for row in keys.to_pylist()) == [("w.b", 1), ("w.b", 2), ("w.b", 3)]
+    assert truncated == {"w.a"}
