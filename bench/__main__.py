@@ -30,12 +30,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
     for field, what in (
         ("rows", "of the table"),
+        ("snapshot_rows", "of the table that is read for the first time"),
         ("changes", "of the stream's backlog"),
         ("seconds", "of writing, for latencies"),
         ("turns", "of each contestant; figures are medians"),
     ):
         standard = getattr(Sizes(), field)
-        parser.add_argument(f"--{field}", type=int, metavar="N", help=f"{what} (default: {standard:,})")
+        parser.add_argument(f"--{_option(field)}", type=int, metavar="N", help=f"{what} (default: {standard:,})")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that everything works")
     parser.add_argument("--record", action="store_true", help="put the tables into bench/RESULTS.md")
     return parser
@@ -49,9 +50,11 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
 
 def command(name: str, sizes: Sizes) -> str:
     """What repeats one benchmark."""
-    return " ".join(
-        [report.PROGRAM, name, *(f"--{option} {getattr(sizes, option)}" for option in BENCHMARKS[name].OPTIONS)]
-    )
+    return " ".join([report.PROGRAM, name, *(f"--{_option(o)} {getattr(sizes, o)}" for o in BENCHMARKS[name].OPTIONS)])
+
+
+def _option(field: str) -> str:
+    return field.replace("_", "-")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

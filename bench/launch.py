@@ -9,8 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import FrameType
+
+EVERY_S = 0.05
 
 
 def main(result: str, *command: str) -> int:
@@ -25,15 +28,30 @@ def main(result: str, *command: str) -> int:
     began = time.monotonic()
     child = subprocess.Popen(command)
     children.append(child.pid)
+    anonymous = [0]
+    ended = threading.Event()
+    threading.Thread(target=watch, args=(child.pid, anonymous, ended), daemon=True).start()
     _, status, used = os.wait4(child.pid, 0)  # its own children that it waited for are in it
+    ended.set()
     children.clear()
     wall_s = time.monotonic() - began
     child.returncode = os.waitstatus_to_exitcode(status)
     usage = {"wall_s": wall_s, "cpu_s": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024}
+    usage["anonymous_mib"] = anonymous[0] / 1024
     with open(f"{result}.part", "w") as file:  # noqa: PTH123 - pathlib takes as long to import as the rest
         json.dump(usage, file)
     os.replace(f"{result}.part", result)  # noqa: PTH105
     return child.returncode
+
+
+def watch(pid: int, most: list[int], ended: threading.Event) -> None:
+    """Remember the most anonymous memory that a process was seen with, KiB: what is mapped from files can be dropped at any time."""
+    while not ended.wait(EVERY_S):
+        try:
+            with open(f"/proc/{pid}/status") as file:  # noqa: PTH123
+                most[0] = max([most[0], *(int(line.split()[1]) for line in file if line.startswith("RssAnon:"))])
+        except OSError:  # ended, or not this kind of system
+            pass
 
 
 if __name__ == "__main__":

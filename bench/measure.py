@@ -23,12 +23,14 @@ _LAUNCH = Path(__file__).with_name("launch.py")
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one process and those of its children that it waited for. `peak_mib` is the largest single one's."""
+    """Of one process and those of its children that it waited for. `peak_mib` is the largest single one's; `anonymous_mib` what of the
+    process's own memory is not mapped from files."""
 
     wall_s: float
     cpu_s: float
     peak_mib: float = 0.0
     servers_cpu_s: float = 0.0
+    anonymous_mib: float = 0.0
 
 
 def medians(turns: Iterable[Usage]) -> Usage:

@@ -36,6 +36,8 @@ class Sizes:
 
     rows: int = 1_000_000
     """Of the table."""
+    snapshot_rows: int = 10_000_000
+    """Of the table that is read for the first time."""
     changes: int = 260_000
     """Row changes of a backlog."""
     seconds: int = 30
@@ -44,7 +46,7 @@ class Sizes:
     """Of each contestant, in turn; figures are medians."""
 
 
-QUICK = Sizes(rows=20_000, changes=5_200, seconds=3, turns=1)
+QUICK = Sizes(rows=20_000, snapshot_rows=20_000, changes=5_200, seconds=3, turns=1)
 
 
 class Setting:

@@ -28,8 +28,8 @@ BATCH_ROWS = 50_000
 MERGE_EVERY_S = 1.0
 
 
-def snapshot(socket: str, table: str, folder: str) -> None:
-    """Read a table and write it as one Delta table; prints its rows."""
+def snapshot(socket: str, table: str, rows_wanted: str, folder: str) -> None:
+    """Read a table's first rows and write them as one Delta table; prints how many."""
     import deltalake
 
     connection: pymysql.Connection[Any] = pymysql.connect(
@@ -44,7 +44,7 @@ def snapshot(socket: str, table: str, folder: str) -> None:
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal rows
         with connection.cursor() as cursor:
-            cursor.execute(f"SELECT * FROM `{table}`")
+            cursor.execute(f"SELECT * FROM `{table}` ORDER BY id LIMIT {int(rows_wanted)}")
             while found := cursor.fetchmany(BATCH_ROWS):
                 rows += len(found)
                 yield _batch(list(found))

@@ -1,4 +1,4 @@
-"""Debezium's embedded engine, reading a binary log and dropping what it reads: a Java program, built by Maven into the cache.
+"""Debezium's embedded engine, reading a binary log or a table and dropping what it reads: a Java program, built by Maven into the cache.
 
 Needs a JDK, 17 or later, and Maven; nothing is installed into the system. With the engine's defaults, JSON without a schema in each
 message, and nothing that is kept: neither offsets nor schemas leave its memory.
@@ -22,6 +22,9 @@ from dev.errors import SetUpError
 HERE = Path(__file__).parent
 VERSION = "3.6.1"
 FIRST_FILE = "binlog.000001"
+
+SNAPSHOT = "snapshot"
+"""In place of GTIDs: the table itself."""
 
 Form = Literal["json", "connect"]
 """JSON text, or Kafka Connect's records as the connector makes them, without a conversion."""
@@ -64,7 +67,7 @@ def _build(folder: Path) -> None:
 
 
 def read(setting: Setting, table: str, gtids: str, rows: int, form: Form) -> Found:
-    """`rows` row changes of a table of the benchmarks' schema, from after `gtids` on. Raises `FailedError`."""
+    """`rows` row changes of a table of the benchmarks' schema, from after `gtids` on, or as many rows of it. Raises `FailedError`."""
     built = classes()
     folder = setting.folder(f"debezium-{form}")
     command = ["java", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{built}/classes:{built}/lib/*"]
@@ -75,4 +78,4 @@ def read(setting: Setting, table: str, gtids: str, rows: int, form: Form) -> Fou
     found = json.loads(process.output.read_text().splitlines()[-1])
     if found.pop("rows") != rows:
         raise FailedError(f"Debezium read {found} rows, {rows} were changed")
-    return Found(used, Usage(**found, servers_cpu_s=used.servers_cpu_s))
+    return Found(used, Usage(**found, servers_cpu_s=used.servers_cpu_s, anonymous_mib=used.anonymous_mib))
