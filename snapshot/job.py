@@ -96,6 +96,8 @@ class Job:
         self._throttle = throttle
         self._budget = budget
         self._todo: deque[Segment] = deque()
+        self._current: Segment | None = None
+        """What is being read, and is neither in `_todo` nor on its way."""
         self._flights: deque[_Flight] = deque()
         self._doubtful: list[_Flight] = []
         self._next: Window | None = None
@@ -261,12 +263,11 @@ class Job:
             window, opened = self._open()
             if not self._todo:
                 return  # what was in doubt is in the log
-        segment = self._todo.popleft()
-        whole = segment
+        segment = whole = self._current = self._todo.popleft()
         try:
             if segment.keys is not None:
                 segment, rest = split_keys(segment)
-                whole = segment
+                whole = self._current = segment
                 if rest is not None:
                     self._todo.appendleft(rest)
                 if window is None or opened is None:
@@ -274,7 +275,7 @@ class Job:
                 self._points(reader, window, opened, self._keys_of(segment), segment, completes=True, appended=appended)
                 return
             found = reader.range(segment, opened)
-            whole = found.read
+            whole = self._current = found.read
             if found.rest is not None:
                 self._todo.appendleft(found.rest)
             if window is None:
@@ -290,6 +291,8 @@ class Job:
             if window is not None:
                 window.cancel("not read")
             raise
+        finally:
+            self._current = None
 
     def _keys_of(self, segment: Segment) -> pa.Table:
         assert segment.keys is not None
@@ -434,7 +437,8 @@ class Job:
         pending = [*self._flights, *self._doubtful]
         base = min((f.base for f in pending), key=lambda e: e.number, default=self._base)
         self._emitted = [(number, epoch) for number, epoch in self._emitted if epoch > base.number]
-        still = dict.fromkeys([*(f.segment for f in pending), *self._todo])
+        reading = [self._current] if self._current is not None else []
+        still = dict.fromkeys([*(f.segment for f in pending), *reading, *self._todo])
         kept = self._state.set_read(
             self.read.job,
             when=("running", "paused"),
