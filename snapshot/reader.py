@@ -54,6 +54,7 @@ _NOT_THE_CONDITION = (ER.TABLEACCESS_DENIED_ERROR, ER.NO_SUCH_TABLE, ER.DBACCESS
 _PROBLEMS = {
     ER.PARSE_ERROR: "a syntax error",
     ER.SP_DOES_NOT_EXIST: "a function that does not exist",
+    ER.NO_DB_ERROR: "a function that does not exist (name its schema, if it is a stored one)",
     1582: "a function with a wrong number of arguments",
     ER.INVALID_GROUP_FUNC_USE: "an aggregate function",
 }
@@ -299,6 +300,7 @@ class Reader:
                 lambda text: select(limit, text=text),
                 walk.plans(),
                 size=batch_size,
+                waiting=self._check_stop,
             )
             cut = False
             with self._errors():
@@ -397,7 +399,9 @@ class Reader:
                 connection = self.connection()
                 self._look()
                 with self._errors():
-                    for batch in results.read(connection, partial(_points, walk, piece), walk.plans()):
+                    for batch in results.read(
+                        connection, partial(_points, walk, piece), walk.plans(), waiting=self._check_stop
+                    ):
                         self._check_stop()
                         rows = walk.rows(batch)
                         chunk.rows += rows.num_rows

@@ -6,6 +6,8 @@ prepared statements cannot be had, the same rows come as text.
 
 from __future__ import annotations
 
+import select
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
@@ -27,6 +29,8 @@ SIZE: Final = 8 * 1024 * 1024
 """… and about so many bytes, unless a single row has more."""
 PIECE: Final = 512 * 1024
 """Bytes asked of the socket at once."""
+WAIT_S: Final = 1.0
+"""A wait for the server is cut into pieces of this length."""
 _COM_STMT_PREPARE, _COM_STMT_EXECUTE, _COM_STMT_CLOSE = 0x16, 0x17, 0x19
 _NOT_PREPARED = frozenset({1461, ER.UNSUPPORTED_PS})
 """max_prepared_stmt_count is reached; a proxy without prepared statements."""
@@ -52,9 +56,10 @@ def read(
     *,
     rows: int = ROWS,
     size: int = SIZE,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a statement, whose columns `plans` (of `TableSchema.plans`) describe; no batch is empty. `_cdc_unfit` is the last
-    column of those batches that need it.
+    column of those batches that need it. `waiting` is called about once a second while the server says nothing, and may raise.
 
     An iterator that is closed before its end closes the connection: there is no other way to stop the server. Texts of the
     connection's other cursors are no longer converted to utf8mb4: keep a connection for it. Raises `SourceUnavailableError`,
@@ -70,6 +75,7 @@ def read(
         wire._sock.settimeout(wire._read_timeout)
         while not ended:
             with translated(connection):
+                _wait(wire, waiting)
                 length = wire._rfile.readinto1(buffer)
                 if not length:
                     raise pymysql.err.OperationalError(CR.CR_SERVER_LOST, "the server closed the connection")
@@ -82,6 +88,19 @@ def read(
     except BaseException:
         abandon(connection)
         raise
+
+
+def _wait(wire: Any, waiting: Callable[[], None]) -> None:
+    """Until there is something to read. Nothing is in the reader's buffer: what is asked for is always more than that holds."""
+    if getattr(wire._sock, "pending", lambda: 0)():
+        return  # TLS has it already
+    ready = select.poll()
+    ready.register(wire._sock, select.POLLIN)
+    deadline_s = time.monotonic() + wire._read_timeout
+    while not ready.poll(WAIT_S * 1000):
+        if time.monotonic() >= deadline_s:
+            raise TimeoutError
+        waiting()
 
 
 def _begin(connection: Connection[Any], statement: Statement) -> bytes | None:

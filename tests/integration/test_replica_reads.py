@@ -86,7 +86,7 @@ def reader(
 def ids(made: Reader, limit: int = 1000) -> list[int]:
     """What a chunk has."""
     chunk = made.read(Part(0), None, limit)
-    return [n for batch in chunk.batches for n in batch.column("id").to_pylist()]
+    return [int(n or 0) for batch in chunk.batches for n in batch.column("id").to_pylist()]
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def test_no_statement_is_open_in_a_pause(server: MySQLServer) -> None:
 @contextmanager
 def busy(server: SqlServer, threads: int) -> Iterator[None]:
     """So many threads of others run at the server."""
-    connections = [server.root() for _ in range(threads)]
+    connections: list[Any] = [server.root() for _ in range(threads)]
     ids = [connection.thread_id() for connection in connections]
 
     def sleep(connection: Any) -> None:
