@@ -131,6 +131,13 @@ def chosen() -> random.Random:
     return random.Random(seed())
 
 
+@pytest.fixture(params=["mysql", "mariadb"])
+def place(request: pytest.FixtureRequest) -> tuple[SqlServer, str]:
+    """A server of either kind, and an empty schema on it."""
+    names = {"mysql": "schema", "mariadb": "mariadb_schema"}
+    return request.getfixturevalue(request.param), request.getfixturevalue(names[request.param])
+
+
 @pytest.fixture
 def table(mysql: MySQLServer, schema: str, chosen: random.Random) -> str:
     """A table with rows."""
@@ -150,15 +157,17 @@ def filled(server: SqlServer, table: str, chosen: random.Random) -> str:
 
 
 def test_a_copy_that_was_taken_under_load_is_followed_from_its_position(
-    pipeline: Pipeline, mysql: MySQLServer, table: str, tmp_path: Path, chosen: random.Random
+    pipeline: Pipeline, place: tuple[SqlServer, str], tmp_path: Path, chosen: random.Random
 ) -> None:
-    workload = Workload(mysql, table, chosen)
+    server, schema = place
+    table = filled(server, f"{schema}.t", chosen)
+    workload = Workload(server, table, chosen)
     with workload.running():
-        position = copy(mysql, table, folder_of(tmp_path / "p", table), target_file_size=4000)
+        position = copy(server, table, folder_of(tmp_path / "p", table), target_file_size=4000)
         before = workload.transactions
         while workload.transactions < before + 200:
             pass
-        rig = pipeline(mysql, {table: position})
+        rig = pipeline(server, {table: position})
         daemon = rig.start()
         rig.wait_phase(table, "ready")
         while workload.transactions < before + 600:
@@ -190,6 +199,22 @@ def test_another_position_than_the_copys_is_seen(
     caught_up(rig)
     assert kinds(rig, table)[-1] in ("bootstrap", "merge")
     assert "bootstrap" in kinds(rig, table)
+    assert rig.verdict().green, rig.verdict()
+
+
+def test_a_position_from_before_the_copy_was_begun_is_right_too(
+    pipeline: Pipeline, mysql: MySQLServer, table: str, tmp_path: Path, chosen: random.Random
+) -> None:
+    position = mysql.executed
+    workload = Workload(mysql, table, chosen)
+    with mysql.root() as connection:
+        for _ in range(60):
+            workload.once(connection)
+        copy(mysql, table, folder_of(tmp_path / "p", table))
+        for _ in range(20):
+            workload.once(connection)
+    rig = pipeline(mysql, {table: position})
+    caught_up(rig)
     assert rig.verdict().green, rig.verdict()
 
 
@@ -263,18 +288,19 @@ def test_a_position_of_another_server(pipeline: Pipeline, mysql: MySQLServer, ta
 
 
 def test_a_copy_from_before_the_streams_place_is_read_once(
-    pipeline: Pipeline, mysql: MySQLServer, schema: str, tmp_path: Path, chosen: random.Random
+    pipeline: Pipeline, place: tuple[SqlServer, str], tmp_path: Path, chosen: random.Random
 ) -> None:
-    followed, copied = filled(mysql, f"{schema}.a", chosen), filled(mysql, f"{schema}.b", chosen)
-    rig = pipeline(mysql, {followed: None})
+    server, schema = place
+    followed, copied = filled(server, f"{schema}.a", chosen), filled(server, f"{schema}.b", chosen)
+    rig = pipeline(server, {followed: None})
     daemon = rig.start()
     rig.wait_phase(followed, "ready")
-    position = copy(mysql, copied, folder_of(rig.folder, copied))
+    position = copy(server, copied, folder_of(rig.folder, copied))
     # Rows that only the copy has, that only the source has, and that differ.
-    mysql.execute(f"DELETE FROM {copied} WHERE id < 50")
-    mysql.execute(f"REPLACE INTO {copied} VALUES (2000, 'new', 1, NOW(6)), (60, 'changed', 1, NOW(6))")
+    server.execute(f"DELETE FROM {copied} WHERE id < 50")
+    server.execute(f"REPLACE INTO {copied} VALUES (2000, 'new', 1, NOW(6)), (60, 'changed', 1, NOW(6))")
     rig.wait(lambda: rig.status()["nodes"], "a node")
-    with Workload(mysql, copied, chosen).running():
+    with Workload(server, copied, chosen).running():
         done = rig.lakesync("add", copied, "--from-position", position)
         assert done.returncode == 0, done.stdout + done.stderr
         rig.wait_phase(copied, "ready", 90)
