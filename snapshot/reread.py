@@ -117,7 +117,17 @@ class _Node:
         ):
             return
         stop, drain = threading.Event(), threading.Event()
-        job = Job(self.config, self.log, self.state, self.windows, read, stop=stop, drain=drain, throttle=self.throttle)
+        job = Job(
+            self.config,
+            self.log,
+            self.state,
+            self.windows,
+            read,
+            stop=stop,
+            drain=drain,
+            throttle=self.throttle,
+            budget=self.budget,
+        )
         LOG.info("reading-begins", table=str(read.table), job=read.job, why=read.why)
         self._running[read.job] = _Running(read, pool.submit(job.run), stop, drain)
 
