@@ -9,7 +9,7 @@ the number of rows and the bounds of the key that were found. `_cdc_ts_ms` and `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -105,28 +105,43 @@ def examine(lake: LakeTable, schema: TableSchema) -> list[Problem]:
     return problems
 
 
-def adopt(lake: LakeTable, schema: TableSchema, applied: Applied, logged: Counts = Counts()) -> Snapshot:
-    """One commit: the table that someone else wrote, which holds everything up to `applied` and nothing beyond, is followed from there.
-    `logged` are the changes that the log counts up to there.
+@dataclass(frozen=True)
+class Looked:
+    """A table that can be adopted, as it was when it was looked at: its version, and its files with what was found of them."""
 
-    Reads the key columns of every row. Raises `LakeError` for a table that cannot be adopted: nothing was written then;
-    `LakeConflictError` if someone wrote to it meanwhile, `LakeUnknownError`, `LakeDamagedError`.
+    on: Snapshot
+    files: Sequence[AddFile]
+
+
+def look(lake: LakeTable, schema: TableSchema) -> Looked:
+    """Look at the table, and read the key of every row; writes nothing.
+
+    Raises `LakeError` for a table that cannot be adopted, with all that is in the way; `LakeDamagedError`.
     """
     on, problems = _look(lake, schema)
     if on is not None and not problems:
         files, problems = _read(on, schema)
         if not problems:
-            return _commit(lake, on, schema, applied, logged, files)
+            return Looked(on, files)
     raise LakeError(
         "the table cannot be adopted: " + "; ".join(p.what for p in problems),
         where=f"{lake.table}: {lake.folder}",
-        hint="; ".join(dict.fromkeys(p.hint for p in problems)) + f"; then `lakesync resume {lake.table}`",
+        hint="; ".join(dict.fromkeys(p.hint for p in problems))
+        + f"; then `lakesync resume {lake.table}`, or `lakesync resync` it if its entry changed",
     )
 
 
-def _commit(
-    lake: LakeTable, on: Snapshot, schema: TableSchema, applied: Applied, logged: Counts, files: Sequence[AddFile]
+def adopt(
+    lake: LakeTable, schema: TableSchema, applied: Applied, logged: Counts = Counts(), looked: Looked | None = None
 ) -> Snapshot:
+    """One commit: the table that someone else wrote, which holds everything up to `applied` and nothing beyond, is followed from there.
+    `logged` are the changes that the log counts up to there. `looked`: what was found before, of this schema.
+
+    Raises as `look`: nothing was written then; `LakeConflictError` if someone wrote to the table since it was looked at,
+    `LakeUnknownError`.
+    """
+    looked = looked or look(lake, schema)
+    on, files = looked.on, looked.files
     columns = lake_columns(schema, "upsert")
     kept = {k: v for k, v in (on.metadata.get("configuration") or {}).items() if not k.startswith("delta.feature.")}
     metadata = {
@@ -371,8 +386,11 @@ def _strange(parquet: pq.ParquetFile, columns: pa.Schema) -> Iterator[str]:
         for i in range(len(parquet.schema))
         if parquet.schema.column(i).physical_type == "INT96"
     }
+    cased = {name.lower(): name for name in have.names}
     for field in columns:
         places = have.get_all_field_indices(field.name)
+        if not places and field.name.lower() in cased:
+            yield f"column {field.name} is called {cased[field.name.lower()]}"
         if len(places) > 1:
             yield f"column {field.name} is there {len(places)} times"
         elif places and not is_same(have.field(places[0]).type, field.type, field.name in int96):

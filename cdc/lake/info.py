@@ -135,6 +135,8 @@ def _totals(change: Change, counts: Mapping[str, Any], before: Mapping[str, Any]
 def _operation(change: Change) -> str:
     if change.kind == "create":
         return "CREATE TABLE"
+    if change.kind == "adopt":
+        return "ADOPT"
     return "MERGE" if change.kind == "merge" and change.mode == "upsert" else "WRITE"
 
 

@@ -11,8 +11,10 @@ It counts once, for a table that is not this pipeline's yet: what to do is told 
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ import pyarrow as pa
 from cdc.epoch import WINDOW, CommitRecord, Counts, Op, TableState
 from cdc.errors import LakeOccupiedError, LogGapError, TableStoppedError
 from cdc.lake import Applied, LakeTable, Snapshot
-from cdc.lake.adopt import adopt
+from cdc.lake.adopt import Looked, adopt, look
 from cdc.log.base import Log
 from cdc.log.codec import Changes, decode
 from cdc.merge.decide import applied_at
@@ -31,6 +33,8 @@ from cdc.schema import TableSchema
 from cdc.state import Phase
 
 _SHOWN = 200
+AT_ONCE_S = 2.0
+"""So long a round waits for what a look at a table finds; mostly it is there."""
 
 
 class Adopted(NamedTuple):
@@ -57,8 +61,41 @@ def waits(log: Log, lake: LakeTable, captured: TableState) -> bool:
     return snapshot is None or _is_adopted(log, snapshot, captured)
 
 
-def begin(log: Log, lake: LakeTable, table: TableName, captured: TableState) -> Adopted | None:
-    """Adopt the table, or find that it is; for one that `waits`. None: the log does not reach its position yet.
+class Looking:
+    """Tables that are looked at before they are adopted, in threads of their own: the keys of a large one take minutes, in which the
+    others are to be merged."""
+
+    def __init__(self, at_once_s: float | None = None) -> None:
+        self._at_once_s = AT_ONCE_S if at_once_s is None else at_once_s
+        self._begun: dict[TableName, tuple[str, Future[Looked]]] = {}
+
+    def look(self, lake: LakeTable, schema: TableSchema) -> Looked | None:
+        """What was found; None if that takes longer. Raises as `cdc.lake.adopt.look`."""
+        of, found = self._begun.get(lake.table, ("", None))
+        if found is None or of != schema.hash:
+            found = Future()
+            self._begun[lake.table] = schema.hash, found
+            # It only reads, so nobody needs to wait for its end.
+            threading.Thread(target=_look, args=(lake, schema, found), name="lakesync-adopt", daemon=True).start()
+        wait([found], self._at_once_s)
+        if not found.done():
+            return None
+        del self._begun[lake.table]
+        return found.result()
+
+
+def _look(lake: LakeTable, schema: TableSchema, found: Future[Looked]) -> None:
+    try:
+        found.set_result(look(lake, schema))
+    except BaseException as error:
+        found.set_exception(error)
+
+
+def begin(
+    log: Log, lake: LakeTable, table: TableName, captured: TableState, looking: Looking | None = None
+) -> Adopted | None:
+    """Adopt the table, or find that it is; for one that `waits`. None: the log does not reach its position yet, or it is being looked
+    at.
 
     Raises `TableStoppedError` for a position of another history, `LakeError` for a table that cannot be adopted, `LogGapError` if the
     log does not have the epoch any more that adds it, `LakeConflictError` and `LakeUnknownError`.
@@ -81,7 +118,11 @@ def begin(log: Log, lake: LakeTable, table: TableName, captured: TableState) -> 
         if reached is None:
             return None
         applied, logged = reached
-    snapshot = adopt(lake, TableSchema.from_dict(captured.schema), applied, logged)
+    schema = TableSchema.from_dict(captured.schema)
+    looked = (looking or Looking(threading.TIMEOUT_MAX)).look(lake, schema)
+    if looked is None:
+        return None
+    snapshot = adopt(lake, schema, applied, logged, looked)
     return Adopted(snapshot, applied, phase)
 
 

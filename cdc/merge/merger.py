@@ -115,6 +115,7 @@ class Merger:
         self._finished: set[TableName] = set()
         """Tables that are not captured any more and have all that the log had of them."""
         self._blind: dict[TableName, int] = {}
+        self._looking = adopting.Looking()
         self._tidied: set[TableName] = set()
         self._stop = threading.Event()
 
@@ -273,7 +274,7 @@ class Merger:
         """A table in the phase `added`, in the lake from now on; None: not by the merger, or not yet."""
         lake = self._lake(table)
         if adopting.waits(self._log, lake, found):
-            adopted = adopting.begin(self._log, lake, table, found)
+            adopted = adopting.begin(self._log, lake, table, found, self._looking)
             if adopted is None:
                 return None
             snapshot, applied, phase = adopted

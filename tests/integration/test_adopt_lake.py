@@ -572,9 +572,11 @@ def test_files_that_are_stored_otherwise(lake: LakeTable) -> None:
     writer = spark(lake)
     writer.commit([writer.add(pa.table({"id": pa.array([1.0, 2.0]), "name": ["a", "b"]}))])
     writer.commit([writer.add(pa.table({"id": [3], "name": pa.array([b"c"])}))])
+    writer.commit([writer.add(pa.table({"id": [4], "Name": ["d"]}))])
     what = refused(lake)
-    assert "column id is stored as double in 1 of its 2 files" in what
-    assert "column name is stored as binary in 1 of its 2 files" in what
+    assert "column name is called Name in 1 of its 3 files" in what
+    assert "column id is stored as double in 1 of its 3 files" in what
+    assert "column name is stored as binary in 1 of its 3 files" in what
 
 
 def test_nanoseconds_are_not_cut(lake: LakeTable) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,10 +12,12 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from cdc.lake import deltalog
+from cdc.lake import LakeTable, deltalog
+from cdc.lake.adopt import Looked, look
 from cdc.log import Log
 from cdc.merge import adopting
 from cdc.names import TableName
+from cdc.schema import TableSchema
 from tests.faults.rig import seed
 from tests.integration.history import ITEMS, ORDERS, SCHEMAS, SERVER, Capture, Pipeline, Source
 from tests.integration.lake_rows import table_of
@@ -166,3 +169,34 @@ def test_the_log_is_kept_for_a_table_that_is_to_be_adopted(pipeline: Pipeline, l
             assert oldest is not None
             assert (oldest.number <= since) == (until < 30)
     pipeline.check(ORDERS, 40)
+
+
+def test_a_look_that_takes_long_holds_no_other_table_up(
+    pipeline: Pipeline, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = threading.Event()
+
+    def looks(lake: LakeTable, schema: TableSchema) -> Looked:
+        assert slow.wait(30)
+        return look(lake, schema)
+
+    monkeypatch.setattr(adopting, "look", looks)
+    monkeypatch.setattr(adopting, "AT_ONCE_S", 0.1)
+    copied(pipeline, ORDERS, 3)
+    with Capture(log, pipeline.source) as capture:
+        capture.add(ITEMS)
+        pipeline.bootstrap(capture, ITEMS)
+        capture.epoch(3)
+        add(pipeline, capture, ORDERS, f"{SERVER}:1-3")
+        merging = pipeline.merger(log)
+        for at in (4, 5):
+            capture.epoch(1)
+            merging.round()
+            assert pipeline.phases()[ORDERS] == "added"
+            pipeline.check(ITEMS, at)
+        slow.set()
+        capture.epoch(1)
+        merging.round()
+        assert pipeline.phases()[ORDERS] == "ready"
+        pipeline.check(ORDERS, 6)
+        pipeline.check(ITEMS, 6)
