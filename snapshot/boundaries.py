@@ -28,11 +28,13 @@ ATTEMPTS = 8
 """Guesses at one part before it is left whole."""
 TYPES_WITH_WAYS = frozenset({"text", "double", "float"})
 """Those that `between` has more than one guess for."""
+WAYS = 3
+"""Of them are compared at most."""
 LOPSIDED = 8
 """A cut that leaves less than one part in so many on a side is compared with other guesses."""
 FINER = 2
 """Parts are cut until the heaviest has at most so many times a finer share; small neighbours are joined afterwards."""
-STATEMENTS_PER_PART = 12
+STATEMENTS_PER_PART = 16
 STATEMENTS_LEAST = 100
 
 
@@ -61,7 +63,7 @@ class Boundaries:
         columns = {c.name: c for c in schema.columns}
         overrides = {name: of for name, of in schema.overrides.items() if name in key}
         self._keys = Walk(walk.table, TableSchema(tuple(columns[name] for name in key), key, overrides))
-        self._connection = connection
+        self.connection = connection
         self._check = check
         self._by_code: tuple[bool, ...] = ()
         self._numbers = itertools.count()
@@ -93,12 +95,20 @@ class Boundaries:
         first, last = self._edge(inside), self._edge(inside, descending=True)
         if first is None or last is None or first == last:
             return None
-        found = self._halves(self._segment(after, high, first, last))
-        if found is None:
-            return None
-        before, behind = found
-        assert before.high is not None
-        return before.high, before.rows, behind.rows
+        whole = self._segment(after, high, first, last)
+        self.statements = 0
+        segments = _in_order(self._cut(whole, 2), after)
+        if len(segments) == 1:
+            # Where the estimates say nothing, a cut by the values alone is better than none.
+            segments = list(self._halves(whole) or segments)
+        before, rows = 0, sum(s.rows for s in segments)
+        found: tuple[Bound, int, int] | None = None
+        for segment in segments[:-1]:
+            before += segment.rows
+            assert segment.high is not None
+            if found is None or abs(2 * before - rows) < abs(2 * found[1] - rows):
+                found = segment.high, before, rows - before
+        return found
 
     def _can_be_cut(self) -> bool:
         """Whether the server can look a key up in its index."""
@@ -170,9 +180,9 @@ class Boundaries:
             )
             if best is None or _smaller(halves) > _smaller(best):
                 best = halves
-            if column.type not in TYPES_WITH_WAYS or _smaller(best) * LOPSIDED >= segment.rows:
-                break
             way += 1
+            if way == WAYS or column.type not in TYPES_WITH_WAYS or _smaller(best) * LOPSIDED >= segment.rows:
+                break
         return best
 
     def _segment(self, low: Bound | None, high: Bound | None, first: Bound, last: Bound) -> _Segment:
@@ -184,7 +194,7 @@ class Boundaries:
         self._count()
         keys = self._keys
         found = results.read(
-            self._connection, lambda text: keys.edge(conditions, descending=descending, text=text), keys.plans()
+            self.connection, lambda text: keys.edge(conditions, descending=descending, text=text), keys.plans()
         )
         try:
             return next((keys.bound(batch) for batch in list(found)), None)
@@ -194,7 +204,7 @@ class Boundaries:
 
     def _ask(self, sql: str, arguments: tuple[object, ...]) -> list[dict[str, Any]]:
         self._count()
-        with translated(self._connection), self._connection.cursor(Cursor) as cursor:
+        with translated(self.connection), self.connection.cursor(Cursor) as cursor:
             cursor.execute(sql, arguments)
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
@@ -209,17 +219,21 @@ def _smaller(halves: tuple[_Segment, _Segment]) -> int:
 
 
 def _joined(segments: Sequence[_Segment], wanted: int) -> list[tuple[Bound | None, Bound | None, int]]:
-    """Neighbours joined into about `wanted` parts; which are neighbours, their bounds say."""
-    by_low = {s.low: s for s in segments}
+    """Neighbours joined into about `wanted` parts."""
     share = sum(s.rows for s in segments) / wanted
     joined: list[tuple[Bound | None, Bound | None, int]] = []
-    at: Bound | None = None
-    while True:
-        segment = by_low[at]
+    for segment in _in_order(segments, None):
         if joined and joined[-1][2] + segment.rows / 2 <= share:
             joined[-1] = (joined[-1][0], segment.high, joined[-1][2] + segment.rows)
         else:
             joined.append((segment.low, segment.high, segment.rows))
-        if segment.high is None:
-            return joined
-        at = segment.high
+    return joined
+
+
+def _in_order(segments: Sequence[_Segment], low: Bound | None) -> list[_Segment]:
+    """From the one that begins at `low`; which are neighbours, their bounds say."""
+    by_low = {s.low: s for s in segments}
+    ordered = [by_low[low]]
+    while len(ordered) < len(segments):
+        ordered.append(by_low[ordered[-1].high])
+    return ordered

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from cdc.config import SourceConfig
 from cdc.names import TableName
 from cdc.source.catalogue import read_schema
 from cdc.source.connection import connect
+from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
 from snapshot.boundaries import Boundaries
 from snapshot.chunks import Part, Walk
@@ -68,16 +70,19 @@ KEYS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
-def fill(mysql: MySQLServer, table: TableName, columns: str, expressions: str, rows: int = ROWS) -> None:
+def fill(
+    mysql: MySQLServer | MariaDBServer, table: TableName, columns: str, expressions: str, rows: int = ROWS
+) -> None:
     with mysql.root(table.schema) as connection, connection.cursor() as cursor:
         cursor.execute(f"CREATE TABLE {table.quoted} ({columns}) DEFAULT CHARACTER SET utf8mb4")
-        cursor.execute(f"SET SESSION cte_max_recursion_depth = {rows}, time_zone = '+00:00', sql_log_bin = 0")
+        depth = "max_recursive_iterations" if isinstance(mysql, MariaDBServer) else "cte_max_recursion_depth"
+        cursor.execute(f"SET SESSION {depth} = {rows}, time_zone = '+00:00', sql_log_bin = 0")
         numbers = f"WITH RECURSIVE numbers AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
         cursor.execute(f"INSERT INTO {table.quoted} {numbers} SELECT {expressions} FROM numbers")
         cursor.execute(f"ANALYZE TABLE {table.quoted}")
 
 
-def counted(mysql: MySQLServer, walk: Walk, parts: list[Part]) -> list[int]:
+def counted(mysql: MySQLServer | MariaDBServer, walk: Walk, parts: list[Part]) -> list[int]:
     """The rows that are really in each part."""
     found = []
     for part in parts:
@@ -92,22 +97,27 @@ def counted(mysql: MySQLServer, walk: Walk, parts: list[Part]) -> list[int]:
     return found
 
 
-def cut(mysql: MySQLServer, table: TableName, wanted: Callable[[int], int]) -> tuple[Walk, list[Part], int]:
+@contextmanager
+def cutting(mysql: MySQLServer | MariaDBServer, table: TableName) -> Iterator[tuple[Walk, Boundaries]]:
     connection = connect(SourceConfig(url=mysql.url()), purpose="test", streaming=True)
     try:
         walk = Walk(table, read_schema(connection, table))
-        boundaries = Boundaries(connection, walk)
-        return walk, boundaries.parts(wanted), boundaries.statements
+        yield walk, Boundaries(connection, walk)
     finally:
         connection.close()
 
 
-@pytest.mark.parametrize("kind", KEYS)
-def test_parts_are_of_about_equal_size(mysql: MySQLServer, schema: str, kind: str) -> None:
-    table = TableName(schema, "t")
-    fill(mysql, table, *KEYS[kind])
-    walk, parts, statements = cut(mysql, table, lambda _: PARTS)
-    rows = counted(mysql, walk, parts)
+def cut(
+    mysql: MySQLServer | MariaDBServer, table: TableName, wanted: Callable[[int], int]
+) -> tuple[Walk, list[Part], int]:
+    with cutting(mysql, table) as (walk, boundaries):
+        return walk, boundaries.parts(wanted), boundaries.statements
+
+
+def check(server: MySQLServer | MariaDBServer, table: TableName, kind: str) -> None:
+    fill(server, table, *KEYS[kind])
+    walk, parts, statements = cut(server, table, lambda _: PARTS)
+    rows = counted(server, walk, parts)
     print(f"{kind}: {len(parts)} parts, largest {max(rows) / ROWS:.3f}, {statements} statements, {rows}")
     assert sum(rows) == ROWS
     assert [p.number for p in parts] == list(range(len(parts)))
@@ -116,3 +126,97 @@ def test_parts_are_of_about_equal_size(mysql: MySQLServer, schema: str, kind: st
     assert all(a.high == b.low is not None for a, b in itertools.pairwise(parts))
     assert max(rows) <= 2.5 * ROWS / PARTS
     assert PARTS / 2 <= len(parts) <= 2 * PARTS
+    assert statements <= 300
+    estimated = sum(p.rows for p in parts)
+    assert ROWS / 2 <= estimated <= 2 * ROWS
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_parts_are_of_about_equal_size(mysql: MySQLServer, schema: str, kind: str) -> None:
+    check(mysql, TableName(schema, "t"), kind)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_parts_are_of_about_equal_size_in_mariadb(mariadb: MariaDBServer, mariadb_schema: str, kind: str) -> None:
+    check(mariadb, TableName(mariadb_schema, "t"), kind)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expressions"),
+    [
+        ("k TEXT, PRIMARY KEY (k(4))", "LPAD(n, 4, '0')"),
+        ("k SET('a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', 'k', 'l', 'm') PRIMARY KEY", "n"),
+    ],
+)
+def test_a_key_that_the_index_does_not_find_is_read_in_one_part(
+    mysql: MySQLServer, schema: str, columns: str, expressions: str
+) -> None:
+    table = TableName(schema, "t")
+    fill(mysql, table, columns, expressions, rows=8000)
+    _, parts, statements = cut(mysql, table, lambda _: PARTS)
+    assert [(p.low, p.high) for p in parts] == [(None, None)]
+    assert statements < 10
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3])
+def test_small_tables(mysql: MySQLServer, schema: str, rows: int) -> None:
+    table = TableName(schema, "t")
+    fill(mysql, table, "k INT PRIMARY KEY", "n", rows=max(rows, 1))
+    if not rows:
+        mysql.execute(f"DELETE FROM {table.quoted}")
+    walk, parts, _ = cut(mysql, table, lambda _: PARTS)
+    assert sum(counted(mysql, walk, parts)) == rows
+    assert (parts[0].low, parts[-1].high) == (None, None)
+
+
+def test_how_many_parts_is_decided_by_the_rows(mysql: MySQLServer, schema: str) -> None:
+    table = TableName(schema, "t")
+    fill(mysql, table, "k INT PRIMARY KEY", "n")
+    told: list[int] = []
+
+    def wanted(rows: int) -> int:
+        told.append(rows)
+        return 1
+
+    _, parts, statements = cut(mysql, table, wanted)
+    assert len(parts) == 1
+    assert statements == 3
+    assert ROWS / 2 < told[0] < 2 * ROWS
+
+
+@pytest.mark.parametrize(
+    "kind", ["auto-increment", "case-insensitive words", "a tenant of nine tenths", "uuid as bytes"]
+)
+def test_the_rest_of_a_part_is_cut_in_two(mysql: MySQLServer, schema: str, kind: str) -> None:
+    table = TableName(schema, "t")
+    fill(mysql, table, *KEYS[kind])
+    with cutting(mysql, table) as (walk, boundaries):
+        _, second, *_, last = boundaries.parts(lambda _: 4)
+        found = boundaries.halves(second.high, last.high)
+        assert found is not None
+        cut, before, behind = found
+    rows = counted(mysql, walk, [Part(0, second.high, cut), Part(1, cut, last.high)])
+    assert min(rows) > sum(rows) / 4
+    assert min(before, behind) > 0
+
+
+def test_nothing_is_cut_where_nothing_is_left(mysql: MySQLServer, schema: str) -> None:
+    table = TableName(schema, "t")
+    fill(mysql, table, "k INT PRIMARY KEY", "n", rows=10)
+    with cutting(mysql, table) as (_, boundaries):
+        assert boundaries.halves((10,), None) is None
+        assert boundaries.halves((9,), None) is None
+        assert boundaries.halves((8,), (9,)) is None
+
+
+def test_it_ends_when_it_is_told_to(mysql: MySQLServer, schema: str) -> None:
+    table = TableName(schema, "t")
+    fill(mysql, table, "k INT PRIMARY KEY", "n", rows=100)
+
+    def ended() -> None:
+        raise InterruptedError
+
+    with cutting(mysql, table) as (walk, boundaries):
+        boundaries = Boundaries(boundaries.connection, walk, ended)
+        with pytest.raises(InterruptedError):
+            boundaries.parts(lambda _: 4)
