@@ -30,7 +30,7 @@ from snapshot import segments
 from snapshot.chunks import Bound, Walk
 from snapshot.reader import Ended
 from snapshot.retention import Budget
-from snapshot.segments import KEYS_AT_ONCE, Segment
+from snapshot.segments import KEYS_AT_ONCE, LEFT, Segment
 from snapshot.throttle import Throttle
 from snapshot.windowed import Found, Shard, WindowReader, key_table, split_keys
 
@@ -124,8 +124,8 @@ class Job:
                 raise Anew("the table was added anew")
             walk = Walk(self.read.table, opened.schema)
             appended = state.options.get("mode") == "append"
-            self._find(state, walk)
             with closing(self._reader(walk, opened, state, appended)) as reader:
+                self._find(state, reader)
                 if not self._estimate:
                     self._estimate = self._about(reader)
                 self._record(now=True)
@@ -190,8 +190,9 @@ class Job:
             config, walk, opened, self._stop, throttle=self._throttle, lake=lake, shard=shard, where=read.spec.where
         )
 
-    def _find(self, state: TableState, walk: Walk) -> None:
+    def _find(self, state: TableState, reader: WindowReader) -> None:
         """What is left to do, by the log."""
+        walk = reader.walk
         read, newest = self.read, self._log.newest()
         assert newest is not None
         kept = read.progress
@@ -219,13 +220,20 @@ class Job:
         elif spec.keys:
             self._todo.append(Segment(keys=(0, self._keys.num_rows)))
         else:
-            self._todo.append(Segment(_bound(walk, spec.low), _bound(walk, spec.high), spec.low is not None))
+            self._todo.append(self._range(walk))
+            if reader.strikes:
+                self._todo.append(LEFT)
         for n, more in enumerate((found.rows_read, found.rows_emitted, found.rows_gone)):
             self._rows[n] += more
         self._last = found.last or read.last
         self._base = found.last or read.epoch or newest.id
         if read.epoch is not None and not self._has(read.epoch):
             self._base = newest.id
+
+    def _range(self, walk: Walk) -> Segment:
+        """All that the job reads, of one without keys."""
+        spec = self.read.spec
+        return Segment(_bound(walk, spec.low), _bound(walk, spec.high), spec.low is not None)
 
     def _has(self, epoch: EpochId) -> bool:
         """Whether the log has the epoch, or is trimmed beyond it."""
@@ -265,6 +273,11 @@ class Job:
                 return  # what was in doubt is in the log
         segment = whole = self._current = self._todo.popleft()
         try:
+            if segment == LEFT:
+                if window is not None:
+                    window.cancel("it is not known yet whether there is anything to be read")
+                self._suspects(reader, reader.left(self._range(reader.walk)), segment)
+                return
             if segment.keys is not None:
                 segment, rest = split_keys(segment)
                 whole = self._current = segment

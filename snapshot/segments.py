@@ -46,6 +46,10 @@ class Segment:
         return cls(bound_from_json(data[0]), bound_from_json(data[1]), data[2])
 
 
+LEFT = Segment(keys=(-1, -1))
+"""The keys of the lake that were in nothing that was read, where windows cannot tell which of them are theirs: looked for last."""
+
+
 @dataclass
 class Found:
     """What the log says of a job."""

@@ -33,6 +33,8 @@ from snapshot.throttle import Throttle
 
 HELD_BYTES = 64 * 1024 * 1024
 """Keys of the lake that are held in memory for a job."""
+STRUCK_BYTES = 256 * 1024 * 1024
+"""… where the lake's order is not the server's."""
 CHECK_EVERY_S = 1.0
 """How often the table's columns are compared. Capture sees a DDL in a window anyway, and cancels it."""
 
@@ -136,6 +138,8 @@ class WindowReader:
             self._await(opened)
         mark = self._reader.mark() if faults.mutant("mark_before_point_reads") else None
         keys = conform(keys, self._key, str(self.walk.table))
+        if faults.mutant("no_point_read"):
+            return Found(segment, None, [], self._key.empty_table(), keys)
         found = self._reader.points(keys)
         asked = KeyIndex(keys, str(self.walk.table))
         places = asked.locate(found.select(self._key.names))
@@ -159,6 +163,15 @@ class WindowReader:
         missing = [n for n in range(keys.num_rows) if not self._reader.points(keys.slice(n, 1)).num_rows]
         return keys.take(pa.array(missing, pa.int64()))
 
+    @property
+    def strikes(self) -> bool:
+        """Whether suspects are only known at the end: `left`."""
+        return self._lake is not None and not self.walk.ordered
+
+    def left(self, segment: Segment) -> pa.Table:
+        """Keys of the lake that lie in this range and were in nothing that was read."""
+        return self._lake.left(segment) if self._lake is not None else self._key.empty_table()
+
     def deliver(self, window: Window, found: Found, progress: dict[str, Any]) -> None:
         """Take the mark, after all that was read, and hand over. Raises `WindowCancelled` as well."""
         mark, server = found.mark or self._reader.mark()
@@ -176,7 +189,9 @@ class LakeKeys:
     """The keys that the lake has of a table, or of one shard of it, as of the first time it is asked. Any version would do: what the stream
     changes after it, the stream says itself.
 
-    They are held in memory as far as they are few; else the lake is scanned for each window.
+    They are held in memory as far as they are few; else the lake is scanned for each window. Where the lake's order is not the server's (a
+    collation's), a window's keys need not lie between its bounds by their bytes, and half of all keys may lie there that are not the window's:
+    so keys that are held are struck out as they are read, and those that are left at the end are the suspects.
     """
 
     def __init__(self, lake: LakeTable, walk: Walk, shard: Shard | None) -> None:
@@ -188,11 +203,16 @@ class LakeKeys:
         self._looked = False
         self._held: pa.Table | None = None
         """In the order of the first column."""
+        self._strikes = not walk.ordered
 
     def beside(self, keys: pa.Table, segment: Segment) -> pa.Table:
         """Those that lie in the segment by their bytes, and are none of `keys`."""
         if not self._looked:
             self._look()
+        if self._strikes and self._held is not None:
+            if self._held.num_rows and keys.num_rows:
+                self._held = self._held.filter(pc.is_null(KeyIndex(keys, str(self._walk.table)).locate(self._held)))
+            return self._key.empty_table()
         index: KeyIndex | None = None
         found = []
         for there in self._between(segment):
@@ -204,6 +224,14 @@ class LakeKeys:
                 found.append(there)
         return pa.concat_tables(found) if found else self._key.empty_table()
 
+    def left(self, segment: Segment) -> pa.Table:
+        """Those that lie in the segment and were never among the keys that were read; none where each window had its own."""
+        if not self._looked:
+            self._look()
+        if not self._strikes or self._held is None:
+            return self._key.empty_table()
+        return self._held.filter(self._within(self._held, segment))
+
     def _look(self) -> None:
         self._looked = True
         self._snapshot = self._lake.load()
@@ -212,10 +240,10 @@ class LakeKeys:
         for there in self._scan(None):
             held.append(there)
             size += there.nbytes
-            if size > HELD_BYTES:
+            if size > (STRUCK_BYTES if self._strikes else HELD_BYTES):
                 return
         table = pa.concat_tables(held) if held else self._key.empty_table()
-        self._held = table.take(pc.sort_indices(table.column(0))).combine_chunks()
+        self._held = table if self._strikes else table.take(pc.sort_indices(table.column(0))).combine_chunks()
 
     def _between(self, segment: Segment) -> Iterator[pa.Table]:
         bounds = self._walk.lake_range(segment.after, segment.to)

@@ -78,7 +78,7 @@ def test_rows_are_read_again(rig: Rereading, table: TableName) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("rig", [8], indirect=True)
+@pytest.mark.parametrize("rig", [25], indirect=True)
 def test_it_pauses_goes_on_and_ends(rig: Rereading, table: TableName) -> None:
     shell, name = Shell(rig), str(table)
     with rig.running():
