@@ -174,23 +174,28 @@ class Shards:
     # -- reads -------------------------------------------------------------------------------------------------------
 
     def ask_reads(self, now_s: float) -> None:
-        """Have the rows read of every shard that came to a table that was there, unless that was asked for; and those of no shard no
-        more. What is written in the log says which: a kill before it was asked for changes nothing."""
+        """Have the rows read of every shard that came to a table that was there, unless that was asked for; and no more what was the
+        first reading of a shard that is none any more, or of a table that was added anew since. What is written in the log says which: a
+        kill before it was asked for changes nothing."""
         session, log = self._session, self._session.log.uuid
-        states = {t: s for t, s in session.chain.states.items() if sharding.is_sharded(s.options)}
-        current: dict[str, Mapping[str, Any]] = {t: {"since": s.since} | s.options["shards"] for t, s in states.items()}
-        if current == self._read_for and (now_s < self._read_at or not current):
+        states = session.chain.states
+        current: dict[str, Mapping[str, Any]] = {
+            t: {"since": s.since} | s.options.get("shards", {}) for t, s in states.items()
+        }
+        if current == self._read_for and now_s < self._read_at:
             return
         self._read_at = now_s + AGAIN_S
         meant = set()
         for table, captured in states.items():
-            for shard, since in sharding.shards(captured.options).items():
-                job = sharding.job(log, table, captured, shard)
+            name = TableName.from_id(table)
+            parts = sharding.shards(captured.options) if sharding.is_sharded(captured.options) else {name: None}
+            for part, since in parts.items():
+                job = sharding.job(log, table, captured, part)
                 meant.add(job)
                 if since is not None:
-                    session.state.ask_read(shard, TableName.from_id(table), ReadSpec(), "shard", job)
+                    session.state.ask_read(part, name, ReadSpec(), "shard", job)
         for read in session.state.reads(open_only=True):
-            if read.why == "shard" and read.job not in meant:
-                LOG.info("read-cancelled", job=read.job, shard=str(read.table), table=str(read.target))
+            if read.why in ("shard", "backfill", "adopt") and read.job not in meant:
+                LOG.info("read-cancelled", job=read.job, read=str(read.table), table=str(read.target))
                 session.state.set_read(read.job, phase="cancelled", when=OPEN)
         self._read_for = current

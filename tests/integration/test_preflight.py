@@ -267,6 +267,55 @@ def test_tables_that_can_be_followed(mysql: MySQLServer, schema: str) -> None:
     assert the_only(found, f"{schema}.no_such_*").level == "warning"
 
 
+def test_shards_are_said_to_be_one_table_or_why_not(mysql: MySQLServer, schema: str) -> None:
+    for name, columns in (
+        ("o_1", "id INT PRIMARY KEY, v INT"),
+        ("o_2", "id INT PRIMARY KEY, v INT"),
+        ("_o_2_gho", "id INT PRIMARY KEY"),
+        ("p_1", "id INT PRIMARY KEY, v INT"),
+        ("p_2", "id INT PRIMARY KEY, v BIGINT"),
+        ("k_1", "id INT, v INT"),
+        ("c_1", "id INT PRIMARY KEY, part INT"),
+    ):
+        mysql.execute(f"CREATE TABLE {schema}.{name} ({columns})")
+
+    def shards(pattern: str, into: str, **more: Any) -> TableConfig:
+        return TableConfig(name=f"{schema}.{pattern}", into=f"{schema}.{into}", **more)
+
+    found = check(
+        mysql,
+        shards("*o_*", "o"),
+        shards("p_*", "p"),
+        shards("k_*", "k"),
+        shards("c_*", "c", shard_column="PART"),
+        shards("later_*", "later"),
+        shards("p_2*", "p"),
+    )
+    finding = the_only(found, f"{schema}.o")
+    assert finding.level == "ok"
+    assert finding.what.startswith("2 shards in 1 schema, alike: 2 columns and _cdc_shard, key (_cdc_shard, id)")
+    assert not about(found, f"{schema}.o_1")
+    finding = the_only(found, f"{schema}.p")
+    assert finding.level == "error"
+    assert f"its shards are not alike: {schema}.p_2 against {schema}.p_1: column v is bigint, was int" in finding.what
+    assert the_only(found, f"{schema}.k_1").what == "has no primary key"
+    assert "mode: append" not in the_only(found, f"{schema}.k_1").fix
+    assert "have a column part" in the_only(found, f"{schema}.c").what
+    assert the_only(found, f"{schema}.later_*").what == "matches no table"
+    assert the_only(found, f"{schema}.p_2*").what == "matches only tables that entries before it take"
+
+
+def test_backfill_needs_a_key(mysql: MySQLServer, schema: str) -> None:
+    mysql.execute(f"CREATE TABLE {schema}.keyless (a INT)")
+    mysql.execute(f"CREATE TABLE {schema}.keyed (a INT PRIMARY KEY)")
+    found = check(
+        mysql, *(TableConfig(name=f"{schema}.{n}", mode="append", backfill=True) for n in ("keyless", "keyed"))
+    )
+    finding = the_only(found, f"{schema}.keyless")
+    assert (finding.level, "by which its rows could be read" in finding.what) == ("error", True)
+    assert the_only(found, f"{schema}.keyed").what.startswith("append from the rows that are there on")
+
+
 def test_cascades_are_a_warning_where_they_are_not_logged(mysql_factory: Callable[..., MySQLServer]) -> None:
     for options, warned in (([], False), (["--innodb-native-foreign-keys=ON"], True)):
         server = mysql_factory(options=options)

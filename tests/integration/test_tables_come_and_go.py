@@ -15,6 +15,8 @@ from cdc.names import TableName
 from dev.mysql import MySQLServer
 from tests.contract.binlog import run
 from tests.integration.capturing import Rig
+from tests.integration.lake_rows import read_deltalake
+from tests.integration.rereading import Rereading
 
 
 @pytest.fixture
@@ -277,3 +279,65 @@ def test_a_table_is_removed_and_added_again(rig: Rig, mysql: MySQLServer, t: Tab
         captures(rig, u)
     assert len([r for r in rig.records() if u.id in r.added]) == 4
     assert [cells[1] for *_, cells in rig.rows(u)] == ["x"] * 4
+
+
+def test_a_log_that_is_lost_while_a_table_is_backfilled_never_doubles_its_rows(
+    tmp_path: Path, mysql: MySQLServer, t: TableName
+) -> None:
+    run(mysql, t.schema, "INSERT INTO t VALUES " + ", ".join(f"({n}, 'v')" for n in range(300)))
+    entry = {"name": str(t), "mode": "append", "backfill": True}
+    rig = Rereading(tmp_path, mysql, [entry], window_rows=10, rows_per_second=200)
+    folder = rig.config.lake_root / t.folder
+    with rig.running():
+        rig.until(
+            lambda: any(folder.glob("_delta_log/*.json")) and read_deltalake(folder).num_rows > 20,
+            "some rows are there",
+        )
+    rig.log.close()
+    for path in tmp_path.glob("log.db*"):
+        path.unlink()
+    rig = Rereading(tmp_path, mysql, [entry], window_rows=10)
+    with rig.running():
+        rig.until(lambda: (s := rig.state.table(t)) and s.phase == "stopped", "it stops")
+        error = rig.state.tables()[t].error
+        assert error is not None
+        assert "some of them may be there" in error["what"]
+        assert f"lakesync resync {t}" in error["hint"]
+        folder.rename(folder.with_name("aside"))
+        rig.pipeline.resync(str(t))
+        rig.ready(t)
+    assert sorted(row["id"] for row in read_deltalake(folder).to_pylist()) == list(range(300))
+
+
+def test_a_backfill_that_is_resynced_in_the_middle_never_doubles_its_rows(
+    tmp_path: Path, mysql: MySQLServer, t: TableName
+) -> None:
+    run(mysql, t.schema, "INSERT INTO t VALUES " + ", ".join(f"({n}, 'v')" for n in range(300)))
+    rig = Rereading(
+        tmp_path, mysql, [{"name": str(t), "mode": "append", "backfill": True}], window_rows=10, rows_per_second=200
+    )
+    folder = rig.config.lake_root / t.folder
+    with rig.running():
+        rig.until(
+            lambda: any(folder.glob("_delta_log/*.json")) and read_deltalake(folder).num_rows > 20,
+            "some rows are there",
+        )
+        rig.pipeline.resync(str(t))
+        # What is there in part is not gone on with.
+        rig.until(lambda: (s := rig.state.table(t)) and s.phase == "stopped", "it stops")
+        folder.rename(folder.with_name("aside"))
+        rig.pipeline.resume(str(t))
+        rig.ready(t)
+    assert sorted(row["id"] for row in read_deltalake(folder).to_pylist()) == list(range(300))
+
+
+def test_a_position_that_is_none_or_makes_no_sense_is_not_written(
+    tmp_path: Path, mysql: MySQLServer, t: TableName
+) -> None:
+    rig = Rereading(tmp_path, mysql, [])
+    before = rig.config.path.read_text()
+    with pytest.raises(ConfigError, match="not with `mode: append`"):
+        rig.pipeline.add(str(t), from_position=mysql.executed, mode="append")
+    with pytest.raises(ConfigError, match="write a GTID set"):
+        rig.pipeline.add(str(t), from_position="yesterday")
+    assert rig.config.path.read_text() == before
