@@ -1,4 +1,4 @@
-"""What `lakesync check` looks at: the source by preflight, then whether log, lake, trace and state can be used."""
+"""What `lakesync check` looks at: the source by preflight, what reading needs, then whether log, lake, trace and state can be used."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cdc.source import preflight
 from cdc.source.preflight import Finding
 from cdc.state import State
 from cdc.trace.client import client as open_trace
+from snapshot import preflight as reading
 
 LEAST_FREE_BYTES = 1024**3
 """Less free space than this is worth a warning."""
@@ -24,6 +25,7 @@ LEAST_FREE_BYTES = 1024**3
 def everything(config: PipelineConfig) -> list[Finding]:
     """All of it. Raises `SourceError` if the source cannot be asked at all; what else fails is a finding."""
     findings = preflight.check(config, config.tables) + adoptable.findings(config, config.tables)
+    findings += _finding("snapshot", lambda c: reading.findings(c, c.tables), config)
     for subject, look in (("state", _state), ("log", _log), ("lake", _lake), ("trace", _trace)):
         findings += _finding(subject, look, config)
     return findings

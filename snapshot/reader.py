@@ -110,7 +110,7 @@ class Reader:
         self._throttle = throttle
         self._open: Connection[Any] | None = None
         self._uuid = ""
-        self._replica: replica.Waiting | None = None
+        self._is_checked = False
         self._source: Connection[Any] | None = None
         self._row_bytes = 0.0
 
@@ -169,7 +169,7 @@ class Reader:
 
     def _make_ready(self, connection: Connection[Any]) -> None:
         identity = Server(connection).identity()
-        self._uuid, self._replica = identity.uuid, None
+        self._uuid, self._is_checked = identity.uuid, False
         with translated(connection), connection.cursor(Cursor) as cursor:
             cursor.execute("SET SESSION max_sort_length = %s", (SORT_BYTES,))
         self._await(connection)
@@ -183,18 +183,18 @@ class Reader:
             return
         # The dump thread can send a transaction before a SELECT sees it.
         server = Server(connection)
-        if not self._is_replica:
-            self._replica = None
-        elif self._replica is None:
-            source = self._on_source(lambda s: s.identity())
-            self._replica = replica.Waiting(server, self._from, self._walk.table, source)
-        if self._replica is not None:
-            self._replica.begin(self._at)
+        waiting: replica.Waiting | None = None
+        if self._is_replica:
+            if not self._is_checked:
+                source = self._on_source(lambda s: s.identity())
+                replica.check(server, self._from, source, self._walk.table)
+                self._is_checked = True
+            waiting = replica.Waiting(server, self._from, self._walk.table, self._at)
         with self._telling(f"{place(self._from)} does not show {self._at.end} yet"):
             while not server.wait_visible(self._at, WAIT_SLICE_S):
                 self._check_stop()
-                if self._replica is not None:
-                    self._replica.look()
+                if waiting is not None:
+                    waiting.look()
                 else:
                     LOG.info("waits-for-server", table=str(self._walk.table), position=str(self._at.end))
 

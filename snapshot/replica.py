@@ -27,56 +27,75 @@ SHOWN = 200
 """Of a set of transactions so many characters are shown."""
 
 
-class Waiting:
-    """The waits of a replica for positions: what to say of them, and when to give up for now.
-
-    Raises `SourceUnavailableError` for a server that is no replica to read from.
-    """
-
-    def __init__(self, server: Server, at: SourceConfig, table: TableName, source: ServerIdentity) -> None:
-        self._server = server
-        self._at = at
-        self._table = table
-        identity = server.identity()
-        if identity.is_mariadb != source.is_mariadb:
-            raise SourceUnavailableError(
-                "the server that rows are read from is no replica of the one that is followed: the one is MariaDB, the other MySQL",
-                where=f"snapshot.source, {place(at)}",
-                hint=_ELSE,
-            )
-        channels = self._channels()
-        if identity.is_mariadb:
-            self._check_lines(source, channels)
-        for channel in channels or ():
-            self._check_filters(channel)
-
-    def begin(self, position: Position) -> None:
-        """It is waited for this position from now on."""
-        self._position = position
-        self._began_s = self._told_s = self._moved_s = time.monotonic()
-        self._missing: GtidSet | None = None
-
-    def _check_lines(self, source: ServerIdentity, channels: list[Channel] | None) -> None:
-        """MariaDB's GTIDs are numbers: a server of another history has them as well. So it must say whose replica it is."""
+def check(server: Server, at: SourceConfig, source: ServerIdentity, table: TableName | None = None) -> None:
+    """Raise `SourceUnavailableError` for a server that is no replica to read from, or not for this table."""
+    identity = server.identity()
+    if identity.is_mariadb != source.is_mariadb:
+        raise SourceUnavailableError(
+            "the server that rows are read from is no replica of the one that is followed: the one is MariaDB, the other MySQL",
+            where=_where(at),
+            hint=_ELSE,
+        )
+    channels = _channels(server)
+    if identity.is_mariadb:
+        # MariaDB's GTIDs are numbers: a server of another history has them as well. So it must say whose replica it is.
         if not channels:
-            raise self._no_replica()
-        if all(c.source_id != source.server_id for c in channels) and not self._server.logs_replicated():
+            raise _no_replica(at)
+        if all(c.source_id != source.server_id for c in channels) and not server.logs_replicated():
             raise SourceUnavailableError(
                 "the replica that rows are read from follows the server that capture reads by way of others, and does not log what it replicates:"
                 " what it shows cannot be told",
-                where=f"snapshot.source, {place(self._at)}",
+                where=_where(at),
                 hint="start the replica with --log-slave-updates, or " + _ELSE,
             )
+    if table is not None:
+        for channel in channels or ():
+            _check_filters(channel, at, table)
 
-    def _check_filters(self, channel: Channel) -> None:
-        """A replica that leaves out rows has executed their transactions nevertheless."""
-        for name, value in channel.filters.items():
-            if "_Do_" in name or self._table.schema.lower() in value.lower() or "%" in value.partition(".")[0]:
-                raise SourceUnavailableError(
-                    f"the replica that rows are read from leaves out some of what it replicates ({name} = {value}): rows may be missing",
-                    where=f"snapshot.source, {place(self._at)}",
-                    hint=_ELSE,
-                )
+
+def _check_filters(channel: Channel, at: SourceConfig, table: TableName) -> None:
+    """A replica that leaves out rows has executed their transactions nevertheless."""
+    for name, value in channel.filters.items():
+        if "_Do_" in name or table.schema.lower() in value.lower() or "%" in value.partition(".")[0]:
+            raise SourceUnavailableError(
+                f"the replica that rows are read from leaves out some of what it replicates ({name} = {value}): rows may be missing",
+                where=_where(at),
+                hint=_ELSE,
+            )
+
+
+def _channels(server: Server) -> list[Channel] | None:
+    """None where the account may not see them."""
+    try:
+        return server.replication()
+    except SourceUnavailableError:
+        raise
+    except SourceError:
+        return None
+
+
+def _no_replica(at: SourceConfig) -> SourceUnavailableError:
+    return SourceUnavailableError(
+        "it replicates from no server (or the account may not see it: GRANT REPLICATION CLIENT), and does not have what capture has read",
+        where=_where(at),
+        hint=_ELSE,
+    )
+
+
+def _where(at: SourceConfig) -> str:
+    return f"snapshot.source, {place(at)}"
+
+
+class Waiting:
+    """The wait of a replica for a position: what to say of it, and when to give up for now."""
+
+    def __init__(self, server: Server, at: SourceConfig, table: TableName, position: Position) -> None:
+        self._server = server
+        self._at = at
+        self._table = table
+        self._position = position
+        self._began_s = self._told_s = self._moved_s = time.monotonic()
+        self._missing: GtidSet | None = None
 
     def look(self) -> None:
         """The position was not reached in another second. Raises `SourceUnavailableError` once that will not change by waiting."""
@@ -84,15 +103,15 @@ class Waiting:
         missing = self._position.gtids.subtract(self._server.applied())
         if missing != self._missing:
             self._missing, self._moved_s = missing, now_s
-        channels = self._channels()
+        channels = _channels(self._server)
         if now_s - self._moved_s >= STANDS_S and (channels is None or not any(c.runs for c in channels)):
             if not channels:
-                raise self._no_replica()
+                raise _no_replica(self._at)
             errors = sorted({c.error for c in channels if c.error})
             what = "is stopped" if not errors else f"has stopped with error {', '.join(map(str, errors))}"
             raise SourceUnavailableError(
                 f"replication {what}: it lacks {_short(missing)}",
-                where=f"snapshot.source, {place(self._at)}",
+                where=_where(self._at),
                 hint=f"START REPLICA there (SHOW REPLICA STATUS says why it stopped), or {_ELSE}",
             )
         if now_s - self._told_s >= TELL_S:
@@ -106,22 +125,6 @@ class Waiting:
                 behind_s=max(behind, default=None),
                 waited_s=round(now_s - self._began_s),
             )
-
-    def _channels(self) -> list[Channel] | None:
-        """None where the account may not see them."""
-        try:
-            return self._server.replication()
-        except SourceUnavailableError:
-            raise
-        except SourceError:
-            return None
-
-    def _no_replica(self) -> SourceUnavailableError:
-        return SourceUnavailableError(
-            "it replicates from no server (or the account may not see it: GRANT REPLICATION CLIENT), and does not have what capture has read",
-            where=f"snapshot.source, {place(self._at)}",
-            hint=_ELSE,
-        )
 
 
 _ELSE = "name a replica of the server under source: in snapshot.source, or leave that out"
@@ -139,12 +142,17 @@ def wait_for_source(
     while missing := source.lacks(shown, by):
         check_stop()
         if time.monotonic() >= deadline_s:
-            raise SourceUnavailableError(
-                f"it has transactions that the server which capture reads does not have: {_short(missing)}",
-                where=f"snapshot.source, {place(at)}",
-                hint="rows were written on the replica itself, or it follows another server: repair it, or " + _ELSE,
-            )
+            raise errant(at, missing)
         time.sleep(POLL_S)
+
+
+def errant(at: SourceConfig, gtids: GtidSet) -> SourceUnavailableError:
+    """The error of a replica that shows these, which the server that capture reads does not have."""
+    return SourceUnavailableError(
+        f"it has transactions that the server which capture reads does not have: {_short(gtids)}",
+        where=_where(at),
+        hint="rows were written on the replica itself, or it follows another server: repair it, or " + _ELSE,
+    )
 
 
 def was_interrupted(error: SourceError) -> bool:

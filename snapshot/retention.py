@@ -195,7 +195,7 @@ class Budget:
             if left_s is not None:
                 self.warnings.pop(table.id, None)
             return
-        what = f"reading takes another {_hours(left_s)}, and the source keeps its binary log for {_hours(kept_s)}"
+        what = f"reading takes another {in_words(left_s)}, and the source keeps its binary log for {in_words(kept_s)}"
         if table.id not in self.warnings:
             LOG.warning("reading-outlasts-binlog", table=str(table), what=what, fix=kept.statement(left_s))
         self.warnings[table.id] = f"{what}: {kept.statement(left_s)}"
@@ -209,9 +209,9 @@ class Budget:
         then_s = lag_s + slope * (left_s or 0.0)
         if not purged and then_s < SHARE * kept_s and lag_s < HALF * kept_s:
             return
-        what = f"capture is {_hours(lag_s)} behind and falls behind further, and the source keeps its binary log for {_hours(kept_s)}"
+        what = f"capture is {in_words(lag_s)} behind and falls behind further, and the source keeps its binary log for {in_words(kept_s)}"
         if left_s is not None:
-            what += f"; reading takes another {_hours(left_s)}"
+            what += f"; reading takes another {in_words(left_s)}"
         if purged:
             what += f"; {purged}"
         snapshot = self._config.snapshot
@@ -232,7 +232,8 @@ class Budget:
         )
 
 
-def _hours(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """A time for a person."""
     seconds = max(0.0, seconds)
     if seconds < 120:
         return f"{seconds:.0f} s"
