@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import datetime
 import ipaddress
+import itertools
 import math
 import struct
 import unicodedata
@@ -153,8 +154,8 @@ def _text(low: str, high: str, by_code: bool, attempt: int) -> str | None:
     letters = _LETTERS_BY_CODE if by_code else _LETTERS
     if rest_b[0].isascii():
         numbers = [_number(rest, letters) for rest in (rest_a, rest_b)]
-        middle = _middle(*numbers)
-        return b[:same] + _from_number(middle, letters) if numbers[0] < middle <= numbers[1] else None
+        found = _from_number(_middle(*numbers), letters) or rest_b[0]
+        return b[:same] + found if numbers[0] < _number(found, letters) <= numbers[1] else None
     first, last = ord(rest_a[0]) if rest_a else 0, ord(rest_b[0])
     if last - first < 2:
         return b[: same + 1]
@@ -184,9 +185,9 @@ def _number(text: str, letters: str) -> int:
 
 
 def _from_number(number: int, letters: str) -> str:
-    places = []
+    places: list[int] = []
     for _ in range(_PLACES):
         number, place = divmod(number, len(letters) + 1)
-        places.append(place)
-    found = "".join(letters[place - 1] if place else letters[0] for place in reversed(places))
-    return found.rstrip(letters[0]) or letters[0]
+        places.insert(0, place)
+    # Where there is no letter, the text ends: another letter would be above it.
+    return "".join(letters[place - 1] for place in itertools.takewhile(bool, places))

@@ -192,7 +192,8 @@ class Copy:
         part, at, done = reached.part, reached.at if reached.at is not None else reached.part.low, False
         while not done:
             self._check()
-            self._check_paused()
+            if self._is_paused():
+                raise Ended
             if self._work.is_wanted:
                 part = self._shared_out(reader, part, at)
             counted = [0]
@@ -216,9 +217,8 @@ class Copy:
         self._pace.done(part.number)
         self._say(now=True)
 
-    def _check_paused(self) -> None:
-        if self._table in self._state.paused():
-            raise Ended
+    def _is_paused(self) -> bool:
+        return self._table in self._state.paused()
 
     def _gather(self, reader: Reader, part: Part, gathered: _Gathered, counted: list[int]) -> Iterator[pa.RecordBatch]:
         """The batches of a chunk, or of several short ones."""
@@ -235,7 +235,7 @@ class Copy:
             gathered.took(chunk)
             self._sizes.took(chunk)
             full = counted[0] >= limit or gathered.size >= size / SLACK
-            if gathered.done or full or time.monotonic() - began_s > GATHER_S:
+            if gathered.done or full or time.monotonic() - began_s > GATHER_S or self._is_paused():
                 return
 
     def _limit(self, part: Part) -> int:
