@@ -42,6 +42,8 @@ RECORD_S = 0.25
 """How often progress is written down."""
 WRITTEN_WITHIN_S = 30.0
 """How long a job that ends waits for windows that are being written."""
+OLD_S = 1.0
+"""A window that was asked for ahead is given up after a pause of this length: what the stream touched meanwhile only costs."""
 PAUSES_S = (0.02, 0.1, 0.5, 2.0, 5.0)
 """Before the next window after one, two, … were cancelled in a row."""
 
@@ -68,6 +70,8 @@ class Outcome:
     done: bool
     windows: int = 0
     cancelled: int = 0
+    drained: bool = False
+    """Nothing of it is on its way: from here on no epoch holds a window of it before it is begun again."""
 
 
 class Job:
@@ -101,6 +105,10 @@ class Job:
         self._flights: deque[_Flight] = deque()
         self._doubtful: list[_Flight] = []
         self._next: Window | None = None
+        """Asked for, to be read later."""
+        self._opened: Window | None = None
+        """The one that is being read, or was last."""
+        self._schema = ""
         self._number = 0
         self._run = read.run
         self._last: EpochId | None = None
@@ -123,6 +131,7 @@ class Job:
             if opened.schema != sharding.own(TableSchema.from_dict(state.schema), state.options):
                 raise Anew("the table was added anew")
             walk = Walk(self.read.table, opened.schema)
+            self._schema = opened.schema.hash
             appended = state.options.get("mode") == "append"
             with closing(self._reader(walk, opened, state, appended)) as reader:
                 self._find(state, reader)
@@ -135,7 +144,7 @@ class Job:
                 newest = self._log.newest()
                 self._last = newest.id if newest else None
             self._record(now=True)
-            return Outcome(done, self._count, self._cancelled)
+            return Outcome(done, self._count, self._cancelled, not self._flights and not self._doubtful)
         except (Ended, WindowEnded):
             return Outcome(False, self._count, self._cancelled)
         finally:
@@ -144,7 +153,7 @@ class Job:
                 self._budget.ended(self.read.table)
 
     def _cancel_all(self) -> None:
-        windows = [w for w in (self._next, *(f.window for f in self._flights)) if w is not None]
+        windows = [w for w in (self._next, self._opened, *(f.window for f in self._flights)) if w is not None]
         for window in windows:
             window.cancel("the job ended")
         # Whoever begins the job again must find them in the log, if they get there.
@@ -196,6 +205,8 @@ class Job:
         read, newest = self.read, self._log.newest()
         assert newest is not None
         kept = read.progress
+        if kept is not None and kept["schema"] != walk.schema.hash:
+            raise Anew("the table was added anew, with other columns")
         counted: list[int] = kept["counted"] if kept else []
         after: int | None = None
         if read.epoch is None:
@@ -267,10 +278,12 @@ class Job:
     def _step(self, reader: WindowReader, appended: bool) -> None:
         early = faults.mutant("c0_after_select")
         window = opened = None
+        self._hold()
         if not early:
             window, opened = self._open()
             if not self._todo:
-                return  # what was in doubt is in the log
+                window.cancel("what was in doubt is in the log")
+                return
         segment = whole = self._current = self._todo.popleft()
         try:
             if segment == LEFT:
@@ -300,12 +313,19 @@ class Job:
             self._suspects(reader, found.suspects, whole)
         except WindowCancelled as why:
             self._put_back(whole, str(why))
-        except BaseException:
-            if window is not None:
-                window.cancel("not read")
-            raise
         finally:
             self._current = None
+
+    def _hold(self) -> None:
+        """Pause as the throttle says, rather now than with a window open."""
+        if self._throttle is None:
+            return
+        began_s = time.monotonic()
+        self._throttle.before(0, 0, self._stop)
+        self._throttle.took(0, 0)
+        if self._next is not None and time.monotonic() - began_s > OLD_S:
+            self._next.cancel("it waited too long")
+            self._next = None
 
     def _keys_of(self, segment: Segment) -> pa.Table:
         assert segment.keys is not None
@@ -366,6 +386,7 @@ class Job:
         """The next window, open; and another one is asked for, so that it is open when this one's rows are read."""
         while True:
             window, self._next = self._next or self._ask(), None
+            self._opened = window
             try:
                 opened = window.wait_open(self._stop)
             except WindowCancelled as why:
@@ -457,7 +478,7 @@ class Job:
             when=("running", "paused"),
             run=self._run,
             epoch=base,
-            progress=segments.kept(still, [number for number, _ in self._emitted]),
+            progress=segments.kept(still, [number for number, _ in self._emitted], self._schema),
             rows_read=self._rows[0],
             rows_emitted=self._rows[1],
             rows_gone=self._rows[2],

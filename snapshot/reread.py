@@ -65,6 +65,8 @@ class _Node:
         self._running: dict[str, _Running] = {}
         self._retries: dict[str, _Retry] = {}
         self._known: captured.Known | None = None
+        self._resting: dict[str, Read] = {}
+        """Jobs that are paused, and of which nothing is on its way."""
 
     def turn(self, pool: ThreadPoolExecutor) -> None:
         """Take in what ended, make and begin what waits. Raises what is no job's own error."""
@@ -76,6 +78,9 @@ class _Node:
             for status in reading:
                 self._tend(status)
         reads = self.state.reads(open_only=True)
+        self._resting = {
+            j: r for j, r in self._resting.items() if any(r.job == j and r.phase == "paused" for r in reads)
+        }
         self._tell({r.job: r for r in reads}, statuses)
         for read in reads:
             if (
@@ -193,6 +198,8 @@ class _Node:
         if error is None:
             self._retries.pop(read.job, None)
             outcome = running.future.result()
+            if outcome.drained and not outcome.done:
+                self._resting[read.job] = read
             if outcome.done and self.state.set_read(
                 read.job, phase="done", when=("running", "paused"), run=read.run, error=None
             ):
@@ -241,6 +248,13 @@ class _Node:
         status = self.state.table(read.target)
         if status is not None and status.phase == "reading" and read.spec.whole and read.why != "asked":
             self.state.stop_table(read.target, NODE, error)
+
+    def rest(self) -> None:
+        """A job that is paused keeps the log only from now on."""
+        newest = self.log.newest() if self._resting else None
+        for job, read in self._resting.items():
+            if newest is not None:
+                self.state.set_read(job, when=("paused",), run=read.run, epoch=newest.id)
 
     def end(self) -> None:
         """Have all jobs stop."""
@@ -298,6 +312,7 @@ def run(
                 node.turn(pool)
                 if time.monotonic() - beat_s >= BEAT_S:
                     node.beat()
+                    node.rest()
                     beat_s = time.monotonic()
                 stop.wait(POLL_S)
         finally:

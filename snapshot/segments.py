@@ -107,9 +107,10 @@ def progress(run: int, segment: Segment | None, still_open: Iterable[Segment], g
     }
 
 
-def kept(still_open: Iterable[Segment], counted: Iterable[int]) -> dict[str, Any]:
-    """For the state folder: what is left, and the numbers of windows beyond its epoch whose rows are counted."""
-    return {"open": [s.to_json() for s in still_open], "counted": sorted(counted)}
+def kept(still_open: Iterable[Segment], counted: Iterable[int], schema: str) -> dict[str, Any]:
+    """For the state folder: what is left, the numbers of windows beyond its epoch whose rows are counted, and the hash of the columns that
+    all this is about."""
+    return {"open": [s.to_json() for s in still_open], "counted": sorted(counted), "schema": schema}
 
 
 def open_of(data: Mapping[str, Any]) -> list[Segment]:

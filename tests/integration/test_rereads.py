@@ -14,6 +14,7 @@ import polars
 import pymysql
 import pytest
 
+from cdc.epoch import EpochId
 from cdc.errors import ConfigError, TableStoppedError
 from cdc.names import TableName
 from cdc.state import Read, ReadSpec, State
@@ -231,6 +232,11 @@ def slow(rig: Rereading, table: TableName, rows: int = 60) -> Read:
     return read
 
 
+def _newest(rig: Rereading) -> EpochId | None:
+    newest = rig.log.newest()
+    return newest.id if newest is not None else None
+
+
 @pytest.mark.timeout(120)
 def test_pause_continue_cancel(mysql: MySQLServer, schema: str, tmp_path: Path) -> None:
     table = make(mysql, schema)
@@ -246,6 +252,10 @@ def test_pause_continue_cancel(mysql: MySQLServer, schema: str, tmp_path: Path) 
         assert rig.read(read.job, "paused").rows_read == paused.rows_read < 400
         with pytest.raises(ConfigError, match="nothing is being read"):
             rig.pipeline.pause(str(table))
+        # The log is kept for it from now on, and no longer from where it was.
+        mysql.execute(f"UPDATE {table.quoted} SET n = n + 1 WHERE id = 6")
+        rig.current()
+        rig.until(lambda: rig.read(read.job, "paused").epoch == _newest(rig), "its epoch follows")
         rig.pipeline.proceed(str(table))
         rig.read(read.job)
         assert rig.lake(table) == rig.source(table)
