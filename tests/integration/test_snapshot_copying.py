@@ -74,9 +74,11 @@ def test_a_reader_that_has_nothing_to_do_gets_half_of_what_another_has_left(
     assert len(set.union(*names.values())) > 1
 
 
-def test_parts_and_their_cuts_survive_a_kill(
-    mysql: MySQLServer, tmp_path: Path, table: TableName, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("planned", [24, 1])
+def test_parts_and_their_cuts_survive_an_end(
+    mysql: MySQLServer, tmp_path: Path, table: TableName, monkeypatch: pytest.MonkeyPatch, planned: int
 ) -> None:
+    """With one part planned, all others are cuts."""
     fill(mysql, table, "a INT, k VARBINARY(64), v INT, PRIMARY KEY (a, k)", "n % 3, SHA2(n, 256), n", rows=3000)
     with Pipeline(tmp_path, mysql.url(), chunk_rows=100, readers=3) as pipeline:
         pipeline.add(table)
@@ -85,17 +87,21 @@ def test_parts_and_their_cuts_survive_a_kill(
 
         def tell(rows: int, estimate: int) -> None:
             seen.append(rows)
-            if rows > 700:
+            if rows > 1200:
                 stop.set()
 
         with monkeypatch.context() as patch:
+            whole = boundaries.Boundaries.parts
+            if planned == 1:
+                patch.setattr(boundaries.Boundaries, "parts", lambda self, _: whole(self, lambda rows: 1))
             patch.setattr(copying, "TELL_S", 0.0)
             patch.setattr(copying, "POLL_S", 0.001)
             assert not snapshot.Bootstrap(pipeline.config, pipeline.log, pipeline.state, table).run(stop, tell)
         progress = reached(pipeline, table)
         parts, kept = progress.parts(), {f.name for f in progress.files()}
         progress.close()
-        assert len(parts) > 3
+        assert len(parts) > planned // 2
+        assert len(parts) > 1, "nothing was cut"
         assert sum(p.read for p in parts) == sum(f.rows for f in _files(pipeline, table))
         ends = {p.part.low for p in parts}
         assert {p.part.high for p in parts} == ends, "each part ends where another one begins"
