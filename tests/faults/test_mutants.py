@@ -158,13 +158,13 @@ def added_after_it_was_passed(run: Run) -> Verdict:
     return outcome(rig)
 
 
-def _copy_log(rig: Rig, to: Path) -> None:
+def copy_log(rig: Rig, to: Path) -> None:
     to.mkdir()
     for file in rig.log_file.parent.glob(rig.log_file.name + "*"):
         shutil.copy2(file, to / file.name)
 
 
-def _restore_log(rig: Rig, from_: Path) -> None:
+def restore_log(rig: Rig, from_: Path) -> None:
     for file in rig.log_file.parent.glob(rig.log_file.name + "*"):
         file.unlink()
     for file in from_.iterdir():
@@ -174,14 +174,14 @@ def _restore_log(rig: Rig, from_: Path) -> None:
 def _rolled_back(run: Run, rig: Rig) -> None:
     """The log is restored from a copy two epochs old, and its numbers are used again for other changes."""
     must(rig.catch_up())
-    _copy_log(rig, run.folder / "copy")
+    copy_log(rig, run.folder / "copy")
     process = rig.start()
     for first in (1000, 2000):
         before = rig.status()["manifest_epoch"]
         run.insert(first, first + 9)
         rig.wait(lambda before=before: rig.status()["manifest_epoch"] > before, "an epoch is merged")
     assert rig.stop(process) == 0
-    _restore_log(rig, run.folder / "copy")
+    restore_log(rig, run.folder / "copy")
     run.insert(3000, 3009)
 
 

@@ -147,7 +147,10 @@ def _asked(value: Any) -> int | str:
 class Torture:
     """One table, one workload, rounds of drift and of reading again."""
 
-    def __init__(self, folder: Path, server: SqlServer, kind: Kind, chosen: int) -> None:
+    def __init__(
+        self, folder: Path, server: SqlServer, kind: Kind, chosen: int, rows_per_second: int | None = None
+    ) -> None:
+        self.rows_per_second = rows_per_second
         self.folder, self.server, self.kind = folder, server, kind
         self.dice = random.Random(chosen)
         create(server, kind)
@@ -172,7 +175,7 @@ class Torture:
                 "state": self.folder / "state",
                 "capture": {"linger": f"{dice.choice((1, 5, 20))}ms", "idle": "100ms"},
                 "merge": {"every": "50ms"},
-                "snapshot": {"chunk_rows": 1000, "window_rows": dice.choice((1, 1, 2, 3, 5, 10, 50)), "readers": dice.choice((1, 2, 3))},
+                "snapshot": {"chunk_rows": 1000, "window_rows": dice.choice((1, 1, 2, 3, 5, 10, 50)), "readers": dice.choice((1, 2, 3)), "rows_per_second": self.rows_per_second},
                 "tables": [str(TABLE)],
             }
         )  # fmt: skip
@@ -319,11 +322,11 @@ def executed_all(gtids: str) -> Callable[[str], bool]:
     return all_of
 
 
-def torture(folder: Path, server: SqlServer, name: str, windows: int) -> None:
+def torture(folder: Path, server: SqlServer, name: str, windows: int, rows_per_second: int | None = None) -> None:
     """Run it, and say what was seen."""
     chosen = seed()
     kind = next(kind for kind in kinds(COLLATIONS[server.name]) if kind.name == name)
-    run = Torture(folder, server, kind, chosen)
+    run = Torture(folder, server, kind, chosen, rows_per_second)
     began = time.monotonic()
     run.run(windows)
     print(
@@ -362,6 +365,13 @@ def test_windows_late_acknowledgements(server: SqlServer, tmp_path: Path, name: 
 @pytest.mark.parametrize("name", ["int", "composite"])
 def test_windows(server: SqlServer, tmp_path: Path, name: str) -> None:
     torture(tmp_path, server, name, IN_CI)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_windows_at_a_slow_pace(server: SqlServer, tmp_path: Path) -> None:
+    """What is read is far behind C0, and far before the mark."""
+    torture(tmp_path, server, "text", IN_CI, rows_per_second=300)
 
 
 @BOTH
