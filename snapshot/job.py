@@ -108,6 +108,8 @@ class Job:
         """Asked for, to be read later."""
         self._opened: Window | None = None
         """The one that is being read, or was last."""
+        self._known: captured.Known | None = None
+        self._since = -1
         self._schema = ""
         self._number = 0
         self._run = read.run
@@ -128,6 +130,7 @@ class Job:
         try:
             opened = self._probe()
             state = self._captured()
+            self._since = state.since
             if opened.schema != sharding.own(TableSchema.from_dict(state.schema), state.options):
                 raise Anew("the table was added anew")
             walk = Walk(self.read.table, opened.schema)
@@ -181,11 +184,17 @@ class Job:
         return TableStoppedError(f"no window is opened for the table: {why}", where=str(self.read.table), hint=hint)
 
     def _captured(self) -> TableState:
-        known = captured.read(self._log)
-        state = known.newest_tables.get(self.read.target.id) if known is not None else None
+        self._known = captured.read(self._log, self._known)
+        state = self._known.newest_tables.get(self.read.target.id) if self._known is not None else None
         if state is None:
             raise self._not_captured(WindowCancelled("it is not captured"))
         return state
+
+    def _check_since(self) -> None:
+        """A window is open. It must be one of the table as it was added when the job began: rows that are read for an earlier adding would
+        come twice. Raises `Anew`."""
+        if self._captured().since != self._since:
+            raise Anew("the table was added anew")
 
     def _reader(self, walk: Walk, opened: Opened, state: TableState, appended: bool) -> WindowReader:
         config, read = self._config, self.read
@@ -394,6 +403,7 @@ class Job:
                 continue
             if not faults.mutant("c0_after_select"):
                 self._next = self._ask()
+            self._check_since()
             self._settle()
             return window, opened
 

@@ -111,6 +111,10 @@ class _Node:
         if phase not in _LIVE:
             self._fail(read, _not_live(read, status))
             return
+        if self._is_stale(read):
+            self.state.set_read(read.job, phase="cancelled", when=("waiting", "running", "paused"))
+            LOG.info("reading-cancelled", table=str(read.table), job=read.job, reason="it is of an earlier adding")
+            return
         if read.why == "shard" and not self._lake_knows(read):
             return
         if not self.state.set_read(
@@ -135,6 +139,16 @@ class _Node:
         )
         LOG.info("reading-begins", table=str(read.table), job=read.job, why=read.why)
         self._running[read.job] = _Running(read, pool.submit(job.run), stop, drain)
+
+    def _is_stale(self, read: Read) -> bool:
+        """Whether it was to bring the rows that were there when the table, or the shard, was added at another time than the last one."""
+        if read.why not in ("backfill", "shard", "adopt"):
+            return False
+        self._known = captured.read(self.log, self._known)
+        found = self._known.newest_tables.get(read.target.id) if self._known is not None else None
+        if found is None or read.table not in _sources(read.target, found):
+            return True
+        return read.job != sharding.job(self.log.uuid, read.target.id, found, read.table)
 
     def _lake_knows(self, read: Read) -> bool:
         """Whether the lake is where the shard came in: what an earlier one of that name left behind can be seen there."""
