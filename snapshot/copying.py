@@ -45,6 +45,8 @@ TELL_S = 0.5
 """How often the count of rows is written down within a chunk."""
 PARTS_PER_READER = 8
 """At least, in a large table: so that readers end at about the same time although parts are not quite equal."""
+SMALLEST = 8
+"""A chunk is not made so many times smaller than a whole one, for readers to end together."""
 GATHER_S = 30.0
 """Where limits make chunks short, several are gathered into one file, as long as no more than this is lost by a kill."""
 PACKED = 2.0
@@ -244,6 +246,9 @@ class Copy:
         if self._sizes.row_bytes:
             most = max(1, min(most, int(self._sizes.wanted / self._sizes.row_bytes)))
         left = self._pace.left_of(part.number)
+        if (readers := self._config.snapshot.readers) > 1 and left:
+            # Shorter and shorter towards the end, and what is left is shared out between chunks: so readers end together.
+            most = max(1, most // SMALLEST, min(most, self._pace.left // (2 * readers)))
         pieces = -(-left // most)
         # A tenth more than is thought, so that no small rest remains.
         return most if pieces < 2 else min(most, int(left / pieces * 1.1) + 1)
@@ -251,7 +256,7 @@ class Copy:
     def _shared_out(self, reader: Reader, part: Part, at: Bound | None) -> Part:
         """Cut off half of what is left of a part, for a reader that has nothing to do; the part as it is then."""
         left = self._pace.left_of(part.number)
-        if 0 < left < self._config.snapshot.chunk_rows // 2:
+        if 0 < left < self._config.snapshot.chunk_rows // SMALLEST:
             return part
         halves = Boundaries(reader.connection(), self._walk, self._check).halves(at, part.high)
         if halves is None:
