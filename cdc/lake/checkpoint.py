@@ -179,7 +179,10 @@ def write(store: Store, log: Path, version: int, actions: Sequence[Action]) -> N
 
 
 def expire(log: Path) -> None:
-    """Delete all but the newest `KEPT` checkpoints of the form that is written here; every version can be read without them."""
+    """Delete all but the newest `KEPT` checkpoints of the form that is written here: every version can be read without them. Where
+    someone cleaned the log's beginning away the oldest one stays too: it is what the commits behind it follow."""
     with suppress(OSError):
-        for old in sorted(path for path in log.iterdir() if _OURS.fullmatch(path.name))[:-KEPT]:
+        there = sorted(path for path in log.iterdir() if _OURS.fullmatch(path.name))
+        whole = (log / f"{0:020}.json").exists()
+        for old in there[0 if whole else 1 : -KEPT]:
             old.unlink()

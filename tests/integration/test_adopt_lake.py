@@ -143,6 +143,22 @@ def test_a_table_with_a_history_of_others(lake: LakeTable) -> None:
     assert content(lake, lake.checkpoint(snapshot)) == content(lake, snapshot)
 
 
+def test_the_checkpoint_that_a_cleaned_log_begins_with_stays(lake: LakeTable) -> None:
+    for i in range(4):
+        by_deltalake(lake, ROWS[i * 10 : i * 10 + 10], mode="append")
+    DeltaTable(str(lake.folder)).create_checkpoint()
+    for version in range(3):
+        (lake.folder / "_delta_log" / f"{version:020}.json").unlink()
+    snapshot = adopt(lake, SIMPLE, applied(1))
+    for _ in range(5):
+        snapshot = lake.checkpoint(upsert(lake, snapshot, [(1, "new")]))
+    assert len(list((lake.folder / "_delta_log").glob("*.checkpoint.parquet"))) == 4
+    assert lake_rows.read_deltalake(lake.folder, 4).num_rows == 40
+    assert lake_rows.read_deltalake(lake.folder, 3).num_rows == 40
+    assert DeltaTable(str(lake.folder)).history(20)[-1]["operation"] == "WRITE"
+    assert "ADOPT" in [commit["operation"] for commit in DeltaTable(str(lake.folder)).history(20)]
+
+
 def test_a_table_of_polars(lake: LakeTable) -> None:
     frame = polars.DataFrame(table_of(ROWS, SIMPLE.arrow))
     frame.write_delta(str(lake.folder))
