@@ -79,7 +79,8 @@ class Window:
 
     def wait_open(self, stop: threading.Event) -> Opened:
         """Wait for capture. Raises `WindowCancelled`; `WindowEnded` if `stop` is set."""
-        self._wait(lambda: self.opened is not None, stop)
+        # One that was opened and is cancelled by now tells nothing of what came into the log since.
+        self._wait(lambda: self.opened is not None and self.phase != "cancelled", stop)
         assert self.opened is not None
         return self.opened
 
@@ -190,4 +191,6 @@ class Windows:
             self._windows.remove(window)
 
 
+PROBE = 0
+"""The number of a window that nothing is read in: it opens once it is known which windows of its job are in the log."""
 _LOOK_S = 0.25

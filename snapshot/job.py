@@ -25,7 +25,7 @@ from cdc.log import captured
 from cdc.log.base import Log
 from cdc.schema import TableSchema
 from cdc.state import Read, State
-from cdc.window import Opened, Window, WindowCancelled, WindowEnded, Windows
+from cdc.window import PROBE, Opened, Window, WindowCancelled, WindowEnded, Windows
 from snapshot import segments
 from snapshot.chunks import Bound, Walk
 from snapshot.reader import Ended
@@ -44,6 +44,8 @@ WRITTEN_WITHIN_S = 30.0
 """How long a job that ends waits for windows that are being written."""
 OLD_S = 1.0
 """A window that was asked for ahead is given up after a pause of this length: what the stream touched meanwhile only costs."""
+NUMBERS = 1_000_000
+"""Numbers of windows of one run of a job."""
 PAUSES_S = (0.02, 0.1, 0.5, 2.0, 5.0)
 """Before the next window after one, two, … were cancelled in a row."""
 
@@ -169,7 +171,7 @@ class Job:
     def _probe(self) -> Opened:
         """A window that nothing is read in: once it is open, capture writes, and whatever was in doubt is decided."""
         while True:
-            window = self._windows.ask(WindowId(self.read.job, 0), self.read.table)
+            window = self._windows.ask(WindowId(self.read.job, PROBE), self.read.table)
             try:
                 opened = window.wait_open(self._stop)
             except WindowCancelled as why:
@@ -229,7 +231,10 @@ class Job:
         found = segments.find(self._log.records(after=after), read.target.id, read.job, read.run, counted)
         if found.run > read.run:
             self._state.set_run(read.job, found.run)
-        self._number, self._run = found.number, found.run
+        self._run = found.run
+        # Never one that was given before, also where its window is not looked for any more: it names the window's rows.
+        used = read.progress["number"] if read.progress else 0
+        self._number = max(found.number, used, found.run * NUMBERS)
         spec = read.spec
         if spec.keys:
             self._keys = key_table(walk, spec.keys)
@@ -488,7 +493,7 @@ class Job:
             when=("running", "paused"),
             run=self._run,
             epoch=base,
-            progress=segments.kept(still, [number for number, _ in self._emitted], self._schema),
+            progress=segments.kept(still, [number for number, _ in self._emitted], self._schema, self._number),
             rows_read=self._rows[0],
             rows_emitted=self._rows[1],
             rows_gone=self._rows[2],

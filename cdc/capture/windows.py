@@ -23,7 +23,7 @@ from cdc.log.codec import METADATA, WIDTH
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Position
 from cdc.schema import TableSchema
-from cdc.window import Delivery, Opened, Window, Windows
+from cdc.window import PROBE, Delivery, Opened, Window, Windows
 
 TOUCHED_LIMIT = 128 * 1024 * 1024
 """Bytes of keys that one window may collect while it is read; one that would take more is cancelled."""
@@ -230,10 +230,11 @@ class OpenWindows:
         if self._emitting:
             with suppress(Exception):  # whatever it was, it was raised already where it is dealt with
                 self._session.settle()
-        for window, _ in self._emitting.values():
-            window.lose("capture ended while its rows were written", doubtful=True)
+        # Before the doubtful ones are told: a window that is open then is one of the next session, which knows what became of them.
         if not faults.mutant("window_survives_restart"):
             self._windows.cancel("capture ended")
+        for window, _ in self._emitting.values():
+            window.lose("capture ended while its rows were written", doubtful=True)
 
     def _wake(self) -> None:
         self._woken = True
@@ -324,7 +325,11 @@ class OpenWindows:
         position, chain = self._here(), self._session.chain
         if position is None:
             return
+        writing, waiting = {window.job for window in self._emitting}, []
         for window in self._asked:
+            if window.id.number == PROBE and window.id.job in writing:
+                waiting.append(window)
+                continue
             source = chain.sources.get(window.table)
             if source is None or source.target in chain.stopped:
                 window.cancel("the table is not captured")
@@ -334,7 +339,7 @@ class OpenWindows:
                 self._open[window] = Touched(source.own)
                 window.open(Opened(position, source.own))
                 faults.point("window.opened")
-        self._asked = []
+        self._asked = waiting
 
     def _emit(self, delivered: list[Window]) -> None:
         """Put those into the log whose mark the stream has passed."""

@@ -188,6 +188,15 @@ def test_a_window_whose_epoch_may_be_there_says_so() -> None:
         window.wait_emitted(threading.Event())
 
 
+def test_a_window_that_was_open_and_is_cancelled_is_not_open() -> None:
+    window = Windows().ask(WindowId("job", 1), T)
+    window.open(Opened(HERE, PLAIN))
+    assert window.wait_open(threading.Event()).c0 == HERE
+    window.cancel("capture ended")
+    with pytest.raises(WindowCancelled, match="capture ended"):
+        window.wait_open(threading.Event())
+
+
 def test_who_is_told_to_stop_waits_no_more() -> None:
     found = Windows()
     window = found.ask(WindowId("job", 1), T)
