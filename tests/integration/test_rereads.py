@@ -19,10 +19,11 @@ from cdc.errors import ConfigError, TableStoppedError
 from cdc.names import TableName
 from cdc.state import Read, ReadSpec, State
 from dev.mysql import MySQLServer
+from dev.sqlserver import SqlServer
 from tests.integration.rereading import Rereading
 
 
-def make(server: MySQLServer, schema: str, rows: int = 500, name: str = "t") -> TableName:
+def make(server: SqlServer, schema: str, rows: int = 500, name: str = "t") -> TableName:
     """A table with keys 2, 4, 6, …"""
     table = TableName(schema, name)
     server.execute(f"CREATE TABLE {table.quoted} (id INT PRIMARY KEY, v VARCHAR(40), n INT)")
@@ -31,8 +32,12 @@ def make(server: MySQLServer, schema: str, rows: int = 500, name: str = "t") -> 
     return table
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(120)
-def test_a_whole_table_is_repaired(mysql: MySQLServer, schema: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["mysql", "mariadb"])
+def test_a_whole_table_is_repaired(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    mysql: SqlServer = request.getfixturevalue(kind)
+    schema: str = request.getfixturevalue("schema" if kind == "mysql" else "mariadb_schema")
     table = make(mysql, schema)
     rig = Rereading(tmp_path, mysql, [str(table)])
     with rig.running():
