@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from bench import captured, decode, flat, large, latency, reconcile, report, snapshot, stages, stream, upsert
+from bench import captured, decode, flat, large, latency, reconcile, report, reread, snapshot, stages, stream, upsert
 from bench.setting import QUICK, Setting, Sizes
 
 BENCHMARKS = {
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "stages": stages,
     "large": large,
     "latency": latency,
+    "reread": reread,
     "upsert": upsert,
     "reconcile": reconcile,
 }
