@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import snapshot
 from cdc.config import PipelineConfig
 from cdc.names import TableName
 from cdc.status import collect
+from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
 from snapshot import boundaries, copying
 from snapshot.chunks import Part
@@ -24,7 +26,7 @@ from snapshot.progress import FILE, Progress
 from snapshot.retention import Budget, RetentionError
 from tests.integration.bootstrapping import Pipeline
 from tests.integration.test_boundaries import fill
-from tests.integration.test_snapshot import data_files, lake_rows, node, source_rows, until
+from tests.integration.test_snapshot import KEYS, data_files, lake_rows, node, source_rows, until
 
 
 @pytest.fixture
@@ -288,3 +290,44 @@ def test_several_tables_share_the_readers(mysql: MySQLServer, tmp_path: Path, sc
             until(lambda: all(pipeline.status(t).phase == "catching-up" for t in tables))
         for table in tables:
             assert lake_rows(pipeline, table) == source_rows(mysql, table)
+
+
+IN_MARIADB = (
+    "int, one far away",
+    "unsigned bigint",
+    "string, by bytes",
+    "string, trailing spaces do not count",
+    "binary, prefixes of each other",
+    "uuid",
+    "decimal",
+    "double",
+    "datetime",
+    "timestamp",
+    "enum",
+    "composite",
+    "composite with an enum",
+)
+
+
+@pytest.mark.parametrize("kind", IN_MARIADB)
+def test_every_row_is_read_once_from_mariadb(
+    mariadb: MariaDBServer, mariadb_schema: str, tmp_path: Path, kind: str
+) -> None:
+    """In parts with ends of their own, of several columns too."""
+    columns, rows = KEYS[kind]
+    if kind == "composite":
+        rows = list({tuple(str(c).lower() for c in row[:3]): row for row in rows}.values())
+    table = TableName(mariadb_schema, "t")
+    mariadb.execute(f"CREATE TABLE {table.quoted} ({columns}) CHARACTER SET utf8mb4")
+    with mariadb.root(autocommit=False) as connection, connection.cursor() as cursor:
+        slots = ", ".join(["%s"] * len(rows[0]))
+        cursor.executemany(f"INSERT INTO {table.quoted} VALUES ({slots})", rows)
+        connection.commit()
+    with Pipeline(tmp_path, mariadb.url(), chunk_rows=3, readers=3) as pipeline:
+        pipeline.add(table)
+        assert pipeline.bootstrap(table)
+        rows_in_lake = lake_rows(pipeline, table)
+        if kind == "timestamp":  # the lake knows that they are UTC, PyMySQL does not
+            rows_in_lake = Counter((k.replace(tzinfo=None), v) for k, v in rows_in_lake.elements())
+        assert rows_in_lake == Counter(mariadb.execute(f"SELECT * FROM {table.quoted}"))
+        assert len(list(rows_in_lake.elements())) == len(rows)
