@@ -66,6 +66,8 @@ class Goal:
     tables: tuple[TableName, ...]
     server_uuid: str
     end: BinlogEnd
+    over: frozenset[str] = frozenset()
+    """Jobs of rereading that were over at the beginning."""
 
     def reached(self, config: PipelineConfig, state: State) -> bool:
         """Whether it is. Raises `TableStoppedError` for a table that will not get there by itself."""
@@ -82,7 +84,8 @@ class Goal:
         found = manifest.read(config.lake_root, config.name)
         if found is None or not all(_consistent(found.tables.get(t)) for t in self.tables):
             return False
-        if any(r.last is not None and r.last.number > found.applied.epoch.number for r in state.reads()):
+        applied = found.applied.epoch.number
+        if any(r.last is not None and r.last.number > applied for r in state.reads() if r.job not in self.over):
             return False
         position = found.applied.position
         return position.server_uuid == self.server_uuid and position.end >= self.end
@@ -107,7 +110,7 @@ def run(
         for node in ("capture", "merge"):
             if node in nodes:
                 held.enter_context(state.lock(node))
-        goal = _first_look(config, nodes, until_current)
+        goal = _first_look(config, state, nodes, until_current)
 
         def done() -> bool:
             if watch:
@@ -122,7 +125,7 @@ def run(
     LOG.info("ended", pipeline=config.name)
 
 
-def _first_look(config: PipelineConfig, nodes: Sequence[NodeName], until_current: bool) -> Goal | None:
+def _first_look(config: PipelineConfig, state: State, nodes: Sequence[NodeName], until_current: bool) -> Goal | None:
     """What is wrong from the start is said at once, and not retried: a mistyped host is no outage."""
     if until_current and not config.tables:
         raise ConfigError("no tables", where=str(config.path), hint="`lakesync add schema.table`")
@@ -138,7 +141,8 @@ def _first_look(config: PipelineConfig, nodes: Sequence[NodeName], until_current
         if not until_current:
             return None
         uuid, end = server.identity().uuid, server.binlog_end()
-        return Goal(tuple(catalogue.targets(catalogue.match(connection, config.tables))), uuid, end)
+        tables = tuple(catalogue.targets(catalogue.match(connection, config.tables)))
+        return Goal(tables, uuid, end, frozenset(r.job for r in state.reads() if not r.open))
 
 
 class Supervisor:

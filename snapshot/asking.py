@@ -9,7 +9,7 @@ from contextlib import closing
 from cdc import sharding
 from cdc.config import PipelineConfig
 from cdc.epoch import TableState
-from cdc.errors import ConfigError, TableStoppedError
+from cdc.errors import ConfigError, NotFollowingError, TableStoppedError
 from cdc.lake import manifest
 from cdc.log import captured, open_log
 from cdc.names import TableName
@@ -17,12 +17,14 @@ from cdc.reads import ReadPhase
 from cdc.schema import TableSchema
 from cdc.source.connection import connect
 from cdc.state import Read, ReadSpec, State, TableStatus
+from cdc.status import is_running
 from snapshot.keytext import parse_key
 from snapshot.reader import check_where
 
 POLL_S = 0.2
 _LIVE = ("ready", "catching-up", "reading")
 _FIRST = ("new", "added", "snapshot")
+_FIRST_READS = ("backfill", "shard", "adopt")
 
 
 def ask(
@@ -144,7 +146,7 @@ def wait(
 ) -> list[Read]:
     """Until all of these jobs are over, and the lake has what those that are done have written; `told` is called again and again.
 
-    Raises `TableStoppedError` for one that failed.
+    Raises `TableStoppedError` for one that failed, or whose table stopped; `NotFollowingError` once no daemon runs any more.
     """
     state, jobs = State(config.state), {read.job for read in reads}
     while True:
@@ -161,6 +163,16 @@ def wait(
         done = [read for read in now if read.phase == "done"]
         if not any(read.open for read in now) and merged(config, done):
             return now
+        for read in done:
+            status = state.table(read.target)
+            if status is not None and status.phase == "stopped":
+                _check_live(status, read.target)
+        if not is_running(state):
+            raise NotFollowingError(
+                "no daemon is running any more",
+                where=config.name,
+                hint="what was asked for is recorded: `lakesync run` goes on with it",
+            )
         time.sleep(POLL_S)
 
 
@@ -183,7 +195,10 @@ def steer(config: PipelineConfig, table: TableName, phase: ReadPhase) -> list[Re
     status = state.table(table)
     first = status is not None and status.phase in (*_FIRST, "reading")
     reads = [r for r in state.reads(open_only=True) if table in (r.target, r.table)]
-    if phase == "cancelled" and (first or any(r.why != "asked" for r in reads)):
+    if phase == "cancelled":
+        needed = [r for r in reads if r.why in _FIRST_READS]
+        reads = [r for r in reads if r not in needed]
+    if phase == "cancelled" and not reads and (first or needed):
         raise ConfigError(
             "the table is being read for the first time: without that it cannot be followed",
             where=str(table),

@@ -218,6 +218,8 @@ class Job:
         kept = read.progress
         if kept is not None and kept["schema"] != walk.schema.hash:
             raise Anew("the table was added anew, with other columns")
+        if kept is not None and kept["log"] != self._log.uuid:
+            raise Anew("there is another log")
         counted: list[int] = kept["counted"] if kept else []
         after: int | None = None
         if read.epoch is None:
@@ -486,6 +488,7 @@ class Job:
         pending = [*self._flights, *self._doubtful]
         base = min((f.base for f in pending), key=lambda e: e.number, default=self._base)
         self._emitted = [(number, epoch) for number, epoch in self._emitted if epoch > base.number]
+        counted = [number for number, _ in self._emitted]
         reading = [self._current] if self._current is not None else []
         still = dict.fromkeys([*(f.segment for f in pending), *reading, *self._todo])
         kept = self._state.set_read(
@@ -493,7 +496,7 @@ class Job:
             when=("running", "paused"),
             run=self._run,
             epoch=base,
-            progress=segments.kept(still, [number for number, _ in self._emitted], self._schema, self._number),
+            progress=segments.kept(still, counted, self._schema, self._log.uuid, self._number),
             rows_read=self._rows[0],
             rows_emitted=self._rows[1],
             rows_gone=self._rows[2],

@@ -107,11 +107,11 @@ def progress(run: int, segment: Segment | None, still_open: Iterable[Segment], g
     }
 
 
-def kept(still_open: Iterable[Segment], counted: Iterable[int], schema: str, number: int) -> dict[str, Any]:
-    """For the state folder: what is left, the numbers of windows beyond its epoch whose rows are counted, the hash of the columns that
-    all this is about, and the last number that was given to a window."""
+def kept(still_open: Iterable[Segment], counted: Iterable[int], schema: str, log: str, number: int) -> dict[str, Any]:
+    """For the state folder: what is left, the numbers of windows beyond its epoch whose rows are counted, the hash of the columns and the
+    log that all this is about, and the last number that was given to a window."""
     left = [s.to_json() for s in still_open]
-    return {"open": left, "counted": sorted(counted), "schema": schema, "number": number}
+    return {"open": left, "counted": sorted(counted), "schema": schema, "log": log, "number": number}
 
 
 def open_of(data: Mapping[str, Any]) -> list[Segment]:
