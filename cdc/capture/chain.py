@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc import faults
+from cdc import faults, sharding
 from cdc.capture.base import FRAMING, Drained, Stop, TableChanges
 from cdc.capture.rows import SEQ, TXN, Gaps, completed, counts, encoded, numbered
-from cdc.capture.shards import Source, sources
+from cdc.capture.shards import Source, dropped, sources
 from cdc.clock import Clock
 from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState, WindowEntry
 from cdc.errors import LakesyncError, LogDamagedError, SourceIdentityError, TableStoppedError
@@ -95,7 +96,7 @@ class Chain:
             self.begin(newest.end, Origin(newest.number, newest.ts_ms, newest.raw_us, newest.seq))
         self._pending = _Pending()
         self._sources = sources(self.states)
-        self._gone: set[TableName] = set()
+        self._gone = _dropped(log, newest, self.states)
         """Shards that the source dropped, and that a record is still to take out."""
         self._behind: tuple[_Epoch, Future[CommitRecord]] | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -210,7 +211,7 @@ class Chain:
             source = self._sources.get(emptied.table)
             if source is not None and source.is_shard:
                 row = sum(other.txn == emptied.txn for other in drained.emptied[:i])
-                changes = source.truncation(emptied.txn, row, gaps.number(i))
+                changes = source.truncation(emptied.txn, row, gaps.number(i), is_gone=emptied.is_gone)
                 self._add(changes, numbered(changes, times, first), gtids)
                 if emptied.is_gone:
                     self._gone.add(emptied.table)
@@ -467,6 +468,23 @@ def _states(log: Log, newest: CommitRecord | None) -> dict[str, TableState]:
         where=str(newest.id),
         hint="restore the log, or begin a new one: it continues from the lake",
     )
+
+
+def _dropped(log: Log, newest: CommitRecord | None, states: Mapping[str, TableState]) -> set[TableName]:
+    """Shards that the log's end says to be gone, and that are shards still: whoever wrote that did not come to take them out. What was made
+    in their place since is another table, of which rows may be missing."""
+    found: set[TableName] = set()
+    sharded = {table: state for table, state in states.items() if sharding.is_sharded(state.options)}
+    record = newest if sharded else None
+    while record is not None:
+        for table, state in sharded.items():
+            if entry := record.tables.get(table):
+                with suppress(LogDamagedError):  # who reads it next stops the table
+                    found |= dropped(state, map(decode, log.data(table, entry.extent)))
+        before = next(iter(log.records(after=record.number - 2)), None)
+        # They are taken out behind the next record that is whole.
+        record = before if before is not None and before.hash == record.before and not before.whole else None
+    return found
 
 
 def _grown(position: Position, drained: Drained) -> GtidSet:

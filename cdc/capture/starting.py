@@ -53,6 +53,9 @@ class _Start:
             LOG.warning("begins-anew", error=error.code, what=error.what)
             self._begin_anew()
         self._recover()
+        if left := chain.left:
+            LOG.warning("shards-were-dropped", tables=[str(table) for table in left])
+            self._session.publish(altered=left)
         position = chain.position
         LOG.info(
             "following",

@@ -240,22 +240,34 @@ def test_truncate_of_a_table_that_is_no_shard_stops_it(rig: Rig, mysql: MySQLSer
     assert rig.phase(into) == "added"
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["made again before", "made again after"])
 def test_capture_that_was_killed_before_it_took_a_dropped_shard_out_goes_on(
-    rig: Rig, mysql: MySQLServer, into: TableName, monkeypatch: pytest.MonkeyPatch
+    before: bool, rig: Rig, mysql: MySQLServer, into: TableName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log has the shard still, and it was dropped: made again, it joins as a new one."""
+    """The log has the shard still, and it was dropped: made again, it joins as a new one; and is read, also where that was in the epoch that
+    says so, in which its rows are not."""
     from cdc.capture.chain import Chain
 
     one, two = of(into, 1), of(into, 2)
+    again = ("CREATE TABLE o_1 LIKE o_2", "INSERT INTO o_1 VALUES (7, 'b')")
+
+    class KilledError(Exception):
+        pass
+
+    def left(chain: Chain) -> dict[TableName, dict[str, object]]:
+        if chain._gone and not chain._pending.data:
+            raise KilledError
+        return {}
+
     with monkeypatch.context() as patched:
-        patched.setattr(Chain, "left", property(lambda chain: {}))
-        with rig.run():
+        patched.setattr(Chain, "left", property(left))
+        with rig.run(ends_with=KilledError) as capture:
             added(rig, into)
-            run(mysql, into.schema, "INSERT INTO o_1 VALUES (1, 'a')", "DROP TABLE o_1")
-            rig.until(lambda: Op.TRUNCATE in {op for _, op, *_ in rig.rows(into)})
+            run(mysql, into.schema, "INSERT INTO o_1 VALUES (1, 'a')", "DROP TABLE o_1", *(again if before else ()))
+            capture.join(20)
     assert one in shards_now(rig, into)
     with rig.run():
-        run(mysql, into.schema, "CREATE TABLE o_1 LIKE o_2", "INSERT INTO o_1 VALUES (7, 'b')")
+        run(mysql, into.schema, *(again if not before else ()))
         rig.until(lambda: sharding.shards(shards_options(rig, into)).get(one) is not None)
         run(mysql, into.schema, "INSERT INTO o_2 VALUES (1, 'c')")
         rig.caught_up()
