@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -326,7 +327,7 @@ class Job:
                 self._deliver(reader, window, found, whole, completes=True)
                 return
             self._deliver(reader, window, found, whole, completes=False)
-            self._suspects(reader, found.suspects, whole)
+            self._suspects(reader, [found.suspects], whole)
         except WindowCancelled as why:
             self._put_back(whole, str(why))
         finally:
@@ -348,19 +349,20 @@ class Job:
         first, end = segment.keys
         return self._keys.slice(first, end - first)
 
-    def _suspects(self, reader: WindowReader, keys: pa.Table, segment: Segment) -> None:
+    def _suspects(self, reader: WindowReader, tables: Iterable[pa.Table], segment: Segment) -> None:
         """Ask for keys of a segment that may be gone. The last window of them completes it, once all others are in the log."""
-        for first in range(0, keys.num_rows, KEYS_AT_ONCE):
-            some = keys.slice(first, KEYS_AT_ONCE)
-            last = first + KEYS_AT_ONCE >= keys.num_rows
+        pieces = (t.slice(first, KEYS_AT_ONCE) for t in tables for first in range(0, t.num_rows, KEYS_AT_ONCE))
+        following = next(pieces, None)
+        while following is not None:
+            some, following = following, next(pieces, None)
             window, opened = self._open()
-            if last:
+            if following is None:
                 while any(f.segment == segment for f in self._flights):
                     self._await_first()
             if segment in self._todo:
                 window.cancel("the window before was cancelled")
                 return
-            self._points(reader, window, opened, some, segment, completes=last, appended=False)
+            self._points(reader, window, opened, some, segment, completes=following is None, appended=False)
 
     def _points(
         self,

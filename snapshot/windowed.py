@@ -168,9 +168,9 @@ class WindowReader:
         """Whether suspects are only known at the end: `left`."""
         return self._lake is not None and not self.walk.ordered
 
-    def left(self, segment: Segment) -> pa.Table:
+    def left(self, segment: Segment) -> Iterator[pa.Table]:
         """Keys of the lake that lie in this range and were in nothing that was read."""
-        return self._lake.left(segment) if self._lake is not None else self._key.empty_table()
+        return self._lake.left(segment) if self._lake is not None else iter(())
 
     def deliver(self, window: Window, found: Found, progress: dict[str, Any]) -> None:
         """Take the mark, after all that was read, and hand over. Raises `WindowCancelled` as well."""
@@ -191,7 +191,8 @@ class LakeKeys:
 
     They are held in memory as far as they are few; else the lake is scanned for each window. Where the lake's order is not the server's (a
     collation's), a window's keys need not lie between its bounds by their bytes, and half of all keys may lie there that are not the window's:
-    so keys that are held are struck out as they are read, and those that are left at the end are the suspects.
+    so keys that are held are struck out as they are read, and those that are left at the end are the suspects; where there are too many to hold,
+    all are.
     """
 
     def __init__(self, lake: LakeTable, walk: Walk, shard: Shard | None) -> None:
@@ -209,8 +210,8 @@ class LakeKeys:
         """Those that lie in the segment by their bytes, and are none of `keys`."""
         if not self._looked:
             self._look()
-        if self._strikes and self._held is not None:
-            if self._held.num_rows and keys.num_rows:
+        if self._strikes:
+            if self._held is not None and self._held.num_rows and keys.num_rows:
                 self._held = self._held.filter(pc.is_null(KeyIndex(keys, str(self._walk.table)).locate(self._held)))
             return self._key.empty_table()
         index: KeyIndex | None = None
@@ -224,13 +225,15 @@ class LakeKeys:
                 found.append(there)
         return pa.concat_tables(found) if found else self._key.empty_table()
 
-    def left(self, segment: Segment) -> pa.Table:
+    def left(self, segment: Segment) -> Iterator[pa.Table]:
         """Those that lie in the segment and were never among the keys that were read; none where each window had its own."""
         if not self._looked:
             self._look()
-        if not self._strikes or self._held is None:
-            return self._key.empty_table()
-        return self._held.filter(self._within(self._held, segment))
+        if self._strikes:
+            for there in self._scan(None) if self._held is None else [self._held]:
+                there = there.filter(self._within(there, segment))
+                if there.num_rows:
+                    yield there
 
     def _look(self) -> None:
         self._looked = True

@@ -20,6 +20,8 @@ from cdc.names import TableName
 from cdc.state import Read, ReadSpec, State
 from dev.mysql import MySQLServer
 from dev.sqlserver import SqlServer
+from snapshot import job as job_module
+from snapshot import windowed
 from tests.integration.rereading import Rereading
 
 
@@ -430,3 +432,25 @@ def test_keys_whose_order_is_not_the_lakes_are_not_asked_for_twice(
         (half,) = rig.pipeline.snapshot(str(table), low=sorted(some)[5], high=sorted(some)[20], wait=True)
         assert half.rows_gone == 0
         assert rig.lake(table) == rig.source(table)
+
+
+@pytest.mark.timeout(120)
+def test_more_keys_of_the_lake_than_can_be_held(
+    mysql: MySQLServer, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windowed, "HELD_BYTES", 1)
+    monkeypatch.setattr(windowed, "STRUCK_BYTES", 1)
+    monkeypatch.setattr(job_module, "KEYS_AT_ONCE", 7)
+    numbers, words = make(mysql, schema), TableName(schema, "words")
+    mysql.execute(f"CREATE TABLE {words.quoted} (id VARCHAR(9) PRIMARY KEY, v VARCHAR(40), n INT)")
+    mysql.execute(f"INSERT INTO {words.quoted} SELECT CONCAT(IF(n % 2, 'k', 'K'), id), v, n FROM {numbers.quoted}")
+    rig = Rereading(tmp_path, mysql, [str(numbers), str(words)])
+    with rig.running():
+        rig.ready(numbers, words)
+        drift(rig, numbers)
+        rig.unlogged(
+            f"DELETE FROM {words.quoted} WHERE n % 50 = 0", f"UPDATE {words.quoted} SET v = 'x' WHERE n % 50 = 1"
+        )
+        for table in (numbers, words):
+            rig.pipeline.snapshot(str(table), wait=True)
+            assert rig.lake(table) == rig.source(table)
