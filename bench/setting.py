@@ -22,7 +22,7 @@ GRANTS = ("REPLICATION SLAVE, REPLICATION CLIENT ON *.*", "SELECT ON *.*")
 # Enough for the tables: that no disk is waited for is as well for the peers as for lakesync. The caches are as large as a server's
 # are by itself.
 SERVER = (
-    "--innodb-buffer-pool-size=1G",
+    "--innodb-buffer-pool-size=3G",
     "--innodb-redo-log-capacity=1G",
     "--table-open-cache=4000",
     "--table-definition-cache=2000",
