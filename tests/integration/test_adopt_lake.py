@@ -529,6 +529,16 @@ def test_every_difference_of_columns_is_named_at_once(lake: LakeTable) -> None:
             {},
             "feature rowTracking.*feature v2Checkpoint",
         ),
+        # A table that Delta 4.4 clusters.
+        (
+            {
+                "minReaderVersion": 1,
+                "minWriterVersion": 7,
+                "writerFeatures": ["domainMetadata", "clustering", "invariants", "appendOnly"],
+            },
+            {},
+            "feature clustering.*feature domainMetadata",
+        ),
     ],
 )
 def test_what_binds_a_writer(
