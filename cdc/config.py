@@ -363,8 +363,8 @@ class SnapshotConfig(_Model):
 
     chunk_rows: int = Field(default=1_000_000, ge=1)
     """Rows that one SELECT of a first reading reads at most; fewer if they fill a data file."""
-    window_rows: int = Field(default=50_000, ge=1)
-    """Rows that one windowed read reads at most."""
+    window_rows: int = Field(default=10_000, ge=1)
+    """Rows that one windowed read reads at most. Changes wait while the rows of one are written to the log."""
     window_size: Size = 16 * 1024**2
     """… or about so many bytes of them."""
     readers: int = Field(default=2, ge=1, le=64)
