@@ -50,6 +50,11 @@ NUMBERS = 1_000_000
 PAUSES_S = (0.02, 0.1, 0.5, 2.0, 5.0)
 """Before the next window after one, two, … were cancelled in a row."""
 
+LEAVES = 3
+"""Windows that were cancelled in a row, before it is asked whether there still is such a shard."""
+TRIES = 40
+"""… before the job gives up."""
+
 
 class Anew(Exception):  # noqa: N818 (no error)
     """What the job has done so far is of no use: from the beginning. The reason is its text."""
@@ -114,6 +119,7 @@ class Job:
         self._known: captured.Known | None = None
         self._since = -1
         self._schema = ""
+        self._appended = False
         self._number = 0
         self._run = read.run
         self._last: EpochId | None = None
@@ -121,7 +127,7 @@ class Job:
         self._rows = [read.rows_read, read.rows_emitted, read.rows_gone]
         self._estimate = read.rows_estimate
         self._recorded_s = 0.0
-        self._cancelled = self._in_a_row = self._count = 0
+        self._cancelled = self._in_a_row = self._vain = self._count = 0
         self._keys = pa.table({})
 
     def run(self) -> Outcome:
@@ -138,7 +144,7 @@ class Job:
                 raise Anew("the table was added anew")
             walk = Walk(self.read.table, opened.schema)
             self._schema = opened.schema.hash
-            appended = state.options.get("mode") == "append"
+            self._appended = appended = state.options.get("mode") == "append"
             with closing(self._reader(walk, opened, state, appended)) as reader:
                 self._find(state, reader)
                 if not self._estimate:
@@ -222,6 +228,8 @@ class Job:
         if kept is not None and kept["log"] != self._log.uuid:
             raise Anew("there is another log")
         counted: list[int] = kept["counted"] if kept else []
+        if read.last is not None and not self._has(read.last):
+            raise self._lost()
         after: int | None = None
         if read.epoch is None:
             after = newest.number if read.why == "asked" else state.since - 1
@@ -257,6 +265,11 @@ class Job:
         self._base = found.last or read.epoch or newest.id
         if read.epoch is not None and not self._has(read.epoch):
             self._base = newest.id
+
+    def _lost(self) -> Exception:
+        """What to raise where the log does not have a window any more that was in it. The lake may have its rows: in an `append` table they
+        would come twice."""
+        return lost_rows(self.read) if self._appended else Anew("the log lost its windows")
 
     def _range(self, walk: Walk) -> Segment:
         """All that the job reads, of one without keys."""
@@ -394,7 +407,6 @@ class Job:
             still.pop(segment, None)
         gone = found.gone.num_rows
         reader.deliver(window, found, segments.progress(self._run, segment if completes else None, still, gone))
-        self._in_a_row = 0
         self._flights.append(_Flight(window, segment, completes, self._base, found))
 
     def _on_the_way(self) -> int:
@@ -421,8 +433,11 @@ class Job:
         return self._windows.ask(WindowId(self.read.job, self._number), self.read.table)
 
     def _pause(self, why: str) -> None:
+        """A window was cancelled. Raises `TableStoppedError` where another one would be, too."""
         self._cancelled += 1
         self._in_a_row += 1
+        # Of a capture that ends and starts again nothing follows.
+        self._vain = self._vain + 1 if not why.startswith("capture ") else 0
         pause_s = PAUSES_S[min(self._in_a_row, len(PAUSES_S)) - 1]
         LOG.info("window-cancelled", table=str(self.read.table), job=self.read.job, reason=why, pause_s=pause_s)
         if self._stop.wait(pause_s):
@@ -430,6 +445,18 @@ class Job:
         status = self._state.table(self.read.target)
         if status is None or status.phase not in ("ready", "reading", "catching-up"):
             raise self._not_captured(WindowCancelled(f"{self.read.target} is {status.phase if status else 'unknown'}"))
+        if self._vain < LEAVES:
+            return
+        options = self._captured().options
+        sources = sharding.shards(options) if sharding.is_sharded(options) else (self.read.target,)
+        if self.read.table not in sources:
+            raise self._not_captured(WindowCancelled("it is no shard any more"))
+        if self._vain >= TRIES:
+            raise TableStoppedError(
+                f"windows are cancelled again and again: {why}",
+                where=str(self.read.table),
+                hint="read less at once: fewer keys, a condition that finds its rows sooner, a smaller snapshot.window_rows",
+            )
 
     # -- what became of them -------------------------------------------------------------------------------------------
 
@@ -451,8 +478,13 @@ class Job:
         self._landed(flight, epoch, flight.window.emitted_rows)
 
     def _landed(self, flight: _Flight, epoch: EpochId, emitted: int) -> None:
+        # The log is a chain: as long as it has the window before, it has all before that one.
+        if self._last is not None and epoch != self._last and not self._has(self._last):
+            self._state.set_read(self.read.job, when=("running", "paused"), run=self._run, last=self._last)
+            raise self._lost()
         gone = flight.found.gone.num_rows
         self._count += 1
+        self._in_a_row = self._vain = 0
         self._rows[0] += flight.found.count
         self._rows[1] += emitted
         self._rows[2] += gone
@@ -507,6 +539,15 @@ class Job:
         )
         if not kept:
             raise Ended
+
+
+def lost_rows(read: Read) -> TableStoppedError:
+    """Of a job of an `append` table, of which the log lost windows."""
+    return TableStoppedError(
+        "the log lost rows that were read, and some of them may be in the lake",
+        where=str(read.table),
+        hint=f"move the table's folder away from the lake, then `lakesync resync {read.target}`: it begins anew",
+    )
 
 
 def _bound(walk: Walk, key: tuple[int | str, ...] | None) -> Bound | None:

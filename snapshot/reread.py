@@ -22,7 +22,7 @@ from cdc.log.base import Log
 from cdc.names import TableName
 from cdc.state import Read, ReadSpec, State, TableStatus, Why
 from cdc.window import Windows
-from snapshot.job import Anew, Job, Outcome
+from snapshot.job import Anew, Job, Outcome, lost_rows
 from snapshot.retention import Budget, RetentionError
 from snapshot.throttle import Throttle
 
@@ -180,7 +180,10 @@ class _Node:
         ends = [job.last for job in jobs if job.last is not None]
         for job in jobs:
             if job.last is not None and not self._has(job.last):
-                self.state.restart_read(job.job, "the log lost its windows")
+                if job.why == "backfill":
+                    self.state.stop_table(status.table, NODE, lost_rows(job))
+                else:
+                    self.state.restart_read(job.job, "the log lost its windows")
                 return
         applied = self._applied(status.table)
         if applied is None or any(applied.epoch.number < end.number for end in ends):

@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 
 from cdc import daemon
-from cdc.state import ReadSpec
+from cdc.state import Read, ReadSpec
 from dev.mysql import MySQLServer
 from tests.integration.rereading import Rereading
 from tests.integration.test_rereads import make
+
+
+def now(rig: Rereading, job: str) -> Read:
+    """The job as it is."""
+    found = rig.state.read(job)
+    assert found is not None
+    return found
 
 
 @pytest.mark.timeout(120)
@@ -22,17 +29,17 @@ def test_a_backfill_that_goes_on_before_anything_is_merged_loses_no_row(
     rig = Rereading(tmp_path, mysql, [entry], window_rows=20, rows_per_second=300)
     with rig.running():
         job = rig.until(lambda: [r.job for r in rig.state.reads()], "a job")[0]
-        rig.until(lambda: rig.state.read(job).rows_read >= 40, "some rows")
+        rig.until(lambda: now(rig, job).rows_read >= 40, "some rows")
     without_merge: tuple[daemon.NodeName, ...] = ("capture", "reread")
     with rig.running(without_merge):
-        before = rig.state.read(job).rows_read
-        rig.until(lambda: rig.state.read(job).rows_read >= before + 60, "more rows")
+        before = now(rig, job).rows_read
+        rig.until(lambda: now(rig, job).rows_read >= before + 60, "more rows")
         assert rig.state.set_read(job, phase="paused", when=("running",))
-        rig.until(lambda: rig.state.read(job).progress["counted"] == [], "all of it is in the log")
+        rig.until(lambda: (now(rig, job).progress or {})["counted"] == [], "all of it is in the log")
     with rig.running(without_merge):
-        before = rig.state.read(job).rows_read
+        before = now(rig, job).rows_read
         assert rig.state.set_read(job, phase="waiting", when=("paused",))
-        rig.until(lambda: rig.state.read(job).rows_read >= before + 60, "more rows")
+        rig.until(lambda: now(rig, job).rows_read >= before + 60, "more rows")
     with rig.running():
         rig.read(job)
         rig.ready(table)
