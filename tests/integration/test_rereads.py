@@ -454,3 +454,24 @@ def test_more_keys_of_the_lake_than_can_be_held(
         for table in (numbers, words):
             rig.pipeline.snapshot(str(table), wait=True)
             assert rig.lake(table) == rig.source(table)
+
+
+@pytest.mark.timeout(120)
+def test_a_shard_that_goes_in_mid_read(mysql: MySQLServer, schema: str, tmp_path: Path) -> None:
+    shards = [make(mysql, schema, 200, f"t_{n}") for n in range(2)]
+    target = TableName(schema, "t")
+    entry = {"name": f"{schema}.t_*", "into": str(target)}
+    rig = Rereading(tmp_path, mysql, [entry], window_rows=5, rows_per_second=150)
+    with rig.running():
+        rig.ready(target)
+        reads = rig.pipeline.snapshot(str(target))
+        gone, stays = (next(r for r in reads if r.table == shard) for shard in shards)
+        rig.until(lambda: (r := rig.state.read(gone.job)) and r.rows_read >= 10, "it has begun")
+        mysql.execute(f"DROP TABLE {shards[0].quoted}")
+        failed = rig.read(gone.job, "failed")
+        assert failed.error is not None
+        rig.read(stays.job)
+        rig.current()
+        assert rig.lake(target) == sorted(((*row, str(shards[1])) for row in rig.source(shards[1])), key=repr)
+        assert (status := rig.state.table(target)) is not None
+        assert status.phase == "ready"
