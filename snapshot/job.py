@@ -255,6 +255,8 @@ class Job:
             self._todo.extend(segments.open_of(kept))
         elif spec.keys:
             self._todo.append(Segment(keys=(0, self._keys.num_rows)))
+        elif spec.where and spec.low is None and spec.high is None:
+            self._todo.extend(reader.sections())
         else:
             self._todo.append(self._range(walk))
             if reader.strikes:

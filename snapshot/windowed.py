@@ -26,6 +26,7 @@ from cdc.lake.keys import KeyIndex
 from cdc.position import BinlogEnd, Position
 from cdc.source import canonical
 from cdc.window import Delivery, Opened, Window
+from snapshot.boundaries import Boundaries
 from snapshot.chunks import Part, Walk
 from snapshot.reader import Reader
 from snapshot.segments import KEYS_AT_ONCE, Segment
@@ -37,6 +38,10 @@ STRUCK_BYTES = 256 * 1024 * 1024
 """… where the lake's order is not the server's."""
 CHECK_EVERY_S = 1.0
 """How often the table's columns are compared. Capture sees a DDL in a window anyway, and cancels it."""
+SECTION_ROWS = 200_000
+"""Rows that one SELECT with a condition looks at, about: its transaction is to be short, however few it finds."""
+SECTIONS = 500
+"""At most: what is left of them is told in every window."""
 
 
 class Shard(NamedTuple):
@@ -108,6 +113,12 @@ class WindowReader:
     def rows_estimate(self) -> int:
         """About how many rows the table has."""
         return self._reader.rows_estimate()
+
+    def sections(self) -> list[Segment]:
+        """The whole table, in ranges of about so many rows that one SELECT may look at: with a condition it looks at many for few."""
+        boundaries = Boundaries(self._reader.connection(), self.walk)
+        parts = boundaries.parts(lambda rows: min(SECTIONS, -(-rows // SECTION_ROWS)))
+        return [Segment(part.low, part.high) for part in parts]
 
     def range(self, segment: Segment, opened: Opened | None) -> Found:
         """The first rows of a range, as many as one window has. `opened`: the window; None is a mistake of `c0_after_select`."""

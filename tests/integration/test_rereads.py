@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -124,6 +125,34 @@ def test_a_condition_brings_rows_and_takes_none(mysql: MySQLServer, schema: str,
         assert (none.phase, none.rows_read, none.rows_emitted) == ("done", 0, 0)
         (both,) = rig.pipeline.snapshot(str(table), where="v = 'new'", low="2", high="501", wait=True)
         assert both.rows_read == 2
+
+
+@pytest.mark.timeout(120)
+def test_a_condition_looks_at_so_many_rows_in_one_statement(
+    mysql: MySQLServer, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make(mysql, schema, rows=4000)
+    mysql.execute(f"ANALYZE TABLE {table.quoted}")
+    monkeypatch.setattr(windowed, "SECTION_ROWS", 500)
+    looked: list[Any] = []
+    original = windowed.WindowReader.range
+
+    def range_of(reader: Any, segment: Any, opened: Any) -> Any:
+        looked.append((segment.after, segment.to))
+        return original(reader, segment, opened)
+
+    monkeypatch.setattr(windowed.WindowReader, "range", range_of)
+    rig = Rereading(tmp_path, mysql, [str(table)])
+    with rig.running():
+        rig.ready(table)
+        rig.unlogged(f"UPDATE {table.quoted} SET v = 'drifted' WHERE n % 400 = 0")
+        (read,) = rig.pipeline.snapshot(str(table), where="v = 'drifted'", wait=True)
+        assert rig.lake(table) == rig.source(table)
+    assert read.rows_emitted == 10
+    assert 6 <= len(looked) <= 12
+    assert looked[0][0] is None
+    assert looked[-1][1] is None
+    assert all(high == low for (_, high), (low, _) in itertools.pairwise(looked))
 
 
 @pytest.mark.timeout(60)
