@@ -563,7 +563,11 @@ def load(path: Path) -> PipelineConfig:
     except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"not YAML: {getattr(error, 'problem', None) or error}", where=where) from error
+        raise ConfigError(
+            f"not YAML: {getattr(error, 'problem', None) or error}",
+            where=where,
+            hint="put it right; a daemon that runs keeps to the tables that it read before",
+        ) from error
     if not isinstance(data, dict):
         raise ConfigError("not a pipeline file: the top level is not a mapping", where=str(path))
     return parse(data, path.resolve())

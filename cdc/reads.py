@@ -149,7 +149,7 @@ def _what(spec: ReadSpec) -> str:
     if spec.whole:
         return "whole table"
     if spec.keys:
-        return f"{len(spec.keys)} keys"
+        return "1 key" if len(spec.keys) == 1 else f"{len(spec.keys)} keys"
     parts = ["a range of keys"] if spec.low is not None or spec.high is not None else []
     return " and ".join([*parts, *(["a condition"] if spec.where else [])])
 

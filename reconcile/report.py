@@ -122,6 +122,11 @@ def _print_values(console: Console, report: ValuesReport) -> None:
         console.print(f"Values: equal, at epoch {report.epoch:,}.")
     else:
         console.print("Values: NOT EQUAL.")
+        wrong = [one.table for one in report.tables if one.different]
+        if wrong:
+            console.print(
+                f"  → `lakesync snapshot {wrong[0]}` reads it again; with --key, --from and --to, some of its rows"
+            )
 
 
 def _mark(good: bool, yes: str, no: str) -> Text:

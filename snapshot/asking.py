@@ -13,7 +13,7 @@ from cdc.errors import ConfigError, NotFollowingError, TableStoppedError
 from cdc.lake import manifest
 from cdc.log import captured, open_log
 from cdc.names import TableName
-from cdc.reads import ReadPhase
+from cdc.reads import Key, ReadPhase
 from cdc.schema import TableSchema
 from cdc.source.connection import connect
 from cdc.state import Read, ReadSpec, State, TableStatus
@@ -60,6 +60,8 @@ def ask(
         None if high is None else parse_key(table, columns, high),
         tuple(parse_key(table, columns, key) for key in keys),
     )
+    if spec.low is not None and spec.high is not None and _is_above(spec.low, spec.high):
+        raise ConfigError("no key is from there to there", where=str(table), hint="--from is the lower one")
     if spec.where:
         _check_condition(table, spec.where)
         with closing(connect(config.source, purpose="check")) as connection:
@@ -77,16 +79,32 @@ def _found(config: PipelineConfig, state: State, table: TableName) -> tuple[Tabl
         target = TableName.from_id(name)
         shards = list(sharding.shards(found.options))
         if table == target or table in shards:
-            _check_live(state.table(target), target)
+            _check_live(config, state.table(target), target)
             whole = shards if sharding.is_sharded(found.options) else [target]
             return target, found, whole if table == target else [table]
-    _check_live(state.table(table), table)
+    _check_live(config, state.table(table), table)
     raise ConfigError("the table is not captured yet", where=str(table), hint="`lakesync status` shows how far it is")
 
 
-def _check_live(status: TableStatus | None, table: TableName) -> None:
+def _is_above(low: Key, high: Key) -> bool:
+    """Whether no key is between: where the first columns that differ are integers. Of other types the server knows the order."""
+    one, other = next(((a, b) for a, b in zip(low, high, strict=True) if a != b), (0, 0))
+    return isinstance(one, int) and isinstance(other, int) and one > other
+
+
+def _check_live(config: PipelineConfig, status: TableStatus | None, table: TableName) -> None:
+    if status is None and (config.entry(table) or config.landing(table)):
+        raise ConfigError(
+            "the pipeline file names it, and no daemon has looked at it yet",
+            where=str(table),
+            hint="`lakesync run` reads it, with all its rows",
+        )
     if status is None:
-        raise ConfigError("not a table of this pipeline", where=str(table), hint="`lakesync status` lists them")
+        raise ConfigError(
+            "not a table of this pipeline",
+            where=str(table),
+            hint=f"`lakesync status` lists them, `lakesync add {table}` adds it",
+        )
     if status.phase in _FIRST:
         raise ConfigError(
             "the table is being read for the first time, with all its rows",
@@ -116,6 +134,8 @@ def _check_condition(table: TableName, where: str) -> None:
     except SqlglotError as error:
         details = getattr(error, "errors", None) or [{}]
         what = details[0].get("description") or "not understood"
+        if "<class" in what:  # the parser's own words, of its own classes
+            what = "something is missing there"
         line, column = details[0].get("line"), details[0].get("col")
         place = f" at line {line}, column {column}" if line else ""
         raise ConfigError(f"the condition has a syntax error{place}: {what}", where=str(table), hint=hint) from None
@@ -166,7 +186,7 @@ def wait(
         for read in done:
             status = state.table(read.target)
             if status is not None and status.phase == "stopped":
-                _check_live(status, read.target)
+                _check_live(config, status, read.target)
         if not is_running(state):
             raise NotFollowingError(
                 "no daemon is running any more",
@@ -210,6 +230,8 @@ def steer(config: PipelineConfig, table: TableName, phase: ReadPhase) -> list[Re
             raise ConfigError("it is not paused", where=str(table), hint="there is nothing to continue")
         state.pause(table, phase == "paused")
     elif not changed:
+        if status is None and not any(table in (r.target, r.table) for r in state.reads()):
+            _check_live(config, status, table)
         what = {"paused": "is being read", "waiting": "is paused", "cancelled": "is being read"}[phase]
         raise ConfigError(f"nothing {what} of this table", where=str(table), hint="`lakesync status` shows what is")
     return [r for r in state.reads() if r.job in changed]

@@ -46,10 +46,15 @@ def parse_key(table: TableName, columns: Sequence[Column], text: str | int | Seq
 
 def _refused(table: TableName, columns: Sequence[Column], why: str) -> ConfigError:
     names = ",".join(c.name for c in columns)
+    several = f"with commas between, as {names}, or as a JSON array"
+    only = columns[0]
+    hint = (
+        "bytes in hexadecimal digits"
+        if only.type in ("binary", "varbinary")
+        else f"one value of {only.name}, as the key is that column"
+    )
     return ConfigError(
-        f"not a key of the table: {why}",
-        where=str(table),
-        hint=f"write {names}" + (" between commas, or as a JSON array" if len(columns) > 1 else ""),
+        f"not a key of the table: {why}", where=str(table), hint=f"write {several if len(columns) > 1 else hint}"
     )
 
 

@@ -332,4 +332,7 @@ def _reason(statement: statements.Statement) -> LakesyncError:
         )
     if statement.kind is Kind.UNKNOWN:
         return TableStoppedError("a statement that is not understood names it", hint=_RESYNC)
+    if statement.drops:
+        gone = "`lakesync remove {table}` gives it up; once it is there again, `lakesync resync {table}` reads it"
+        return TableStoppedError(f"{statement.verb} changed it", hint=gone)
     return TableStoppedError(f"{statement.verb} changed it", hint=_RESYNC)

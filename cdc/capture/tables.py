@@ -50,6 +50,7 @@ class PipelineFile:
         """As it was when it was read here; never yet."""
         self._refusal: ConfigError | None = None
         self._misnamed: ConfigError | None = None
+        self._later: ConfigError | None = None
         self._confirmed = False
         self.settles = False
         """Whether it changed since the look before, and may be written to still."""
@@ -64,7 +65,7 @@ class PipelineFile:
     @property
     def problems(self) -> list[LakesyncError]:
         """What is wrong with the file, or with the names in it. What was read of it before holds meanwhile."""
-        return [e for e in (self._refusal, self._misnamed) if e is not None]
+        return [e for e in (self._refusal, self._misnamed, self._later) if e is not None]
 
     def reload(self) -> bool:
         """Read it again if it changed; whether its tables did. Of a file that is broken, or gone, it is said that it is so, and what was
@@ -101,8 +102,14 @@ class PipelineFile:
 
     def _take(self, changed: PipelineConfig) -> bool:
         own = self._config.model_copy(update={"tables": changed.tables})
+        self._later = None
         if other := [name for name in type(own).model_fields if getattr(own, name) != getattr(changed, name)]:
-            LOG.warning("pipeline-file-needs-restart", changed=other)
+            LOG.warning("pipeline-file-needs-restart", changed=",".join(other))
+            self._later = ConfigError(
+                f"changed under the daemon, which takes only `tables` while it runs: {', '.join(other)}",
+                where=str(self._config.path),
+                hint="end `lakesync run` and start it again: it goes on where it was",
+            )
         if changed.tables == self._config.tables:
             return False
         LOG.info("pipeline-file-changed", tables=len(changed.tables))

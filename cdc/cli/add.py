@@ -93,6 +93,7 @@ def command(
     else:
         findings.show([f for f in found if f.level != "ok" or into is not None])
         how = f"into {into}" if into is not None else f"mode {mode}" + (", from the rows that are there on" * backfill)
+        how += ", taken over from the lake" if from_position is not None else ""
         for table in tables:
             output.say(f"{table}: " + ("not added" if failed else f"added, {how}"))
         if failed and into is None:

@@ -34,7 +34,9 @@ def command(
     ] = None,
     keys: Annotated[
         list[str] | None,
-        typer.Option("--key", metavar="KEY", help="Only the row with this key; may be repeated.", show_default=False),
+        typer.Option(
+            "--key", metavar="KEY", help="Only the row with exactly this key; may be repeated.", show_default=False
+        ),
     ] = None,
     pause: Annotated[
         bool, typer.Option("--pause", help="Have what is being read of the table wait.", show_default=False)
@@ -53,7 +55,7 @@ def command(
 ) -> None:
     """Read rows of a table again, while the stream goes on.
 
-    The lake's rows become the source's, where they had parted; rows that the source no longer has go, except with --where, which only brings rows. A key of several columns is written with commas between, or as a JSON array. Ctrl-C leaves the reading to the daemon.
+    The lake's rows become the source's, where they had parted; rows that the source no longer has go, except with --where, which only brings rows. A key of several columns is written with commas between, or as a JSON array; binary ones in hexadecimal digits. Ctrl-C leaves the reading to the daemon.
 
     \b
     Example:
@@ -101,7 +103,7 @@ def _steer(pipeline: Pipeline, table: str, asked: Sequence[str], more: bool, as_
         return
     done = {"pause": "paused", "continue": "goes on", "cancel": "cancelled"}[asked[0]]
     for read in found:
-        output.say(f"{read.table}: {done}, after {read.rows_read:,} rows")
+        output.say(f"{read.table}: {done}, after {_count(read.rows_read, 'row')}")
     if not found:
         output.say(f"{table}: its first reading {'is paused' if asked[0] == 'pause' else 'goes on'}")
 
@@ -112,14 +114,20 @@ def _say(found: Sequence[Read], running: bool, as_json: bool) -> None:
         return
     for read in found:
         if read.phase == "cancelled":
-            output.say(f"{read.table}: cancelled, after {read.rows_read:,} rows")
+            output.say(f"{read.table}: cancelled, after {_count(read.rows_read, 'row')}")
         elif read.phase != "done":
             output.say(f"{read.table}: recorded, job {read.job}")
         elif not read.rows_read and not read.rows_gone:
             output.say(f"{read.table}: 0 rows match; the lake is as it was")
         else:
             kept = read.rows_read + read.rows_gone - read.rows_emitted
-            told = f"{read.table}: {read.rows_read:,} rows read, {read.rows_emitted:,} written to the lake"
-            told += f", {read.rows_gone:,} of them deletions" if read.rows_gone else ""
-            told += f"; {kept:,} had changed meanwhile, and came by the stream" if kept else ""
+            told = f"{read.table}: {_count(read.rows_read, 'row')} read"
+            told += (
+                f"; {_count(read.rows_gone, 'key')} not in the source, nor in the lake now" if read.rows_gone else ""
+            )
+            told += f"; {kept:,} changed meanwhile, and came by the stream" if kept > 0 else ""
             output.say(told)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

@@ -17,6 +17,7 @@ from cdc.status import PipelineStatus, TableView
 WATCH_EVERY_S = 1.0
 ERRORS_SHOWN = 3
 RECENT_MS = 3_600_000
+ENDED_SHOWN = 3
 
 _STYLES = {"ready": "green", "stopped": "bold red", "removed": "dim"}
 _READ_STYLES = {"done": "dim", "cancelled": "dim", "failed": "bold red", "paused": "yellow"}
@@ -65,14 +66,22 @@ def _whole(status: PipelineStatus) -> RenderableType:
     parts += [_error(f"{t.table} {_ended(t)}", t.error) for t in status.tables if t.error]
     parts += [_error(f"reading {r['table']} again, {r['phase']}", r["error"]) for r in status.reads if r["error"]]
     parts += [_error("problem", p) for p in status.problems]
+    parts += [_error(f"{n.name} says", p) for n in status.nodes if n.alive for p in n.info.get("problems", ())]
     parts += [_request(r, status.at_ms) for r in reversed(status.requests) if r["outcome"] is None]
     parts += [_error(f"{_ago(status, e)}, {e['node']}", e) for e in _unsettled(status)]
     return Group(*parts)
 
 
 def _unsettled(status: PipelineStatus) -> list[dict[str, Any]]:
-    """The newest errors that are still of interest: of the daemon, not long ago. Those of tables stand at the tables."""
-    recent = [e for e in status.errors if e["table"] is None and status.at_ms - e["at_us"] // 1000 < RECENT_MS]
+    """The newest errors that are still of interest: of the daemon, not long ago. Those of tables stand at the tables, and whether the
+    pipeline file is good is what capture says now."""
+    recent = [
+        e
+        for e in status.errors
+        if e["table"] is None
+        and status.at_ms - e["at_us"] // 1000 < RECENT_MS
+        and (e["node"], e["code"]) != ("capture", "Config")
+    ]
     return recent[:ERRORS_SHOWN]
 
 
@@ -149,7 +158,8 @@ def _pace(percent: float | None, rows_per_second: int | None, seconds_left: int 
 
 def _reads(status: PipelineStatus) -> RenderableType:
     made = output.table(("read again", "what", "state", "rows", "emitted", "gone", "pace"), right=(3, 4, 5))
-    for r in status.reads:
+    ended = [r for r in status.reads if r["phase"] in ("done", "cancelled")]
+    for r in (r for r in status.reads if r not in ended[:-ENDED_SHOWN]):
         phase = f"{r['phase']}, waits: {r['waiting']}" if r["waiting"] else r["phase"]
         rows = [f"{r[key]:,}" for key in ("rows_read", "rows_emitted", "rows_gone")]
         left = _pace(r["percent"], r["rows_per_second"], r["seconds_left"])

@@ -59,17 +59,20 @@ def test_rows_are_read_again(rig: Rereading, table: TableName) -> None:
         rig.ready(table)
         drift(rig, table)
         said = shell("snapshot", name, "--where", "v = 'drifted'")
-        assert "5 rows read, 5 written to the lake" in said
+        assert f"{name}: 5 rows read\n" in said
         said = shell("snapshot", name, "--where", "v = 'nothing of that kind'")
         assert "0 rows match; the lake is as it was" in said
         said = shell("snapshot", name, "--key", "4", "--key", "402")
-        assert "0 rows read, 2 written to the lake, 2 of them deletions" in said
+        assert f"{name}: 0 rows read; 2 keys not in the source, nor in the lake now\n" in said
         whole = shell.json("snapshot", name)
         (read,) = whole["reads"]
         assert (read["phase"], read["percent"], read["rows_read"], read["rows_gone"]) == ("done", 100.0, 500, 3)
         assert rig.lake(table) == rig.source(table)
         # What is wrong with what is asked for.
-        assert "syntax error" in shell("snapshot", name, "--where", "v = ", code=2)
+        refused = shell("snapshot", name, "--where", "v >= ", code=2)
+        assert "syntax error" in refused
+        assert "<class" not in refused
+        assert "no key is from there to there" in shell("snapshot", name, "--from", "9", "--to", "3", code=2)
         assert "column" in shell("snapshot", name, "--where", "nowhere = 1", code=2)
         assert "not a key" in shell("snapshot", name, "--from", "x", code=2)
         assert "not a table" in shell("snapshot", f"{table.schema}.nowhere", code=2)
@@ -108,7 +111,9 @@ def test_it_pauses_goes_on_and_ends(rig: Rereading, table: TableName) -> None:
 @pytest.mark.timeout(120)
 def test_without_a_daemon_it_is_recorded(rig: Rereading, table: TableName) -> None:
     shell, name = Shell(rig), str(table)
-    assert "not a table of this pipeline" in shell("snapshot", name, code=2)
+    assert "no daemon has looked at it yet" in shell("snapshot", name, code=2)
+    for verb in ((), ("--pause",), ("--cancel",)):
+        assert "not a table of this pipeline" in shell("snapshot", f"{name}_not", *verb, code=2)
     with rig.running():
         rig.ready(table)
     rig.until(lambda: not shell.json("status")["running"], "the daemon is known to have ended")

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from cdc.cli.status import _whole
-from cdc.status import PipelineStatus, Reading, TableView, percent
+from cdc.status import NodeStatus, PipelineStatus, Reading, TableView, percent
 
 READING = Reading(41.2, 250_000, 95, False, "", "")
 TABLE = TableView("shop.orders", "snapshot", 4_120_000, 10_000_000, None, None, None, READING)
@@ -20,7 +20,10 @@ READ = {
 
 
 def shown(*tables: TableView, reads: tuple[dict[str, Any], ...] = ()) -> str:
-    status = PipelineStatus("p", 0, True, None, 1, 1, 1, 1, (), tables, (), (), (), reads)
+    return text_of(PipelineStatus("p", 0, True, None, 1, 1, 1, 1, (), tables, (), (), (), reads))
+
+
+def text_of(status: PipelineStatus) -> str:
     out = io.StringIO()
     Console(file=out, width=200).print(_whole(status))
     return out.getvalue()
@@ -64,3 +67,23 @@ def test_no_reading_is_whole_before_its_end() -> None:
     assert percent(10, 0) is None
     assert percent(500, 1000) == 50.0
     assert percent(1000, 1000) == 99.9
+
+
+def test_of_what_was_read_again_only_the_newest_is_shown() -> None:
+    done = [READ | {"table": f"shop.t{n}", "phase": "done"} for n in range(9)]
+    text = shown(TABLE, reads=(READ, *done[:5], READ | {"table": "shop.bad", "phase": "failed"}, *done[5:]))
+    assert [n for n in range(9) if f"shop.t{n} " in text] == [6, 7, 8]
+    assert "shop.users" in text
+    assert "shop.bad" in text
+
+
+def test_what_capture_waits_for_is_shown_as_long_as_it_says_so() -> None:
+    problem = {"what": "not YAML", "where": "lakesync.yaml:3", "hint": "put it right", "code": "Config"}
+    capture = NodeStatus("capture", 1, True, 10, {"problems": [problem]})
+    past = problem | {"at_us": 0, "node": "capture", "table": None}
+    status = PipelineStatus("p", 0, True, None, 1, 1, 1, 1, (capture,), (TABLE,), (), (), (past,), ())
+    assert "capture says: not YAML\n  where: lakesync.yaml:3\n  hint: put it right" in text_of(status)
+    assert "not YAML" not in text_of(replace(status, nodes=(replace(capture, info={}),)))
+    assert "capture: out of memory" in text_of(
+        replace(status, errors=(past | {"what": "out of memory", "code": "Log"},))
+    )
