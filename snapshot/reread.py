@@ -263,8 +263,16 @@ class _Node:
             return
         LOG.error("reading-failed", table=str(read.table), job=read.job, error=error.code, what=error.what)
         status = self.state.table(read.target)
-        if status is not None and status.phase == "reading" and read.spec.whole and read.why != "asked":
+        if status is not None and read.why != "asked" and read.spec.whole and self._lacks(read, status):
             self.state.stop_table(read.target, NODE, error)
+
+    def _lacks(self, read: Read, status: TableStatus) -> bool:
+        """Whether a table without a job's rows is not what it is said to be: of a table that was ready before, a shard's."""
+        if status.phase == "reading":
+            return True
+        found = self._known.tables.get(read.target.id) if self._known is not None else None
+        upsert = found is not None and found.options.get("mode", "upsert") == "upsert"
+        return read.why == "shard" and upsert and status.phase in _LIVE
 
     def rest(self) -> None:
         """A job that is paused keeps the log only from now on."""

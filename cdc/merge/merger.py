@@ -128,6 +128,7 @@ class Merger:
         """
         self._stop = stop
         done: tuple[EpochId | None, Mapping[TableName, tuple[Phase, int]]] | None = None
+        read: set[str] = set()
         info: dict[str, Any] = {}
         round_s = trim_s = clean_s = self._clock.monotonic()
         beat_s = look_s = -LOOK_BACK_S
@@ -147,7 +148,8 @@ class Merger:
                 continue
             asked = resuming.take_requests(self._state, self._config)
             phases = {t: (s.phase, s.changed_us) for t, s in self._state.tables().items()}
-            due = asked or done is None or phases != done[1]
+            reads = {r.job for r in self._state.reads(open_only=True) if r.why == "shard"}
+            due = asked or done is None or phases != done[1] or reads != read
             if not due and now_s - look_s >= LOOK_BACK_S:
                 newest, look_s = self._log.newest(), now_s
                 due = done is not None and (newest and newest.id) != done[0]
@@ -158,7 +160,7 @@ class Merger:
                 if any(r.phase == "catching-up" for r in result.tables.values()):
                     # It is ready once it is seen to be; but most of the time is the others'.
                     round_s = min(round_s, ended_s + max(LOOK_S, 4 * (ended_s - begun_s)))
-                done = (result.newest, phases)
+                done, read = (result.newest, phases), reads
                 info = self._info(result)
                 beat_s = -LOOK_BACK_S
 
@@ -441,10 +443,24 @@ class Merger:
                 snapshot.version,
                 snapshot.info_version,
                 snapshot.applied.epoch,
-                work.phases[table],
+                self._said(table, work.phases[table], target),
                 None if there else merge.applied,
             )
         manifest.write(self._root, self._config.name, Manifest(applied, tables, self._clock.now_us()))
+
+    def _said(self, table: TableName, phase: Phase, target: CommitRecord) -> Phase:
+        """What the manifest calls a table that is at the target: one that is made of shards lacks what a later one of them had, until that is
+        read."""
+        found = self._tables.get(table.id)
+        if phase != "ready" or found is None or adding.is_append(found):
+            return phase
+        for shard, since in sharding.shards(found.options).items():
+            if since is None:
+                continue  # the table was not ready before it was read
+            read = self._state.read(sharding.job(self._log.uuid, table.id, found, shard))
+            if read is None or read.phase != "done" or (read.last is not None and read.last.number > target.number):
+                return "reading"
+        return phase
 
     def _results(self, work: _Round) -> dict[TableName, TableResult]:
         results = {t: TableResult("stopped", error=e, commits=work.commits.get(t, 0)) for t, e in work.stopped.items()}
