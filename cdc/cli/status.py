@@ -64,7 +64,14 @@ def _whole(status: PipelineStatus) -> RenderableType:
         Text(f"{t.table}: {t.reading.warning}", "yellow") for t in status.tables if t.reading and t.reading.warning
     ]
     parts += [_error(f"{t.table} {_ended(t)}", t.error) for t in status.tables if t.error]
-    parts += [_error(f"reading {r['table']} again, {r['phase']}", r["error"]) for r in status.reads if r["error"]]
+    stopped = {
+        t.table for t in status.tables if t.phase == "stopped"
+    }  # what was read of it ended with it, for the same reason
+    parts += [
+        _error(f"reading {r['table']} again, {r['phase']}", r["error"])
+        for r in status.reads
+        if r["error"] and r["target"] not in stopped
+    ]
     parts += [_error("problem", p) for p in status.problems]
     parts += [_error(f"{n.name} says", p) for n in status.nodes if n.alive for p in n.info.get("problems", ())]
     parts += [_request(r, status.at_ms) for r in reversed(status.requests) if r["outcome"] is None]

@@ -14,7 +14,7 @@ from cdc.status import NodeStatus, PipelineStatus, Reading, TableView, percent
 READING = Reading(41.2, 250_000, 95, False, "", "")
 TABLE = TableView("shop.orders", "snapshot", 4_120_000, 10_000_000, None, None, None, READING)
 READ = {
-    "table": "shop.users", "what": "whole table", "phase": "running", "rows_read": 5000, "rows_emitted": 4990, "rows_gone": 3,
+    "table": "shop.users", "target": "shop.users", "what": "whole table", "phase": "running", "rows_read": 5000, "rows_emitted": 4990, "rows_gone": 3,
     "percent": 50.0, "rows_per_second": 1000, "seconds_left": 5, "waiting": "", "error": None,
 }  # fmt: skip
 
@@ -61,6 +61,10 @@ def test_what_is_read_again_is_shown() -> None:
     assert " ".join(line.split()) == "shop.users whole table running 5,000 4,990 3 50 %, 1,000 rows/s, 5.0 s left"
     failed = shown(TABLE, reads=(READ | {"phase": "failed", "error": {"what": "gone"}},))
     assert "reading shop.users again, failed: gone" in failed
+    stopped = replace(TABLE, table="shop.users", phase="stopped", error={"what": "gone"}, reading=None)
+    assert "reading shop.users again" not in shown(
+        stopped, reads=(READ | {"phase": "failed", "error": {"what": "gone"}},)
+    )
 
 
 def test_no_reading_is_whole_before_its_end() -> None:
