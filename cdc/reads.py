@@ -24,6 +24,8 @@ Key = tuple[int | str, ...]
 
 OPEN: tuple[ReadPhase, ...] = ("waiting", "running", "paused")
 UNSET: Any = object()
+NUMBERS = 1_000_000
+"""Numbers of windows of one run of a job."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS reads (
@@ -193,13 +195,20 @@ def change(
     return cursor.rowcount > 0
 
 
-def restart(db: sqlite3.Connection, job: str) -> None:
-    """Everything from the beginning, unless it was cancelled. `epoch` stays: windows of the runs before are told by their `run`."""
-    db.execute(
+def run_of(window: int) -> int:
+    """Of which run of its job a window is, by its number."""
+    return window // NUMBERS
+
+
+def restart(db: sqlite3.Connection, job: str, run: int | None) -> bool:
+    """Everything from the beginning, unless it was cancelled, or another run than this one has begun. `epoch` stays: windows of the runs
+    before are told by their `run`. Whether it was done."""
+    cursor = db.execute(
         "UPDATE reads SET phase = iif(phase = 'paused', 'paused', 'waiting'), run = run + 1, progress = NULL, last = NULL, error = NULL, "
-        "rows_read = 0, rows_emitted = 0, rows_gone = 0, changed_us = ? WHERE job = ? AND phase != 'cancelled'",
-        (now_us(), job),
+        "rows_read = 0, rows_emitted = 0, rows_gone = 0, changed_us = ? WHERE job = ? AND phase != 'cancelled' AND run = coalesce(?, run)",
+        (now_us(), job, run),
     )
+    return cursor.rowcount > 0
 
 
 def now_us() -> int:

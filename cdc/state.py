@@ -298,11 +298,13 @@ class State:
         with self._transaction() as db:
             return reads.change(db, job, when, run, given)
 
-    def restart_read(self, job: str, reason: str) -> None:
-        """Rows of its windows did not reach the lake, for this reason: from the beginning, in new windows, unless it was cancelled."""
+    def restart_read(self, job: str, reason: str, run: int | None = None) -> None:
+        """Rows of its windows did not reach the lake, for this reason: from the beginning, in new windows, unless it was cancelled.
+        `run`: that they are of; if another one has begun since, all is done."""
         with self._transaction() as db:
-            reads.restart(db, job)
-        LOG.warning("read-again", job=job, reason=reason)
+            restarted = reads.restart(db, job, run)
+        if restarted:
+            LOG.warning("read-again", job=job, reason=reason)
 
     def set_run(self, job: str, run: int) -> None:
         """The log knows of a later run than this folder, which was lost."""

@@ -24,6 +24,7 @@ from cdc.journal import logger
 from cdc.lake import LakeTable
 from cdc.log import captured
 from cdc.log.base import Log
+from cdc.reads import NUMBERS
 from cdc.schema import TableSchema
 from cdc.state import Read, State
 from cdc.window import PROBE, Opened, Window, WindowCancelled, WindowEnded, Windows
@@ -45,8 +46,6 @@ WRITTEN_WITHIN_S = 30.0
 """How long a job that ends waits for windows that are being written."""
 OLD_S = 1.0
 """A window that was asked for ahead is given up after a pause of this length: what the stream touched meanwhile only costs."""
-NUMBERS = 1_000_000
-"""Numbers of windows of one run of a job."""
 PAUSES_S = (0.02, 0.1, 0.5, 2.0, 5.0)
 """Before the next window after one, two, … were cancelled in a row."""
 

@@ -38,6 +38,7 @@ from cdc.merge import adding, adopting, resuming, trim
 from cdc.merge.decide import applied_at
 from cdc.merge.table import TableMerge
 from cdc.names import TableName
+from cdc.reads import run_of
 from cdc.state import Phase, State, TableStatus
 
 LOG = logger("merge")
@@ -315,7 +316,8 @@ class Merger:
 
     def _read_again(self, window: WindowId) -> None:
         """A table passes over a window's rows: they were read before what it has."""
-        self._state.restart_read(window.job, f"the log lost records, and the table was ahead of window {window.number}")
+        why = f"the log lost records, and the table was ahead of window {window.number}"
+        self._state.restart_read(window.job, why, run_of(window.number))
 
     def _load(self, table: TableName) -> tuple[LakeTable, Snapshot | None]:
         lake, known = self._snapshots.pop(table, (None, None))

@@ -109,6 +109,10 @@ class TableMerge:
                 self._pending.clear()
             self._new = self._new or at.epoch.hash == record.hash
             if isinstance(decision, Skip):
+                if self._new and at.position.is_at(record.end) and not self._knows(at, record):
+                    # From other records, and as far as this one: from here on the chain goes on, also while the source rests.
+                    self._tell()
+                    at = advance(at, record)
                 continue
             if self.table.id in record.added and not self._passes(record):
                 self.held = record
@@ -121,9 +125,7 @@ class TableMerge:
                     where=str(self.table),
                     hint=f"`lakesync resync {self.table}`",
                 )
-            for window in sorted(self._pending):
-                self._dropped(window)
-            self._pending.clear()
+            self._tell()
             entry = record.tables.get(self.table.id)
             if isinstance(decision, Part) or (entry and batch.size + entry.extent.bytes > BATCH_BYTES):
                 batch = self._flush(batch, at)
@@ -141,6 +143,16 @@ class TableMerge:
             self.ended = self.leaving and self.table.id in record.removed
         self._flush(batch, at)
         self.applied = at
+
+    def _knows(self, at: Applied, record: CommitRecord) -> bool:
+        """Whether the record led to what the table has, or makes it another one."""
+        return record.hash in (at.epoch.hash, *self._applied) or self.table.id in record.added
+
+    def _tell(self) -> None:
+        """The table has passed over windows for good."""
+        for window in sorted(self._pending):
+            self._dropped(window)
+        self._pending.clear()
 
     def lost(self, applied: Collection[str]) -> None:
         """The log does not have what the table applied last; of these epochs, by their hashes, the table has what is in the log before

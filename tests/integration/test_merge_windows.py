@@ -11,6 +11,7 @@ import pytest
 
 from cdc.epoch import WindowId
 from cdc.errors import LogDamagedError
+from cdc.lake import manifest
 from cdc.log import Log
 from cdc.merge import resuming
 from cdc.names import TableName
@@ -193,6 +194,37 @@ def test_a_window_where_the_lake_is_exactly_is_applied(pipeline: Pipeline) -> No
     assert run_of(pipeline, read) == 0
     logged = [commit["counts"]["logged"] for commit in pipeline.commits(ORDERS)]
     assert [c[3] for c in logged if len(c) > 3] == [len(pipeline.source.rows(ORDERS, 20))]
+
+
+def test_a_lake_ahead_of_the_log_is_consistent_again_though_the_source_rests(pipeline: Pipeline) -> None:
+    """Its windows that were passed over are told then, once; and the next one is applied."""
+    with closing(pipeline.log()) as log:
+        with Capture(log, pipeline.source) as capture:
+            pipeline.start(capture)
+            capture.epoch(5)
+            copy = copy_log(pipeline.folder)
+            capture.epoch(15)
+            pipeline.merger(log).round()
+        restore_log(pipeline.folder, copy)
+        read = asked(pipeline)
+        with Capture(log, pipeline.source) as capture:
+            capture.windows(whole(pipeline, read, 12), transactions=7)
+            merging = pipeline.merger(log)
+            merging.round()
+            assert run_of(pipeline, read) == 0  # the log may go on to what the lake has
+            capture.epoch(8)
+            merging.round()
+            assert run_of(pipeline, read) == 1
+            found = manifest.read(pipeline.config.lake_root, pipeline.config.name)
+            assert found is not None
+            assert found.tables[ORDERS].applied is None
+            merging.round()
+            pipeline.merger(log).round()
+            assert run_of(pipeline, read) == 1
+            capture.windows(whole(pipeline, read, 20))
+            pipeline.merger(log).round()
+            pipeline.check(ORDERS, 20)
+            assert pipeline.commits(ORDERS)[-1]["counts"]["logged"][3] == len(pipeline.source.rows(ORDERS, 20))
 
 
 def test_a_window_from_before_the_loss_is_not_read_again(pipeline: Pipeline) -> None:
