@@ -16,7 +16,7 @@ SECONDS ?= 60
 # Of windowed reads, over all kinds of keys: make test-windows WINDOWS=1000
 WINDOWS ?= 10000
 # Processes that share the tests, each with servers of its own: most tests wait most of their time.
-WORKERS ?= 2
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-windows test-spec fuzz fetch lint format bench \

@@ -61,7 +61,14 @@ def test_a_reading_that_would_outlast_the_binary_log(pair: tuple[MySQLServer, My
         source.execute("SET GLOBAL binlog_expire_logs_seconds = 604800")
 
 
-def test_the_replica(pair: tuple[MySQLServer, MySQLServer], mysql: MySQLServer, tmp_path: Path) -> None:
+@pytest.fixture
+def stranger() -> Iterator[MySQLServer]:
+    """A server that nobody has written to."""
+    with MySQLServer() as server:
+        yield server
+
+
+def test_the_replica(pair: tuple[MySQLServer, MySQLServer], stranger: MySQLServer, tmp_path: Path) -> None:
     source, replica = pair
 
     def said(of: SqlServer) -> tuple[str, str]:
@@ -73,12 +80,12 @@ def test_the_replica(pair: tuple[MySQLServer, MySQLServer], mysql: MySQLServer, 
     assert level == "ok"
     assert "s behind" in what
     assert said(source)[0] == "ok"
-    level, what = said(mysql)
+    level, what = said(stranger)
     assert level == "warning"
     assert "replicates from no server" in what
-    mysql.execute("CREATE DATABASE one_of_its_own")
-    mysql.execute("DROP DATABASE one_of_its_own")
-    level, what = said(mysql)
+    stranger.execute("CREATE DATABASE one_of_its_own")
+    stranger.execute("DROP DATABASE one_of_its_own")
+    level, what = said(stranger)
     assert level == "error"
     assert "does not have" in what
     replica.execute("STOP REPLICA")
