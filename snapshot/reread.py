@@ -33,6 +33,8 @@ POLL_S = 0.1
 BEAT_S = 1.0
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Before a job is tried again after the first, second, … retryable error in a row; the last one for all further ones."""
+SHARD_TRIES = 5
+"""A shard that cannot be read is tried again so often before its table stops."""
 _LIVE = ("ready", "reading", "catching-up")
 """A table in these phases is captured, and what is logged of it gets into the lake."""
 _SOON = ("new", "added", "snapshot")
@@ -243,7 +245,16 @@ class _Node:
             return
         if isinstance(error, ConfigError | LogError | StateError):
             raise error
+        if read.why == "shard" and self._failures(read) < SHARD_TRIES:
+            # It may be one that was dropped or altered, and capture has not come to that yet: then it is a shard no more, and the table
+            # goes on.
+            self._retry(read, error)
+            return
         self._fail(read, error)
+
+    def _failures(self, read: Read) -> int:
+        retry = self._retries.get(read.job)
+        return retry.errors if retry is not None else 0
 
     def _retry(self, read: Read, error: LakesyncError) -> None:
         now = self.state.read(read.job)

@@ -12,6 +12,7 @@ from cdc.errors import TableStoppedError
 from cdc.lake import manifest
 from cdc.names import TableName
 from dev.mysql import MySQLServer
+from snapshot import reread
 from snapshot.job import Job, Outcome
 from tests.contract.binlog import run
 from tests.integration.rereading import Rereading
@@ -91,6 +92,7 @@ def test_a_shard_that_cannot_be_read_stops_the_table_and_is_read_after_a_resume(
         rig.ready(into)
         with monkeypatch.context() as patched:
             patched.setattr(Job, "run", fails)
+            patched.setattr(reread, "SHARD_TRIES", 2)
             name_it(rig, schema)
             rig.until(lambda: (s := rig.state.table(into)) and s.phase == "stopped", "it stops")
         assert said(rig, into) != "ready"

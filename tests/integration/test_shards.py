@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cdc import sharding
+from cdc.epoch import TableState
 from cdc.errors import LakesyncError
 from cdc.names import TableName
 from cdc.pipeline import Pipeline
@@ -62,10 +63,23 @@ class Sharded:
 
     def options(self) -> dict[str, Any]:
         """Of the table, as the log has them now."""
-        states: dict[str, Any] = {}
+        state = self.captured()
+        return dict(state.options) if state is not None else {}
+
+    def captured(self) -> TableState | None:
+        """The table, as the log has it now."""
+        states: dict[str, TableState] = {}
         for record in self.rig.log.records():
             states = record.states_after(states)
-        return dict(states[self.target.id].options) if self.target.id in states else {}
+        return states.get(self.target.id)
+
+    def is_asked_for(self) -> bool:
+        """Whether the read of each shard that came later is: that is so soon after the log says that it came."""
+        state = self.captured()
+        assert state is not None
+        jobs = {read.job for read in self.rig.state.reads()}
+        later = [shard for shard, since in sharding.shards(state.options).items() if since is not None]
+        return all(sharding.job(self.rig.log.uuid, self.target.id, state, shard) in jobs for shard in later)
 
     def shards(self) -> set[TableName]:
         return set(sharding.shards(self.options()))
@@ -89,6 +103,7 @@ class Sharded:
     def settled(self) -> None:
         """Wait until every read is done, and the lake has it and all that the server has now."""
         rig = self.rig
+        rig.until(self.is_asked_for, "all reads are asked for")
         rig.until(lambda: not rig.state.reads(open_only=True), "all reads are done")
         last = max((r.last.number for r in rig.state.reads() if r.last is not None), default=0)
         rig.until(lambda: rig.applied() >= last, "merged")
