@@ -69,6 +69,7 @@ def test_the_manifest_says_ready_once_the_rows_are_there(rig: Rereading, schema:
         try:
             rig.read(name_it(rig, schema))
             rig.until(lambda: said(rig, into) == "ready", "ready again, although nothing is written any more")
+            rig.until(lambda: versions[-1][0] == "ready", "and it was looked at")
         finally:
             stop.set()
             watching.join()
