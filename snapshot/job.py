@@ -227,12 +227,12 @@ class Job:
         if kept is not None and kept["log"] != self._log.uuid:
             raise Anew("there is another log")
         counted: list[int] = kept["counted"] if kept else []
-        if read.last is not None and not self._has(read.last):
+        if read.last is not None and not captured.has(self._log, read.last):
             raise self._lost()
         after: int | None = None
         if read.epoch is None:
             after = newest.number if read.why == "asked" else state.since - 1
-        elif self._has(read.epoch):
+        elif captured.has(self._log, read.epoch):
             after = read.epoch.number
         else:
             # The log lost it: what it has is all there is.
@@ -264,7 +264,7 @@ class Job:
             self._rows[n] += more
         self._last = found.last or read.last
         self._base = found.last or read.epoch or newest.id
-        if read.epoch is not None and not self._has(read.epoch):
+        if read.epoch is not None and not captured.has(self._log, read.epoch):
             self._base = newest.id
 
     def _lost(self) -> Exception:
@@ -276,13 +276,6 @@ class Job:
         """All that the job reads, of one without keys."""
         spec = self.read.spec
         return Segment(_bound(walk, spec.low), _bound(walk, spec.high), spec.low is not None)
-
-    def _has(self, epoch: EpochId) -> bool:
-        """Whether the log has the epoch, or is trimmed beyond it."""
-        if captured.find(self._log, epoch) is not None:
-            return True
-        oldest = self._log.oldest()
-        return oldest is not None and oldest.number > epoch.number
 
     def _about(self, reader: WindowReader) -> int:
         if self.read.spec.keys:
@@ -480,7 +473,7 @@ class Job:
 
     def _landed(self, flight: _Flight, epoch: EpochId, emitted: int) -> None:
         # The log is a chain: as long as it has the window before, it has all before that one.
-        if self._last is not None and epoch != self._last and not self._has(self._last):
+        if self._last is not None and epoch != self._last and not captured.has(self._log, self._last):
             self._state.set_read(self.read.job, when=("running", "paused"), run=self._run, last=self._last)
             raise self._lost()
         gone = flight.found.gone.num_rows

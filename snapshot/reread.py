@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cdc import sharding
 from cdc.config import PipelineConfig
-from cdc.epoch import EpochId, TableState
+from cdc.epoch import TableState
 from cdc.errors import ConfigError, LakesyncError, LogError, StateError, TableStoppedError
 from cdc.journal import logger
 from cdc.lake import Applied, LakeTable, manifest
@@ -181,7 +181,7 @@ class _Node:
             return
         ends = [job.last for job in jobs if job.last is not None]
         for job in jobs:
-            if job.last is not None and not self._has(job.last):
+            if job.last is not None and not captured.has(self.log, job.last):
                 if job.why == "backfill":
                     self.state.stop_table(status.table, NODE, lost_rows(job))
                 else:
@@ -205,10 +205,6 @@ class _Node:
             # The table was stopped by it, and is let go on.
             self.state.set_read(job, phase="waiting", when=("failed", "cancelled"), error=None)
         return read
-
-    def _has(self, epoch: EpochId) -> bool:
-        oldest = self.log.oldest()
-        return captured.find(self.log, epoch) is not None or (oldest is not None and oldest.number > epoch.number)
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 

@@ -75,6 +75,14 @@ def find(log: Log, epoch: EpochId) -> CommitRecord | None:
     return record if record is not None and record.id == epoch else None
 
 
+def has(log: Log, epoch: EpochId) -> bool:
+    """Whether the log has the epoch, or is trimmed beyond it."""
+    if find(log, epoch) is not None:
+        return True
+    oldest = log.oldest()
+    return oldest is not None and oldest.number > epoch.number
+
+
 def added(log: Log, known: Known, table: str, epoch: EpochId) -> bool:
     """Whether `epoch` added the table, and it has been captured ever since."""
     state = known.tables.get(table)
