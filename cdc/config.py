@@ -33,7 +33,7 @@ from cdc.errors import ConfigError
 from cdc.names import TableName, encode
 from cdc.position import GtidSet
 
-Mode = Literal["upsert", "append"]
+Mode = Literal["upsert", "append", "soft-delete", "history"]
 Tls = Literal["verify-identity", "verify-ca", "disabled"]
 SHARD_COLUMN = "_cdc_shard"
 """What the column is called that says of which shard a row is, unless it is told."""
@@ -191,13 +191,18 @@ class TableConfig(_Model):
     name: str
     """`schema.table`; `*` and `?` make it a pattern."""
     mode: Mode = "upsert"
-    """upsert: the lake's table is the source's; append: every change is a row."""
+    """upsert: the lake's table is the source's; append: every change is a row; soft-delete: deleted rows stay, marked; history: every
+    version of a row is a row."""
     types: dict[str, Literal["boolean", "string"]] = Field(default_factory=dict)
     """Columns that become another type than their own: TINYINT `boolean`, anything `string`."""
     exclude: tuple[str, ...] = ()
     """Columns that are left out; not those of the primary key."""
     backfill: bool = False
     """append: begin with the rows that are there, instead of with the first change."""
+    partition_by: tuple[str, ...] = ()
+    """Columns of the table, or `year(c)`, `month(c)`, `day(c)`, `hour(c)` of a date or time column."""
+    change_feed: bool = False
+    """Downstream readers get the table's changes from Delta's change data feed."""
     into: str | None = None
     """`schema.table`: the tables of this entry are shards, and land in this one together."""
     shard_column: str = SHARD_COLUMN
@@ -333,6 +338,12 @@ class MergeConfig(_Model):
     """Applied epochs stay in the log this long."""
     keep_files: Duration = 3600.0
     """Data files that a merge replaced stay this long, for readers of older versions."""
+    keep_log: Duration = 30 * 86400.0
+    """Versions of a lake table can be read this long, if their files are kept too; then their commits are deleted."""
+    index_memory: Size = 64 * 1024**2
+    """Of a table's key index so much at most is in memory before it is written to the state folder."""
+    maintain: Duration = 1.0
+    """Between its commits a merger tidies a table up (small files, deleted rows, the log) for at most about this long at a time."""
 
     @field_validator("every")
     @classmethod
@@ -428,7 +439,9 @@ class PipelineConfig(_Model):
     log_options: dict[str, str] = Field(default_factory=dict)
     """librdkafka's settings; secrets as `env:NAME` or `file:/path`."""
     lake: str
-    """The folder that tables land in, each at `<lake>/<schema>/<table>`."""
+    """The folder that tables land in, each at `<lake>/<schema>/<table>`; `s3://bucket/prefix` is one in an object store."""
+    lake_options: dict[str, str] = Field(default_factory=dict)
+    """The object store's settings (`endpoint`, `region`, `access_key_id`, `secret_access_key`, …); secrets as `env:NAME` or `file:/path`."""
     trace: TraceConfig | None = None
     """Where counts go; null: nowhere. Default: chDB in the state folder."""
     state: Path

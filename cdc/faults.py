@@ -41,8 +41,17 @@ POINTS = frozenset(
         "merge.round",  # a round begins
         "merge.after-round",  # all tables are committed, the manifest is not written
         "lake.after-data-files",  # data files are written and fsynced, their folder is not
+        "lake.after-vectors",  # the deletion vectors are durable, the commit is not written
         "lake.before-commit",  # the commit's temporary file is fsynced, not linked
         "lake.after-commit",  # linked, `_delta_log` not fsynced, the caller does not know
+        "lake.after-index",  # the commit is durable, the key index in memory has it
+        "lake.index-run",  # a run of the key index is written, its list of runs is not
+        "lake.index-saved",  # … and its list of runs is
+        "lake.compact-written",  # compaction: the new files are durable, the commit is not made
+        "lake.compact-committed",  # … and the commit is
+        "lake.checkpoint",  # a checkpoint is written, `_last_checkpoint` does not name it
+        "lake.log-clean",  # some of the old commits are deleted
+        "lake.vacuum",  # some of the dead files are deleted
         "lake.manifest",  # the manifest's temporary file is written, not renamed
         "trace.insert",
     }
