@@ -15,12 +15,14 @@ ARGS ?=
 SECONDS ?= 60
 # Of windowed reads, over all kinds of keys: make test-windows WINDOWS=1000
 WINDOWS ?= 10000
+# Of the model of a lake table, each of 30 steps: make test-lake EXAMPLES=1000
+EXAMPLES ?= 300
 # Processes that share the tests, each with servers of its own: most tests wait most of their time.
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-windows test-spec fuzz fetch lint format bench \
-  bench-decode bench-snapshot bench-quick clean
+.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-lake test-spark test-windows \
+  test-spec fuzz fetch lint format bench bench-decode bench-snapshot bench-quick clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +58,12 @@ test-conformance: fetch ## Random tables read three ways, on MySQL and MariaDB; 
 
 test-faults: fetch ## Kills, power loss and planted mistakes: everything
 	$(PYTEST) tests/faults $(ARGS)
+
+test-lake: setup ## A lake table against a dictionary: merges, clean-up, others' commits, crashes; EXAMPLES=1000 for more
+	LAKE_EXAMPLES=$(EXAMPLES) $(PYTEST) -s tests/lake $(ARGS)
+
+test-spark: setup ## Spark with Delta Lake reads our tables, changes them, and we go on from there; needs a JDK and Maven
+	$(PYTEST) tests/spark $(ARGS)
 
 test-windows: fetch ## Windowed reads under a workload in the same keys, on MySQL and MariaDB; WINDOWS=1000 for less
 	WINDOWS=$(WINDOWS) $(PYTEST) -s tests/faults/test_windows.py $(ARGS)

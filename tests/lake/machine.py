@@ -1,0 +1,348 @@
+"""A lake table as a state machine: whatever happens to it, it equals a dictionary. The rules are what can happen."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import deltalake
+import pyarrow as pa
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cdc.errors import LakeConflictError, LakeUnknownError
+from cdc.lake import MergeCounts
+from cdc.lake.columns import lake_columns
+from tests.integration.lake_rows import applied, read_deltalake, read_polars, table_of
+from tests.lake.readers import ClickHouse
+from tests.lake.subject import KINDS, SHARDS, Crash, Subject, at_point, frozen
+
+NUMBERS = st.integers(0, 39)
+VALUES = st.integers(0, 200)
+CHANGES = st.dictionaries(NUMBERS, st.none() | VALUES, max_size=12)
+"""None: the key is deleted."""
+
+MERGE_POINTS = (
+    "lake.after-data-files",
+    "lake.after-vectors",
+    "lake.before-commit",
+    "lake.after-commit",
+    "lake.after-index",
+)
+INDEX_POINTS = ("lake.index-run", "lake.index-saved")
+UPKEEP_POINTS = (
+    *MERGE_POINTS,
+    "lake.compact-written",
+    "lake.compact-committed",
+    "lake.checkpoint",
+    "lake.log-clean",
+    "lake.vacuum",
+)
+HOUR_US = 3_600_000_000
+KEPT_S = 7200.0
+"""For how long removed files stay here."""
+
+DONE: Counter[str] = Counter()
+"""How often each thing happened, over all examples."""
+CLICKHOUSE: list[ClickHouse] = []
+
+
+def split(changes: dict[int, int | None]) -> tuple[dict[int, int], set[int]]:
+    """Upserts and deletes."""
+    return {n: v for n, v in changes.items() if v is not None}, {n for n, v in changes.items() if v is None}
+
+
+class LakeMachine(RuleBasedStateMachine):
+    """One table's life. `make` and `Subject` do the work; here is only what can happen, and in what order is hypothesis's choice."""
+
+    kinds = tuple(KINDS)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(
+            tempfile.mkdtemp(prefix="lakesync-model-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        )
+        self.subject: Subject
+        self.versions: dict[int, dict[int, int]] = {}
+        """What was in versions that must still be readable."""
+        self.steps = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "subject"):
+            self.subject.check_by(read_polars)
+            if CLICKHOUSE:
+                self.subject.check_by(CLICKHOUSE[0].read)
+                DONE["read by ClickHouse"] += 1
+            self.subject.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    @initialize(
+        kind=st.sampled_from(sorted(KINDS)),
+        start=st.dictionaries(NUMBERS, VALUES, max_size=30),
+        files=st.integers(1, 4),
+        file_size=st.sampled_from([2500, 4000, 100_000]),
+        data=st.data(),
+    )
+    def begin(self, kind: str, start: dict[int, int], files: int, file_size: int, data: st.DataObject) -> None:
+        self.subject = Subject(self.root, KINDS[kind], file_size=file_size)
+        self.subject.bootstrap(start, files)
+        self._remember()
+
+    # -- what lakesync does --------------------------------------------------------------------------------------------
+
+    @rule(changes=CHANGES)
+    def merge(self, changes: dict[int, int | None]) -> None:
+        self.subject.merge(*split(changes))
+        DONE["merged"] += 1
+
+    @rule(old=NUMBERS, new=NUMBERS, value=VALUES)
+    def change_a_key(self, old: int, new: int, value: int) -> None:
+        if old != new:
+            self.subject.merge({new: value}, {old})
+            DONE["changed a key"] += 1
+
+    @precondition(lambda self: self.subject.kind.name == "composite")
+    @rule(shard=st.sampled_from(SHARDS), changes=CHANGES)
+    def truncate_a_shard(self, shard: str, changes: dict[int, int | None]) -> None:
+        self.subject.merge(*split(changes), shard)
+        DONE["truncated a shard"] += 1
+
+    @rule(start=st.dictionaries(NUMBERS, VALUES, max_size=20), files=st.integers(1, 3))
+    def bootstrap_again(self, start: dict[int, int], files: int) -> None:
+        self.subject.bootstrap(start, files)
+        DONE["bootstrapped"] += 1
+
+    @rule()
+    def maintain(self) -> None:
+        self.subject.maintain()
+        DONE["maintained"] += 1
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.subject.snapshot = self.subject.lake.checkpoint(self.subject.snapshot)
+        DONE["checkpointed"] += 1
+
+    @rule()
+    def clean(self) -> None:
+        lake = self.subject.lake
+        lake.vacuum(self.subject.snapshot, KEPT_S)
+        self.subject.snapshot = lake.forget(self.subject.snapshot, KEPT_S)
+        lake.remove_orphans([], KEPT_S)
+        DONE["cleaned"] += 1
+
+    @rule(hours=st.sampled_from([0.5, 1.0, 3.0]))
+    def time_passes(self, hours: float) -> None:
+        self.subject.clock.us += int(hours * HOUR_US)
+        self.versions.clear()
+        self._remember()
+
+    @rule(save=st.booleans())
+    def reopen(self, save: bool) -> None:
+        self.subject.reopen(close=save)
+        DONE["reopened"] += 1
+
+    # -- what goes wrong -----------------------------------------------------------------------------------------------
+
+    @rule(
+        changes=CHANGES,
+        point=st.sampled_from(MERGE_POINTS + INDEX_POINTS),
+        nth=st.integers(1, 2),
+        index=st.sampled_from(["kept", "lost"]),
+    )
+    def crash_in_a_merge(self, changes: dict[int, int | None], point: str, nth: int, index: str) -> None:
+        upserts, deletes = split(changes)
+
+        def act() -> None:
+            self.subject.merge(upserts, deletes)
+            if point in INDEX_POINTS:
+                self.subject.save_index()
+
+        self._crash(act, point, nth, index, self.subject.after(upserts, deletes))
+
+    @rule(
+        point=st.sampled_from(UPKEEP_POINTS + INDEX_POINTS),
+        nth=st.integers(1, 3),
+        index=st.sampled_from(["kept", "lost"]),
+    )
+    def crash_in_upkeep(self, point: str, nth: int, index: str) -> None:
+        def act() -> None:
+            self.maintain()
+            self.checkpoint()
+            self.clean()
+            self.subject.save_index()
+
+        self._crash(act, point, nth, index, dict(self.subject.expected))
+
+    def _crash(self, act: Callable[[], None], point: str, nth: int, index: str, after: dict[int, int]) -> None:
+        """Like a kill: what is on disk at the point is all that is left, and the same is done again."""
+        subject, left = self.subject, self.root.with_name(self.root.name + ".left")
+        before, epoch = dict(subject.expected), subject.epoch
+
+        def die() -> None:
+            frozen(self.root, left)
+            raise Crash
+
+        try:
+            with at_point(point, nth, die):
+                act()
+        except Crash:
+            DONE[f"crashed at {point}"] += 1
+            subject.expected = before
+            subject.close(save=False)
+            shutil.rmtree(self.root)
+            left.rename(self.root)
+            if index == "lost":
+                shutil.rmtree(subject.index, ignore_errors=True)
+            subject.reopen()
+            assert subject.snapshot.applied is not None
+            committed = subject.snapshot.applied.epoch.number > epoch
+            subject.epoch = subject.snapshot.applied.epoch.number
+            subject.expected = after if committed else before
+            subject.check(f"after a crash at {point}")
+            if not committed:
+                act()
+
+    @rule(changes=CHANGES, stored=st.booleans())
+    def lose_the_answer(self, changes: dict[int, int | None], stored: bool) -> None:
+        """The commit fails, before or after it is visible; the merger looks, and does it again if it has to."""
+        subject, (upserts, deletes) = self.subject, split(changes)
+        point = "lake.after-commit" if stored else "lake.before-commit"
+
+        def fail() -> None:
+            raise OSError(5, "Input/output error")
+
+        epoch, before = subject.epoch, subject.snapshot
+        try:
+            with at_point(point, 1, fail):
+                subject.merge(upserts, deletes)
+        except LakeUnknownError:
+            assert stored
+        except Exception as error:
+            assert not stored, error
+        else:
+            raise AssertionError("the error was swallowed")
+        subject.epoch = epoch
+        subject.snapshot = subject.lake.refresh(before)
+        assert (subject.snapshot.version > before.version) == stored
+        if stored:
+            subject.epoch, subject.expected = epoch + 1, subject.after(upserts, deletes)
+        else:
+            subject.merge(upserts, deletes)
+        DONE["lost an answer"] += 1
+
+    @rule(theirs=CHANGES, ours=CHANGES)
+    def another_writer(self, theirs: dict[int, int | None], ours: dict[int, int | None]) -> None:
+        """A merger that does not know of us commits first; ours loses, looks again, and goes on from there."""
+        subject = self.subject
+        stale, own = subject.snapshot, subject.lake
+        subject.lake = subject.opened(indexed=False)
+        subject.snapshot = subject.lake.load()
+        subject.merge(*split(theirs))
+        subject.lake.close() if hasattr(subject.lake, "close") else None
+        subject.lake, subject.snapshot = own, stale
+        change = subject.folded(*split(ours))
+        try:
+            own.upsert(stale, change, applied(subject.epoch + 1), MergeCounts(change.counts, subject.epoch + 1))
+        except LakeConflictError:
+            pass
+        else:
+            raise AssertionError("two writers made the same version")
+        subject.snapshot = own.refresh(stale)
+        subject.merge(*split(ours))
+        DONE["lost to another writer"] += 1
+
+    @rule(harm=st.sampled_from(["gone", "cut", "flipped", "older", "empty"]), chance=st.randoms(use_true_random=False))
+    def harm_the_index(self, harm: str, chance: random.Random) -> None:
+        """Something happens to the index while no one has it open."""
+        subject = self.subject
+        subject.close()
+        kept = self.root / "older"
+        if harm == "older":  # a backup of the state folder comes back
+            if kept.exists():
+                shutil.rmtree(subject.index, ignore_errors=True)
+                shutil.copytree(kept, subject.index)
+            elif subject.index.exists():
+                shutil.copytree(subject.index, kept)
+        files = sorted(path for path in subject.index.rglob("*") if path.is_file()) if subject.index.exists() else []
+        if files and harm in ("cut", "flipped", "empty"):
+            path = chance.choice(files)
+            data = bytearray(path.read_bytes())
+            if harm == "cut":
+                del data[chance.randrange(len(data) or 1) :]
+            elif harm == "empty":
+                data.clear()
+            elif data:
+                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            path.unlink()
+            path.write_bytes(data)
+        if harm == "gone":
+            shutil.rmtree(subject.index, ignore_errors=True)
+        subject.reopen()
+        DONE[f"index {harm}"] += 1
+
+    # -- what others do ------------------------------------------------------------------------------------------------
+
+    @rule(new=st.dictionaries(NUMBERS, VALUES, max_size=5))
+    def they_append(self, new: dict[int, int]) -> None:
+        subject = self.subject
+        rows = {n: v for n, v in new.items() if n not in subject.expected}
+        columns = lake_columns(subject.schema, "upsert")
+        table = table_of([(*subject.kind.row(*item), 5, 5) for item in rows.items()], columns)
+        deltalake.write_deltalake(str(subject.folder), table, mode="append")
+        self._theirs(subject.expected | rows, "appended")
+
+    @rule(value=VALUES)
+    def they_delete(self, value: int) -> None:
+        deltalake.DeltaTable(str(self.subject.folder)).delete(f"v >= {value}")
+        self._theirs({n: v for n, v in self.subject.expected.items() if v < value}, "deleted")
+
+    @rule()
+    def they_optimize(self) -> None:
+        deltalake.DeltaTable(str(self.subject.folder)).optimize.compact()
+        self._theirs(dict(self.subject.expected), "optimized")
+
+    @rule()
+    def they_vacuum(self) -> None:
+        """Everything that is not live goes, also what older versions had."""
+        table = deltalake.DeltaTable(str(self.subject.folder))
+        table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
+        self.versions.clear()
+        self._theirs(dict(self.subject.expected), "vacuumed")
+
+    @rule()
+    def they_checkpoint(self) -> None:
+        deltalake.DeltaTable(str(self.subject.folder)).create_checkpoint()
+        self._theirs(dict(self.subject.expected), "checkpointed")
+
+    def _theirs(self, expected: dict[int, int], what: str) -> None:
+        self.subject.expected = expected
+        self.subject.snapshot = self.subject.lake.refresh(self.subject.snapshot)
+        DONE[f"they {what}"] += 1
+
+    # -- after each of them --------------------------------------------------------------------------------------------
+
+    def _remember(self) -> None:
+        self.versions[self.subject.snapshot.version] = dict(self.subject.expected)
+
+    @invariant()
+    def the_table_is_the_dictionary(self) -> None:
+        if not hasattr(self, "subject"):
+            return
+        self.subject.check()
+        self._remember()
+        self.steps += 1
+        DONE["steps"] += 1
+        if self.steps % 4 == 0:
+            self.subject.check_by(read_deltalake)
+            version = sorted(self.versions)[self.steps % len(self.versions)]
+            self.subject.check_by(read_deltalake, version, self.versions[version])
+        if self.steps % 9 == 0:
+            self.subject.check_by(read_polars)
+            self.subject.check_index()
