@@ -11,7 +11,9 @@ from pathlib import Path
 from cdc import adoptable
 from cdc.config import PipelineConfig, TableConfig
 from cdc.errors import LakesyncError
+from cdc.lake import open_folder
 from cdc.log import open_log
+from cdc.roots import ObjectRoot
 from cdc.source import preflight
 from cdc.source.preflight import Finding
 from cdc.state import State
@@ -58,6 +60,9 @@ def _log(config: PipelineConfig) -> list[Finding]:
 
 def _lake(config: PipelineConfig) -> list[Finding]:
     root = config.lake_root
+    if isinstance(root, ObjectRoot):
+        open_folder(root)
+        return [Finding("ok", "lake", str(root), "")]
     existing = next(p for p in (root, *root.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return [

@@ -32,6 +32,7 @@ from ruamel.yaml.error import YAMLError
 from cdc.errors import ConfigError
 from cdc.names import TableName, encode
 from cdc.position import GtidSet
+from cdc.roots import Root
 
 Mode = Literal["upsert", "append", "soft-delete", "history"]
 Tls = Literal["verify-identity", "verify-ca", "disabled"]
@@ -554,7 +555,7 @@ class PipelineConfig(_Model):
         }
 
     @property
-    def lake_root(self) -> Path:
+    def lake_root(self) -> Root:
         """The lake's folder. Raises `ConfigError` for an object store, which this version does not write."""
         if "://" in self.lake and not self.lake.startswith("file://"):
             raise ConfigError(

@@ -22,12 +22,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from cdc.config import PipelineConfig
 from cdc.epoch import Counts
 from cdc.errors import ConfigError, NotFollowingError
 from cdc.lake import LakeTable, Snapshot, applied_everywhere
+from cdc.lake.parquet import opened
 from cdc.log.base import Log
 from cdc.names import TableName
 from cdc.trace.project import project
@@ -306,4 +305,8 @@ def _first_gap(trace: _Trace, table: str, hashes: Sequence[str]) -> str:
 
 def _live(snapshot: Snapshot) -> int:
     """Rows in the live files, by their own footers."""
-    return sum(pq.read_metadata(snapshot.path(file)).num_rows for file in snapshot.files.values())
+    rows = 0
+    for file in snapshot.files.values():
+        with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
+            rows += parquet.metadata.num_rows
+    return rows

@@ -209,7 +209,7 @@ class Bootstrap:
         self._check_e0(purpose)
         files = progress.files()
         if not self._is_ours(present, progress):
-            if any(not (self._lake.folder / f.name).exists() for f in files):
+            if any(not self._lake.folder.holds(f.name) for f in files):
                 raise _Again("a file of its own is missing")
             self._lake.discard(progress.unfinished())
             progress.forget_unfinished()

@@ -14,7 +14,7 @@ from cdc.capture.base import Stop
 from cdc.capture.chain import Origin
 from cdc.capture.session import LOG, Session, is_out
 from cdc.errors import SourceIdentityError, SourcePurgedError, TableStoppedError
-from cdc.lake import Applied, applied_everywhere, manifest
+from cdc.lake import Applied, applied_everywhere, manifest, open_folder
 from cdc.lake.deltalog import commits
 from cdc.names import TableName
 from cdc.position import Fingerprint, Gtid, GtidSet, Position
@@ -258,13 +258,13 @@ class _Start:
     def _called(self) -> dict[TableName, Phase]:
         """Tables that the newest manifest calls ready, or read in windows, and that were not bootstrapped since: those may not be there
         yet."""
-        root = self._config.lake_root
-        newest = manifest.read(root, self._config.name)
+        lake = open_folder(self._config.lake_root)
+        newest = manifest.read(self._config.lake_root, self._config.name)
         found: dict[TableName, Phase] = {}
         for table, version in newest.tables.items() if newest else ():
             if version.state not in ("ready", "reading"):
                 continue
-            if all(c.info["kind"] == "merge" for c in commits(root / table.folder, version.commit)):
+            if all(c.info["kind"] == "merge" for c in commits(lake.folder(table.folder), version.commit)):
                 found[table] = "ready" if version.state == "ready" else "reading"
         return found
 

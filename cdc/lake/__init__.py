@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cdc.errors import LakeOccupiedError
 from cdc.lake import manifest
 from cdc.lake.changes import Effects, FoldCounts, Folded, MergeCounts
 from cdc.lake.deltalog import LOG, AddFile, Applied, Snapshot
 from cdc.lake.parquet import DataFile
+from cdc.lake.store import Folder, open_folder
 from cdc.lake.table import LakeTable
 from cdc.names import TableName
+from cdc.roots import Root
 
 __all__ = [
     "AddFile",
@@ -19,27 +19,33 @@ __all__ = [
     "Effects",
     "FoldCounts",
     "Folded",
+    "Folder",
     "LakeTable",
     "MergeCounts",
     "Snapshot",
     "applied_everywhere",
     "folders",
+    "open_folder",
 ]
 
 
-def folders(root: Path) -> list[tuple[TableName, Path]]:
+def folders(root: Root) -> list[tuple[TableName, Folder]]:
     """Every folder under the root that a table's name gives and that has a Delta log, whoever wrote it."""
     found = []
-    for log in sorted(root.glob(f"*/*/{LOG}")):
-        try:
-            table = TableName.from_id(f"{log.parent.parent.name}.{log.parent.name}")
-        except ValueError:
-            continue
-        found.append((table, log.parent))
+    lake = open_folder(root)
+    for schema in sorted(lake.names()):
+        for name in sorted(lake.folder(schema).names()):
+            try:
+                table = TableName.from_id(f"{schema}.{name}")
+            except ValueError:
+                continue
+            folder = lake.folder(f"{schema}/{name}")
+            if folder.holds(LOG):
+                found.append((table, folder))
     return found
 
 
-def applied_everywhere(root: Path, pipeline: str) -> dict[TableName, Applied]:
+def applied_everywhere(root: Root, pipeline: str) -> dict[TableName, Applied]:
     """What every table of this pipeline has applied, idle ones carried forward by the manifest: where a fresh log continues.
 
     Raises `LakeDamagedError`, `LakeError`.

@@ -178,8 +178,7 @@ def _look(lake: LakeTable, schema: TableSchema) -> tuple[Snapshot | None, list[P
         ]
     found = deltalog.load(lake.folder)
     if found is None:
-        there = lake.folder.is_dir() and any(lake.folder.iterdir())
-        what = "the folder holds files, and no Delta table" if there else "there is no table in the lake"
+        what = "the folder holds files, and no Delta table" if lake.folder.names() else "there is no table in the lake"
         where = f"put the Delta table into {lake.folder}"
         return None, [Problem(what, f"{where}, or leave `from_position` out: lakesync reads the table itself then")]
     if found.info is not None:
@@ -317,7 +316,7 @@ def _read(on: Snapshot, schema: TableSchema) -> tuple[list[AddFile], list[Proble
     keys, files, odd = key_columns(schema), [], dict[str, int]()
     nulls: set[str] = set()
     for file in on.files.values():
-        with opened(on.path(file), file.size) as parquet:
+        with opened(on.folder, on.path(file), file.size) as parquet:
             rows = int(parquet.metadata.num_rows)
             if file.num_records not in (None, rows):
                 raise LakeDamagedError(
@@ -352,7 +351,7 @@ def _read(on: Snapshot, schema: TableSchema) -> tuple[list[AddFile], list[Proble
 
     def pieces() -> Iterator[pa.Table]:
         for file in files:
-            with opened(on.path(file), file.size) as parquet:
+            with opened(on.folder, on.path(file), file.size) as parquet:
                 yield from row_groups(parquet, keys)
 
     if twice := repeated(pieces, sum(file.num_records or 0 for file in files)):

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdc.lake.store import Store
+from cdc.lake.store import Folder
 
 Action = Mapping[str, Any]
 """A line of a commit: one key, the action's name, and the action."""
@@ -122,22 +121,23 @@ def complete(names: Sequence[str]) -> dict[int, list[list[str]]]:
     }
 
 
-def read(log: Path, names: Sequence[str]) -> Iterator[Action]:
-    """The actions of a checkpoint's files. Raises `OSError`, `ValueError` or `pa.ArrowException` where they cannot be read."""
+def read(log: Folder, names: Sequence[str]) -> Iterator[Action]:
+    """The actions of a checkpoint's files. Raises `OSError`, `ValueError` or `pa.ArrowException` where they are not there or torn,
+    `LakeError` where the store fails."""
     for name in names:
-        for action in _actions(log / name):
+        for action in _actions(log, name):
             if "sidecar" in action:
-                yield from _actions(log / "_sidecars" / Path(action["sidecar"]["path"]).name)
+                yield from _actions(log, f"_sidecars/{PurePosixPath(action['sidecar']['path']).name}")
             else:
                 yield action
 
 
-def _actions(path: Path) -> Iterator[Action]:
-    if path.suffix == ".json":
-        for line in path.read_bytes().splitlines():
+def _actions(log: Folder, name: str) -> Iterator[Action]:
+    if name.endswith(".json"):
+        for line in log.read(name).splitlines():
             yield orjson.loads(line)
         return
-    with pq.ParquetFile(path) as file:
+    with log.open(name) as source, pq.ParquetFile(source) as file:
         for kind, fields in _FIELDS.items():
             if kind not in file.schema_arrow.names:
                 continue
@@ -162,7 +162,7 @@ def _plain(value: Any, arrow: pa.DataType) -> Any:
     return value
 
 
-def write(store: Store, log: Path, version: int, actions: Sequence[Action]) -> None:
+def write(log: Folder, version: int, actions: Sequence[Action]) -> None:
     """Write the checkpoint of a version, durably, and name it in `_last_checkpoint`.
 
     Raises `LakeError`; `pa.ArrowException` for an action that is not of the protocol.
@@ -172,17 +172,15 @@ def write(store: Store, log: Path, version: int, actions: Sequence[Action]) -> N
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", store_schema=False)
     data = sink.getvalue().to_pybytes()
-    store.replace(log / f"{version:020}.checkpoint.parquet", data)
+    log.replace(f"{version:020}.checkpoint.parquet", data)
     adds = sum("add" in action for action in actions)
     hint = {"version": version, "size": len(actions), "sizeInBytes": len(data), "numOfAddFiles": adds}
-    store.replace(log / "_last_checkpoint", orjson.dumps(hint))
+    log.replace("_last_checkpoint", orjson.dumps(hint))
 
 
-def expire(log: Path) -> None:
+def expire(log: Folder) -> None:
     """Delete all but the newest `KEPT` checkpoints of the form that is written here: every version can be read without them. Where
     someone cleaned the log's beginning away the oldest one stays too: it is what the commits behind it follow."""
-    with suppress(OSError):
-        there = sorted(path for path in log.iterdir() if _OURS.fullmatch(path.name))
-        whole = (log / f"{0:020}.json").exists()
-        for old in there[0 if whole else 1 : -KEPT]:
-            old.unlink()
+    there = sorted(name for name in log.names() if _OURS.fullmatch(name))
+    whole = log.holds(f"{0:020}.json")
+    log.delete(there[0 if whole else 1 : -KEPT])

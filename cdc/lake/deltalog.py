@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -21,8 +20,8 @@ from cdc.journal import logger
 from cdc.lake import checkpoint
 from cdc.lake.checkpoint import Action
 from cdc.lake.info import VERSION as INFO_VERSION
-from cdc.lake.snapshot import AddFile, Applied, Snapshot, Tail, Tombstone
-from cdc.lake.store import Store, failed
+from cdc.lake.snapshot import AddFile, Applied, Snapshot, Tombstone
+from cdc.lake.store import Folder
 
 __all__ = [
     "LOG",
@@ -62,15 +61,10 @@ def app_id(pipeline: str, table: str) -> str:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path) -> Snapshot | None:
+def load(folder: Folder) -> Snapshot | None:
     """The newest version; None where there is no table. Raises `LakeDamagedError`, `LakeError`."""
-    log = folder / LOG
-    try:
-        names = [path.name for path in log.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise failed(error, "cannot be read", log) from error
+    log = folder.folder(LOG)
+    names = log.names()
     versions = {int(name[:20]) for name in names if _COMMIT.fullmatch(name)}
     checkpoints = checkpoint.complete(names)
     if not versions and not checkpoints:
@@ -96,31 +90,30 @@ def load(folder: Path) -> Snapshot | None:
 def refresh(snapshot: Snapshot) -> Snapshot:
     """The newest version, reading only commits after `snapshot`; the same object if there is none. A log whose newest commit is
     no longer the one that `snapshot` knows is read from the start. Raises as `load`."""
-    log = snapshot.folder / LOG
-    if snapshot.tail is None or _tail(log, snapshot.version) != snapshot.tail:
+    log = snapshot.folder.folder(LOG)
+    if snapshot.tail is None or log.tail(_name(snapshot.version)) != snapshot.tail:
         found = load(snapshot.folder)
         if found is None:
             raise _damaged(log, snapshot.version, "is missing, and so is the whole log")
         return found
     version = snapshot.version
     replay: _Replay | None = None
-    while _path(log, version + 1).exists():
+    while log.holds(_name(version + 1)):
         version += 1
         replay = replay or _Replay(snapshot.folder, snapshot)
         replay.apply(version, _read(log, version))
-    if _path(log, version + 2).exists() and not _path(log, version + 1).exists():
+    if log.holds(_name(version + 2)) and not log.holds(_name(version + 1)):
         raise _damaged(log, version + 1, f"is missing; version {version + 2} is there")
     return replay.snapshot(version) if replay else snapshot
 
 
-def commits(folder: Path, after: int = -1) -> Iterator[Commit]:
+def commits(folder: Folder, after: int = -1) -> Iterator[Commit]:
     """Commits of lakesync with a version above `after` whose JSON is there, in order: for the trace and the ledger.
 
     Raises `LakeDamagedError`.
     """
-    log = folder / LOG
-    names = [path.name for path in log.iterdir()] if log.is_dir() else []
-    for version in sorted(v for name in names if _COMMIT.fullmatch(name) and (v := int(name[:20])) > after):
+    log = folder.folder(LOG)
+    for version in sorted(v for name in log.names() if _COMMIT.fullmatch(name) and (v := int(name[:20])) > after):
         for action in _read(log, version):
             if info := _lakesync(action):
                 yield Commit(version, info)
@@ -129,8 +122,8 @@ def commits(folder: Path, after: int = -1) -> Iterator[Commit]:
 class _Replay:
     """Actions, applied one commit after the other."""
 
-    def __init__(self, folder: Path, on: Snapshot | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Folder, on: Snapshot | None = None) -> None:
+        self.folder, self.log = folder, folder.folder(LOG)
         self.protocol = dict(on.protocol) if on else {}
         self.metadata = dict(on.metadata) if on else {}
         self.files = dict(on.files) if on else {}
@@ -162,12 +155,12 @@ class _Replay:
                 elif info := _lakesync(action):
                     self.info, self.info_version = info, version
         except (KeyError, TypeError, AttributeError) as error:
-            raise _damaged(self.folder / LOG, version, "has an action without what the protocol asks for") from error
+            raise _damaged(self.log, version, "has an action without what the protocol asks for") from error
 
     def snapshot(self, version: int) -> Snapshot:
         """The table as it is after `version`."""
         if not self.metadata or not self.protocol:
-            raise _damaged(self.folder / LOG, version, "is there, but no commit describes the table")
+            raise _damaged(self.log, version, "is there, but no commit describes the table")
         return Snapshot(
             folder=self.folder,
             version=version,
@@ -180,11 +173,11 @@ class _Replay:
             info_version=self.info_version,
             checkpoint=self.checkpoint,
             applied=self._applied(version),
-            tail=_tail(self.folder / LOG, version),
+            tail=self.log.tail(_name(version)),
         )
 
     def _applied(self, version: int) -> Applied | None:
-        info, log = self.info, self.folder / LOG
+        info, log = self.info, self.log
         if info is None:
             ours = sorted(app for app in self.txns if app.startswith("lakesync:"))
             if ours:
@@ -193,7 +186,7 @@ class _Replay:
         if info.get("v") != INFO_VERSION:
             raise LakeError(
                 f"written by another version of lakesync (form {info.get('v')}, this is {INFO_VERSION})",
-                where=str(_path(log, self.info_version or version)),
+                where=f"{log}/{_name(self.info_version or version)}",
                 hint="run the version that wrote it, or `lakesync resync` it",
             )
         try:
@@ -206,7 +199,7 @@ class _Replay:
         return applied
 
 
-def _from_checkpoint(replay: _Replay, log: Path, checkpoints: Mapping[int, list[list[str]]]) -> tuple[int, list[int]]:
+def _from_checkpoint(replay: _Replay, log: Folder, checkpoints: Mapping[int, list[list[str]]]) -> tuple[int, list[int]]:
     """Start from the newest checkpoint that can be read. The first version to replay; checkpoints that could not be read."""
     unreadable: list[int] = []
     for version in sorted(checkpoints, reverse=True):
@@ -214,7 +207,7 @@ def _from_checkpoint(replay: _Replay, log: Path, checkpoints: Mapping[int, list[
             try:
                 actions = list(checkpoint.read(log, files))
             except (OSError, ValueError, pa.ArrowException) as error:
-                LOGGER.warning("checkpoint-unreadable", file=str(log / files[0]), error=type(error).__name__)
+                LOGGER.warning("checkpoint-unreadable", file=f"{log}/{files[0]}", error=type(error).__name__)
                 continue
             if any("metaData" in a for a in actions) and any("protocol" in a for a in actions):
                 replay.apply(version, actions)
@@ -224,7 +217,7 @@ def _from_checkpoint(replay: _Replay, log: Path, checkpoints: Mapping[int, list[
     return 0, unreadable
 
 
-def _look_back(replay: _Replay, log: Path, versions: set[int], version: int) -> None:
+def _look_back(replay: _Replay, log: Folder, versions: set[int], version: int) -> None:
     """The newest position-bearing commit behind the checkpoint: checkpoints hold no `commitInfo`."""
     while version in versions and replay.info is None:
         for action in _read(log, version):
@@ -233,14 +226,11 @@ def _look_back(replay: _Replay, log: Path, versions: set[int], version: int) -> 
         version -= 1
 
 
-def _read(log: Path, version: int) -> list[Action]:
-    path = _path(log, version)
+def _read(log: Folder, version: int) -> list[Action]:
     try:
-        data = path.read_bytes()
+        data = log.read(_name(version))
     except FileNotFoundError as error:
         raise _damaged(log, version, "is missing") from error
-    except OSError as error:
-        raise failed(error, "cannot be read", path) from error
     if not data.strip():
         raise _damaged(log, version, "is empty")
     actions: list[Action] = []
@@ -258,7 +248,7 @@ def _read(log: Path, version: int) -> list[Action]:
     return actions
 
 
-def _check_counts(log: Path, version: int, actions: Sequence[Action]) -> None:
+def _check_counts(log: Folder, version: int, actions: Sequence[Action]) -> None:
     """A commit that says how many files it adds and removes must do so: it may have lost whole lines."""
     have = (sum("add" in a for a in actions), sum("remove" in a for a in actions))
     for action in actions:
@@ -287,39 +277,30 @@ def _lakesync(action: Action) -> Mapping[str, Any] | None:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def commit(store: Store, folder: Path, on: Snapshot | None, actions: Sequence[Action]) -> Snapshot:
+def commit(folder: Folder, on: Snapshot | None, actions: Sequence[Action]) -> Snapshot:
     """Put `actions` at `on.version + 1` (0 for None), if no one else has. The table as it is then.
 
     Raises `LakeConflictError`, `LakeUnknownError`, `LakeError`.
     """
-    log = folder / LOG
+    log = folder.folder(LOG)
     version = on.version + 1 if on else 0
     replay = _Replay(folder, on)
     replay.apply(version, actions)
     after = replay.snapshot(version)  # what cannot be replayed is not committed
     data = b"".join(orjson.dumps(action) + b"\n" for action in actions)
-    store.make_folder(log)
-    store.settle(folder)
-    store.put_if_absent(_path(log, version), data)
-    return replace(after, tail=_tail(log, version))
+    folder.settle()
+    log.put_if_absent(_name(version), data)
+    return replace(after, tail=log.tail(_name(version)))
 
 
-def _path(log: Path, version: int) -> Path:
-    return log / f"{version:020}.json"
+def _name(version: int) -> str:
+    return f"{version:020}.json"
 
 
-def _tail(log: Path, version: int) -> Tail | None:
-    try:
-        found = _path(log, version).stat()
-    except OSError:
-        return None
-    return Tail(found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def _damaged(log: Path, version: int, what: str) -> LakeDamagedError:
+def _damaged(log: Folder, version: int, what: str) -> LakeDamagedError:
     return LakeDamagedError(
         f"version {version} {what}",
-        where=str(_path(log, version)),
+        where=f"{log}/{_name(version)}",
         hint="restore the file; or, if it is the newest version, move it away and resume the table;"
         " or move the table's folder away and resync the table",
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,14 +12,16 @@ import orjson
 from cdc.epoch import EpochId
 from cdc.errors import LakeDamagedError
 from cdc.lake.snapshot import Applied, Snapshot
-from cdc.lake.store import Store, failed
+from cdc.lake.store import Folder, open_folder
 from cdc.names import TableName, encode
+from cdc.roots import Root
 
 FOLDER = "-lakesync"
 """Under the lake's root; no table's folder begins so."""
 KEPT = 5
 """Manifests that are kept, the newest one included."""
 _VERSION = 1
+_NEWEST = "manifest.json"
 _OLDER = re.compile(r"manifest-\d{20}\.json")
 
 
@@ -53,43 +53,37 @@ class Manifest:
     written_us: int
 
 
-def read(root: Path, pipeline: str) -> Manifest | None:
+def read(root: Root, pipeline: str) -> Manifest | None:
     """The newest manifest; None if there is none. Raises `LakeDamagedError`, `LakeError`."""
-    path = root / FOLDER / encode(pipeline) / "manifest.json"
+    folder = _folder(root, pipeline)
     try:
-        data = path.read_bytes()
+        data = folder.read(_NEWEST)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise failed(error, "cannot be read", path) from error
-    Store(root).settle(path.parent)  # a process that was killed may have left it visible and not yet durable
+    folder.settle()  # a process that was killed may have left it visible and not yet durable
     try:
         return _parse(orjson.loads(data))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LakeDamagedError(
-            "cannot be read", where=str(path), hint="put the newest of the manifests beside it in its place"
+            "cannot be read", where=f"{folder}/{_NEWEST}", hint="put the newest of the manifests beside it in its place"
         ) from error
 
 
-def write(root: Path, pipeline: str, manifest: Manifest) -> None:
+def write(root: Root, pipeline: str, manifest: Manifest) -> None:
     """Replace the newest manifest, atomically and durably; a few older ones are kept. Raises `LakeError`."""
-    store = Store(root)
-    folder = store.folder(f"{FOLDER}/{encode(pipeline)}")
-    store.make_folder(folder)
-    path = folder / "manifest.json"
-    try:
-        older = sorted(found for found in folder.iterdir() if _OLDER.fullmatch(found.name))
-        if path.exists():
-            number = int(older[-1].stem.removeprefix("manifest-")) + 1 if older else 1
-            older.append(folder / f"manifest-{number:020}.json")
-            with suppress(FileExistsError):  # another merger keeps it just now
-                older[-1].hardlink_to(path)
-    except OSError as error:
-        raise failed(error, "the older manifest cannot be kept", path) from error
-    store.replace(path, orjson.dumps(_form(manifest), option=orjson.OPT_SORT_KEYS), "lake.manifest")
-    for old in older[: -(KEPT - 1)]:
-        with suppress(OSError):
-            old.unlink()
+    folder = _folder(root, pipeline)
+    names = folder.names()
+    older = sorted(name for name in names if _OLDER.fullmatch(name))
+    if _NEWEST in names:
+        number = int(older[-1].removeprefix("manifest-").removesuffix(".json")) + 1 if older else 1
+        older.append(f"manifest-{number:020}.json")
+        folder.alias(_NEWEST, older[-1])
+    folder.replace(_NEWEST, orjson.dumps(_form(manifest), option=orjson.OPT_SORT_KEYS), "lake.manifest")
+    folder.delete(older[: -(KEPT - 1)])
+
+
+def _folder(root: Root, pipeline: str) -> Folder:
+    return open_folder(root).folder(f"{FOLDER}/{encode(pipeline)}")
 
 
 def carried(table: TableName, snapshot: Snapshot, manifest: Manifest | None) -> Applied | None:

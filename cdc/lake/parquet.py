@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import orjson
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from cdc import unfit
 from cdc.errors import LakeDamagedError
-from cdc.lake.store import Store, failed
+from cdc.lake.store import Folder, Output, failed
 
 ROW_GROUP_ROWS = 128 * 1024
 ROW_GROUP_BYTES = 64 * 1024 * 1024
@@ -71,18 +70,22 @@ class FileWriter:
     `close` fsyncs the file, not its folder. Raises `LakeError`.
     """
 
-    def __init__(self, store: Store, folder: Path, columns: pa.Schema, key: Collection[str], name: str = "") -> None:
-        self._store, self._columns, self._key = store, columns, key
-        self._path = folder / (name or new_name())
+    def __init__(self, folder: Folder, columns: pa.Schema, key: Collection[str], name: str = "") -> None:
+        self._folder, self._columns, self._key = folder, columns, key
+        self._name = name or new_name()
         self._waiting: list[pa.Table] = []
         self._rows = self._bytes = 0
-        self._file: Any = None
+        self._file: Output | None = None
         self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def _where(self) -> str:
+        return f"{self._folder}/{self._name}"
 
     @property
     def size(self) -> int:
         """Bytes written so far; what waits for its row group is not in it."""
-        return int(self._file.tell()) if self._file else 0
+        return self._file.tell() if self._file else 0
 
     def write(self, rows: pa.Table) -> None:
         """Add rows; they have exactly the file's columns."""
@@ -104,16 +107,17 @@ class FileWriter:
         try:
             self._open().write_table(rows.slice(0, whole), row_group_size=size)
         except OSError as error:
-            raise failed(error, "the data file cannot be written", self._path) from error
+            raise failed(error, "the data file cannot be written", self._where) from error
         rest = rows.slice(whole)
         self._waiting = [rest] if rest.num_rows else []
         self._rows, self._bytes = rest.num_rows, rest.nbytes
 
     def _open(self) -> pq.ParquetWriter:
         if self._writer is None:
-            self._file = self._store.create(self._path)
+            self._file = self._folder.create(self._name)
+            sink: Any = self._file
             self._writer = pq.ParquetWriter(
-                self._file,
+                sink,
                 self._columns,
                 compression="zstd",
                 compression_level=1,
@@ -126,25 +130,22 @@ class FileWriter:
         """The file, durable and measured; `NO_FILE` if there was no row."""
         if self._waiting:
             self._flush(last=True)
-        if self._writer is None:
+        if self._writer is None or self._file is None:
             return NO_FILE
         try:
             self._writer.close()
-            self._store.finish(self._file)
-            size = self._path.stat().st_size
+            self._file.finish()
+            with self._folder.open(self._name) as source:
+                size, footer = source.size(), pq.read_metadata(source)
         except OSError as error:
-            raise failed(error, "the data file cannot be made durable", self._path) from error
-        footer = pq.read_metadata(self._path)
+            raise failed(error, "the data file cannot be made durable", self._where) from error
         stats = delta_stats(footer, self._columns, self._key)
-        return DataFile(self._path.name, size, footer.num_rows, stats, unfit.is_last(self._columns))
+        return DataFile(self._name, size, footer.num_rows, stats, unfit.is_last(self._columns))
 
     def abandon(self) -> None:
         """Close and remove what was written, as far as that is possible."""
         if self._file is not None:
-            with suppress(OSError, pa.ArrowException):
-                self._file.close()
-            with suppress(OSError):
-                self._path.unlink()
+            self._file.abandon()
 
 
 def delta_stats(footer: pq.FileMetaData, columns: pa.Schema, key: Collection[str]) -> str:
@@ -228,19 +229,20 @@ def bounds(stats: Mapping[str, Any], columns: pa.Schema) -> dict[str, tuple[Any,
 
 
 @contextmanager
-def opened(path: Path, size: int | None = None) -> Iterator[pq.ParquetFile]:
+def opened(folder: Folder, name: str, size: int | None = None) -> Iterator[pq.ParquetFile]:
     """A data file, open for reading. Raises `LakeDamagedError` if it is missing, torn, or not of this size, also while it is read."""
     try:
-        found = path.stat().st_size
-        if size is not None and found != size:
-            raise _damaged(path, f"has {found} bytes, its commit says {size}")
-        # Spark's old timestamps (INT96) reach further than nanoseconds in 64 bits do.
-        with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
-            yield file
+        with folder.open(name) as source:
+            found = source.size()
+            if size is not None and found != size:
+                raise _damaged(folder, name, f"has {found} bytes, its commit says {size}")
+            # Spark's old timestamps (INT96) reach further than nanoseconds in 64 bits do.
+            with pq.ParquetFile(source, coerce_int96_timestamp_unit="us") as file:
+                yield file
     except FileNotFoundError as error:
-        raise _damaged(path, "is missing") from error
+        raise _damaged(folder, name, "is missing") from error
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
+        raise _damaged(folder, name, f"cannot be read ({type(error).__name__})") from error
 
 
 def row_groups(file: pq.ParquetFile, columns: pa.Schema) -> Iterator[pa.Table]:
@@ -266,9 +268,9 @@ def _as(rows: pa.Table, columns: pa.Schema) -> pa.Table:
     return pa.table(arrays, schema=columns)
 
 
-def _damaged(path: Path, what: str) -> LakeDamagedError:
+def _damaged(folder: Folder, name: str, what: str) -> LakeDamagedError:
     return LakeDamagedError(
-        f"data file {path.name} {what}",
-        where=os.fspath(path.parent),
+        f"data file {PurePosixPath(name).name} {what}",
+        where=str(folder),
         hint="restore the file, or `lakesync resync` it",
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +48,7 @@ def look_up(snapshot: Snapshot, index: KeyIndex) -> Found:
     for file in snapshot.files.values():
         if not index.overlaps(bounds(file.statistics, columns)):
             continue
-        with opened(snapshot.path(file), file.size) as parquet:
+        with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
             groups = list(row_groups(parquet, columns))
         if groups:
             ids = index.locate(pa.concat_tables(groups)).drop_null().combine_chunks()
@@ -97,9 +96,7 @@ class Rolling:
         """Remove what was written: no commit will name it."""
         if self._writer is not None:
             self._writer.abandon()
-        for file in self.files:
-            with suppress(OSError):
-                (folder_of.folder / file.name).unlink()
+        folder_of.folder.delete(file.name for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ def _copy(
 ) -> int:
     """One file, without the rows of changed keys and with their images. Its physical rows."""
     here = index.take(ids) if index is not None and ids is not None else None
-    with opened(snapshot.path(file), file.size) as parquet:
+    with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
         rows = int(parquet.metadata.num_rows)
         if file.num_records is not None and rows != file.num_records:
             raise LakeDamagedError(
@@ -224,7 +221,7 @@ def read_keys(snapshot: Snapshot, found: Found, columns: pa.Schema, index: KeyIn
     for path, ids in found.by_path.items():
         here = index.take(ids)
         file = snapshot.files[path]
-        with opened(snapshot.path(file), file.size) as parquet:
+        with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
             for group in row_groups(parquet, columns):
                 at = here.locate(group.select(here.keys.column_names))
                 rows.append(group.filter(pc.is_valid(at)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -15,6 +15,7 @@ from cdc.config import Mode
 from cdc.epoch import EpochId
 from cdc.errors import LakeError
 from cdc.lake.checkpoint import Action
+from cdc.lake.store import Folder, Tail
 from cdc.position import Position
 from cdc.schema import TableSchema
 
@@ -134,19 +135,11 @@ class Tombstone(NamedTuple):
     deletion_vector: Mapping[str, Any] | None = None
 
 
-class Tail(NamedTuple):
-    """Which file the newest commit is, so that a log that was put back to an older state is noticed."""
-
-    inode: int
-    size: int
-    changed_ns: int
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """A table at one version. `info` is `commitInfo.lakesync` of the newest commit that has one, `info_version` that commit's."""
 
-    folder: Path
+    folder: Folder
     version: int
     protocol: Mapping[str, Any]
     metadata: Mapping[str, Any]
@@ -160,6 +153,7 @@ class Snapshot:
     applied: Applied | None
     """From `info`, checked against `txns`; None in a table that lakesync did not write."""
     tail: Tail | None = None
+    """Which file the newest commit is."""
 
     @cached_property
     def schema(self) -> TableSchema:
@@ -201,16 +195,17 @@ class Snapshot:
             raise LakeError("was not written by lakesync", where=str(self.folder))
         return self.info
 
-    def path(self, file: AddFile) -> Path:
-        """Where a data file is. Raises `LakeError` if that is not in the table's folder."""
-        relative = Path(decoded(file.path))
+    def path(self, file: AddFile) -> str:
+        """A data file's name in the folder. Raises `LakeError` if it lies elsewhere."""
+        name = decoded(file.path)
+        relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or "://" in file.path:
             raise LakeError(
                 "a data file lies outside the table's folder",
                 where=str(self.folder),
                 hint="`lakesync resync` the table",
             )
-        return self.folder / relative
+        return name
 
     def actions(self, keep_since_ms: int) -> Iterator[Action]:
         """The state as a checkpoint holds it: tombstones since `keep_since_ms` only."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -42,8 +41,9 @@ from cdc.lake.keys import KeyIndex
 from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, opened, row_groups
 from cdc.lake.rewrite import Found, look_up, read_keys, rewrite
 from cdc.lake.snapshot import AddFile, Applied, Snapshot, decoded
-from cdc.lake.store import TEMPORARY, Store, failed
+from cdc.lake.store import TEMPORARY, failed, open_folder
 from cdc.names import TableName
+from cdc.roots import Root
 from cdc.schema import TableSchema
 
 FILE_SIZE = 128 * 1024 * 1024
@@ -63,7 +63,7 @@ class LakeTable:
 
     def __init__(
         self,
-        root: Path,
+        root: Root,
         table: TableName,
         pipeline: str,
         *,
@@ -72,8 +72,7 @@ class LakeTable:
     ) -> None:
         self.table, self.pipeline, self.file_size = table, pipeline, file_size
         self._clock = clock or SystemClock()
-        self._store = Store(root)
-        self.folder = self._store.folder(table.folder)
+        self.folder = open_folder(root).folder(table.folder)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -96,12 +95,12 @@ class LakeTable:
             owner = f"pipeline {info['pipeline']}" if info.get("pipeline") else "someone else"
             raise LakeOccupiedError(f"holds a table of {owner}", where=str(self.folder), hint=_OCCUPIED)
         # A writer that was killed may have left a commit visible and not yet durable: nothing follows from it before it is.
-        self._store.settle(self.folder / LOG)
+        self.folder.folder(LOG).settle()
         return snapshot
 
     def _check_empty(self) -> None:
         """An unfinished bootstrap of ours leaves data files that no commit names: that is no one else's table."""
-        if any(name != LOG and not NAME.fullmatch(name) for name in self._names()):
+        if any(name != LOG and not NAME.fullmatch(name) for name in self.folder.names()):
             raise LakeOccupiedError("holds files that are no Delta table", where=str(self.folder), hint=_OCCUPIED)
 
     def scan(
@@ -122,7 +121,7 @@ class LakeTable:
         for file in snapshot.files.values():
             if first is not None and _outside(bounds(file.statistics, pa.schema([first])).get(first.name), low, high):
                 continue
-            with opened(snapshot.path(file), file.size) as parquet:
+            with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
                 for group in row_groups(parquet, read):
                     rows = group if first is None else _between(group, first.name, low, high)
                     yield from rows.select(wanted.names).to_batches()
@@ -160,10 +159,9 @@ class LakeTable:
         columns = lake_columns(schema, "upsert", first is not None and unfit.is_last(first.schema))
         if name and not NAME.fullmatch(name):
             raise LakeError("not a name of a data file", where=name)
-        self._store.make_folder(self.folder)
-        if name and (self.folder / name).exists() and not self.discard([name]):
-            raise LakeError("is named by a commit", where=str(self.folder / name), hint="report this")
-        writer = FileWriter(self._store, self.folder, columns, schema.key, name)
+        if name and self.folder.holds(name) and not self.discard([name]):
+            raise LakeError("is named by a commit", where=f"{self.folder}/{name}", hint="report this")
+        writer = FileWriter(self.folder, columns, schema.key, name)
         try:
             for batch in chain((first,) if first is not None else (), batches):
                 rows = pa.table(batch)
@@ -183,7 +181,7 @@ class LakeTable:
             faults.point("lake.after-data-files")
         except OSError as error:
             raise failed(error, "data files cannot be made durable", self.folder) from error
-        self._store.settle(self.folder)
+        self.folder.settle()
 
     def bootstrap(
         self,
@@ -201,7 +199,7 @@ class LakeTable:
         """
         written = [file for file in files if file.rows]
         for file in written:
-            with opened(self.folder / file.name, file.size):
+            with opened(self.folder, file.name, file.size):
                 pass
         return self._found(Change("bootstrap", mode, schema, applied, written, logged=logged), on)
 
@@ -267,9 +265,8 @@ class LakeTable:
         merged: MergeCounts,
     ) -> Snapshot:
         def new_file() -> FileWriter:
-            return FileWriter(self._store, self.folder, columns, on.schema.key)
+            return FileWriter(self.folder, columns, on.schema.key)
 
-        self._store.make_folder(self.folder)
         done = rewrite(on, columns, index, found, images, new_file, self.file_size)
         rows_added = sum(file.rows for file in done.added)
         try:
@@ -282,7 +279,7 @@ class LakeTable:
                 )
             self._data_written()
         except BaseException:
-            self._unlink(file.name for file in done.added)
+            self.folder.delete(file.name for file in done.added)
             raise
         change = Change(
             "merge",
@@ -299,7 +296,7 @@ class LakeTable:
         try:
             return self._commit(on, change, _widening(on, columns))
         except LakeConflictError:
-            self._unlink(file.name for file in done.added)
+            self.folder.delete(file.name for file in done.added)
             raise
 
     def _found(self, change: Change, on: Snapshot | None) -> Snapshot:
@@ -361,7 +358,6 @@ class LakeTable:
         new = () if restated else change.added
         adds = [AddFile(file.name, file.size, file.rows, file.stats, now_ms) for file in new]
         snapshot = deltalog.commit(
-            self._store,
             self.folder,
             on,
             [
@@ -386,15 +382,16 @@ class LakeTable:
         """Write a checkpoint of this version; the snapshot that knows of it. `upsert` and the others do so every 100 commits; a
         failure there only warns. Raises `LakeError`."""
         since_ms = self._clock.now_us() // 1000 - int(RETENTION_S * 1000)
-        checkpoint.write(self._store, self.folder / LOG, snapshot.version, list(snapshot.actions(since_ms)))
-        checkpoint.expire(self.folder / LOG)
+        log = self.folder.folder(LOG)
+        checkpoint.write(log, snapshot.version, list(snapshot.actions(since_ms)))
+        checkpoint.expire(log)
         return replace(snapshot, checkpoint=snapshot.version)
 
     def vacuum(self, snapshot: Snapshot, retention_s: float = RETENTION_S) -> int:
         """Delete the files that were removed longer ago than this. How many. Raises `LakeError`."""
         limit_ms = self._clock.now_us() // 1000 - int(retention_s * 1000)
         dead = {path for path, tombstone in snapshot.tombstones.items() if tombstone.removed_ms < limit_ms}
-        return self._unlink(sorted(self._there(dead) - _decoded(snapshot.files)))
+        return self.folder.delete(sorted(self._there(dead) - _decoded(snapshot.files)))
 
     def forget(self, snapshot: Snapshot, retention_s: float = RETENTION_S) -> Snapshot:
         """The snapshot without the removed files that `vacuum` deleted: they would be in every snapshot and checkpoint from then on.
@@ -408,15 +405,14 @@ class LakeTable:
     def _there(self, paths: Iterable[str]) -> set[str]:
         """Of these paths of the log those that are there, as names relative to the folder; others may have files in folders below.
         What lies outside of it is not ours to look at."""
-        top, found = set(self._names()), set()
+        top, found = set(self.folder.names()), set()
         for name in _decoded(paths):
-            relative = Path(name)
+            relative = PurePosixPath(name)
             if len(relative.parts) == 1:
                 inside = name in top
             else:
-                inside = (
-                    not relative.is_absolute() and ".." not in relative.parts and (self.folder / relative).is_file()
-                )
+                outside = relative.is_absolute() or ".." in relative.parts or "://" in name
+                inside = not outside and self.folder.size(name) is not None
             if inside and relative.parts[0] != LOG:
                 found.add(name)
         return found
@@ -428,43 +424,21 @@ class LakeTable:
         """
         snapshot = self.load()
         known = {*keep, *_decoded((*snapshot.files, *snapshot.tombstones) if snapshot else ())}
-        limit_s = self._clock.now_us() / 1e6 - older_than_s
-        found = [self.folder / name for name in self._names() if NAME.fullmatch(name) and name not in known]
-        if (self.folder / LOG).is_dir():
-            found += (self.folder / LOG).glob(f"{TEMPORARY}*.tmp")
-        removed = 0
-        for path in found:
-            with suppress(OSError):
-                if path.stat().st_mtime < limit_s:
-                    path.unlink()
-                    removed += 1
-        return removed
+        limit_ms = self._clock.now_us() / 1000 - older_than_s * 1000
+        old = [entry.name for entry in self.folder.walk() if entry.modified_ms < limit_ms]
+        dead = [name for name in old if NAME.fullmatch(name) and name not in known]
+        dead += [name for name in old if name.startswith(f"{LOG}/{TEMPORARY}") and name.endswith(".tmp")]
+        return self.folder.delete(dead)
 
     def discard(self, names: Iterable[str]) -> int:
         """Delete those of these data files that are there and that no commit names. How many. Raises as `load`."""
-        there = {name for name in names if NAME.fullmatch(name) and (self.folder / name).exists()}
+        there = {name for name in names if NAME.fullmatch(name) and self.folder.holds(name)}
         if not there:
             return 0
         snapshot = self.load()
-        return self._unlink(
+        return self.folder.delete(
             there - set(snapshot.files if snapshot else ()) - set(snapshot.tombstones if snapshot else ())
         )
-
-    def _unlink(self, names: Iterable[str]) -> int:
-        removed = 0
-        for name in names:
-            with suppress(OSError):
-                (self.folder / name).unlink()
-                removed += 1
-        return removed
-
-    def _names(self) -> list[str]:
-        try:
-            return [path.name for path in self.folder.iterdir()]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise failed(error, "cannot be read", self.folder) from error
 
     # -- what may be read and written ------------------------------------------------------------------------------------
 
@@ -514,7 +488,7 @@ def _live(snapshot: Snapshot) -> int:
     rows = 0
     for file in snapshot.files.values():
         if file.num_records is None:
-            with opened(snapshot.path(file), file.size) as parquet:
+            with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
                 rows += parquet.metadata.num_rows
         rows += file.num_records or 0
     return rows

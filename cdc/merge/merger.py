@@ -266,7 +266,7 @@ class Merger:
         if snapshot is None or applied is None:
             raise LakeDamagedError(
                 "the lake does not have the table, or not as lakesync wrote it",
-                where=f"{table}: {self._root / table.folder}",
+                where=f"{table}: {lake.folder}",
                 hint=f"`lakesync resync {table}`",
             )
         return self._merge(table, lake, snapshot, applied, status, leaving=found is None)

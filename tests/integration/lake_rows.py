@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from cdc.epoch import Counts, EpochId
-from cdc.lake import Applied, FoldCounts, Folded, LakeTable, MergeCounts, Snapshot
+from cdc.lake import Applied, FoldCounts, Folded, Folder, LakeTable, MergeCounts, Snapshot
 from cdc.lake.adopt import adopt
 from cdc.lake.columns import key_columns, lake_columns
 from cdc.names import TableName
@@ -155,21 +155,26 @@ def content(lake: LakeTable, snapshot: Snapshot) -> list[Row]:
 # -- readers of others ---------------------------------------------------------------------------------------------------
 
 
-def read_deltalake(folder: Path, version: int | None = None) -> pa.Table:
+def disk(lake: LakeTable) -> Path:
+    """The table's folder on a local disk."""
+    return Path(str(lake.folder))
+
+
+def read_deltalake(folder: Folder | Path, version: int | None = None) -> pa.Table:
     """By delta-rs."""
     import deltalake
 
     return pa.table(deltalake.DeltaTable(str(folder), version=version).scan())
 
 
-def read_polars(folder: Path, version: int | None = None) -> pa.Table:
+def read_polars(folder: Folder | Path, version: int | None = None) -> pa.Table:
     """By polars, through its own reader of Parquet."""
     import polars
 
     return polars.read_delta(str(folder), version=version).to_arrow()
 
 
-def read_chdb(folder: Path, version: int | None = None) -> pa.Table:
+def read_chdb(folder: Folder | Path, version: int | None = None) -> pa.Table:
     """By ClickHouse's reader (delta-kernel), in a process of its own: the engine takes long to go, and its files must lie below
     the working directory."""
     program = "import sys, chdb; sys.stdout.buffer.write(chdb.query(sys.argv[1], 'ArrowStream').bytes())"

@@ -138,7 +138,7 @@ class Rereading:
 
     def lake(self, table: TableName) -> list[tuple[Any, ...]]:
         """The rows in the lake, without lakesync's columns, sorted."""
-        frame = polars.read_delta(str(self.config.lake_root / table.folder))
+        frame = polars.read_delta(str(Path(self.config.lake) / table.folder))
         frame = frame.select([c for c in frame.columns if not c.startswith("_cdc") or c == SHARD_COLUMN])
         return sorted(frame.rows(), key=repr)
 

@@ -14,7 +14,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from cdc.config import load
-from cdc.lake import deltalog
+from cdc.lake import deltalog, open_folder
 from cdc.names import TableName
 from dev.mysql import MySQLServer
 from dev.sqlserver import SqlServer
@@ -95,7 +95,9 @@ def copy(server: SqlServer, table: str, folder: Path, **options: Any) -> str:
 
 def kinds(rig: Rig, table: str) -> list[str]:
     """What lakesync's commits of the table were."""
-    return [commit.info["kind"] for commit in deltalog.commits(rig.lake / TableName.parse(table).folder)]
+    return [
+        commit.info["kind"] for commit in deltalog.commits(open_folder(rig.lake).folder(TableName.parse(table).folder))
+    ]
 
 
 def folder_of(rig_folder: Path, table: str) -> Path:

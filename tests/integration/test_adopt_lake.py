@@ -32,6 +32,7 @@ from tests.integration.lake_rows import (
     Row,
     applied,
     content,
+    disk,
     every_type,
     same,
     table_of,
@@ -58,11 +59,11 @@ def by_deltalake(lake: LakeTable, rows: Sequence[Row] = ROWS, schema: TableSchem
 
 def refused(lake: LakeTable, schema: TableSchema = SIMPLE) -> str:
     """Why the table is not adopted. It is as it was then."""
-    before = sorted(path.name for path in lake.folder.rglob("*")) if lake.folder.exists() else []
+    before = sorted(path.name for path in disk(lake).rglob("*")) if disk(lake).exists() else []
     with pytest.raises(LakeError) as error:
         adopt(lake, schema, applied(1))
     assert error.value.hint
-    assert before == (sorted(path.name for path in lake.folder.rglob("*")) if lake.folder.exists() else [])
+    assert before == (sorted(path.name for path in disk(lake).rglob("*")) if disk(lake).exists() else [])
     return error.value.what
 
 
@@ -134,7 +135,7 @@ def test_a_table_with_a_history_of_others(lake: LakeTable) -> None:
     table.create_checkpoint()
     by_deltalake(lake, [(300, "later")], mode="append")
     for version in range(3):
-        (lake.folder / "_delta_log" / f"{version:020}.json").unlink()
+        (disk(lake) / "_delta_log" / f"{version:020}.json").unlink()
     snapshot = adopt(lake, SIMPLE, applied(1))
     expected = [(5, "merged"), *ROWS[6:], (200, "merged"), (300, "later")]
     assert content(lake, snapshot) == expected
@@ -148,11 +149,11 @@ def test_the_checkpoint_that_a_cleaned_log_begins_with_stays(lake: LakeTable) ->
         by_deltalake(lake, ROWS[i * 10 : i * 10 + 10], mode="append")
     DeltaTable(str(lake.folder)).create_checkpoint()
     for version in range(3):
-        (lake.folder / "_delta_log" / f"{version:020}.json").unlink()
+        (disk(lake) / "_delta_log" / f"{version:020}.json").unlink()
     snapshot = adopt(lake, SIMPLE, applied(1))
     for _ in range(5):
         snapshot = lake.checkpoint(upsert(lake, snapshot, [(1, "new")]))
-    assert len(list((lake.folder / "_delta_log").glob("*.checkpoint.parquet"))) == 4
+    assert len(list((disk(lake) / "_delta_log").glob("*.checkpoint.parquet"))) == 4
     assert lake_rows.read_deltalake(lake.folder, 4).num_rows == 40
     assert lake_rows.read_deltalake(lake.folder, 3).num_rows == 40
     assert DeltaTable(str(lake.folder)).history(20)[-1]["operation"] == "WRITE"
@@ -268,7 +269,7 @@ class Spark:
 
 
 def spark(lake: LakeTable, **of_metadata: Any) -> Spark:
-    return Spark(lake.folder, {"id": "long", "name": "string"}, **of_metadata)
+    return Spark(disk(lake), {"id": "long", "name": "string"}, **of_metadata)
 
 
 def simple(rows: Sequence[Row] = ROWS) -> pa.Table:
@@ -324,7 +325,7 @@ def test_paths_of_spark(lake: LakeTable) -> None:
     snapshot = adopt(lake, SIMPLE, applied(1))
     assert content(lake, snapshot) == ROWS
     assert len(snapshot.files) == 3
-    (lake.folder / "sub folder" / "theirs.parquet").write_bytes(b"?")
+    (disk(lake) / "sub folder" / "theirs.parquet").write_bytes(b"?")
     snapshot = upsert(lake, snapshot, [(60, "new")], [(0,)])
     # Files that were removed go, in folders below too; those that are live stay, though the log's word for one is another's name.
     lake.remove_orphans((), 0)
@@ -332,7 +333,7 @@ def test_paths_of_spark(lake: LakeTable) -> None:
     assert lake.vacuum(snapshot, -1) == len(snapshot.tombstones)
     assert not lake.forget(snapshot, -1).tombstones
     assert content(lake, snapshot) == [*ROWS[1:60], (60, "new"), *ROWS[61:]]
-    assert (lake.folder / "sub folder" / "theirs.parquet").exists()
+    assert (disk(lake) / "sub folder" / "theirs.parquet").exists()
 
 
 @pytest.mark.parametrize("removed", ["a%20b.parquet", "a%2520b.parquet", "c d.parquet"])
@@ -349,7 +350,7 @@ def test_a_live_file_is_not_vacuumed_by_the_name_of_a_removed_one(lake: LakeTabl
     left = [path for path in names if path != removed]
     snapshot = adopt(lake, SIMPLE, applied(1))
     assert lake.vacuum(snapshot, 0) == len(names) - len(left)
-    there = {path.name for path in lake.folder.glob("*.parquet")}
+    there = {path.name for path in disk(lake).glob("*.parquet")}
     assert there == {names[path] for path in left}
     assert len(content(lake, snapshot)) == 30 * len(left)
 
@@ -401,7 +402,7 @@ def test_the_ways_in_which_others_store_values(lake: LakeTable) -> None:
         "readerFeatures": ["timestampNtz"],
         "writerFeatures": ["timestampNtz", "appendOnly", "invariants"],
     }
-    writer = Spark(lake.folder, kinds, protocol=protocol)
+    writer = Spark(disk(lake), kinds, protocol=protocol)
     writer.commit([writer.add(others.slice(0, 5), store_schema=True)])
     int96 = columns.drop_columns(["local"]).slice(5, 5)
     writer.commit([writer.add(int96, use_deprecated_int96_timestamps=True)])
@@ -448,8 +449,8 @@ def test_row_groups_that_are_larger_than_ours(lake: LakeTable) -> None:
 
 def test_there_must_be_a_delta_table(lake: LakeTable) -> None:
     assert "there is no table" in refused(lake)
-    lake.folder.mkdir(parents=True)
-    pq.write_table(simple(), lake.folder / "data.parquet")
+    disk(lake).mkdir(parents=True)
+    pq.write_table(simple(), disk(lake) / "data.parquet")
     assert "files, and no Delta table" in refused(lake)
 
 
@@ -559,7 +560,7 @@ def test_what_binds_a_writer(
     ],
 )
 def test_columns_that_are_more_than_columns(lake: LakeTable, metadata: dict[str, Any], expected: str) -> None:
-    Spark(lake.folder, {"id": {"type": "long", "metadata": metadata}, "name": "string"})
+    Spark(disk(lake), {"id": {"type": "long", "metadata": metadata}, "name": "string"})
     assert expected in refused(lake)
 
 
@@ -607,7 +608,7 @@ def test_files_that_are_stored_otherwise(lake: LakeTable) -> None:
 
 def test_nanoseconds_are_not_cut(lake: LakeTable) -> None:
     schema = TableSchema((Column("id", "bigint"), Column("moment", "timestamp", scale=6)), ("id",))
-    writer = Spark(lake.folder, {"id": "long", "moment": "timestamp"})
+    writer = Spark(disk(lake), {"id": "long", "moment": "timestamp"})
     writer.commit([writer.add(pa.table({"id": [1], "moment": pa.array([1], pa.timestamp("ns", "UTC"))}))])
     assert "moment is stored as timestamp[ns" in refused(lake, schema)
 
@@ -634,7 +635,7 @@ def test_a_key_that_is_there_twice(lake: LakeTable, key: tuple[str, ...]) -> Non
 
 def test_a_torn_table(lake: LakeTable) -> None:
     by_deltalake(lake)
-    (data,) = lake.folder.glob("*.parquet")
+    (data,) = disk(lake).glob("*.parquet")
     data.write_bytes(data.read_bytes()[:-10])
     with pytest.raises(LakeDamagedError):
         adopt(lake, SIMPLE, applied(1))
@@ -646,7 +647,7 @@ def test_a_torn_table(lake: LakeTable) -> None:
 def test_a_log_without_its_beginning(lake: LakeTable) -> None:
     for i in range(3):
         by_deltalake(lake, ROWS[i * 10 : i * 10 + 10], mode="append")
-    (lake.folder / "_delta_log" / f"{0:020}.json").unlink()
+    (disk(lake) / "_delta_log" / f"{0:020}.json").unlink()
     with pytest.raises(LakeDamagedError, match="version 0 is missing"):
         adopt(lake, SIMPLE, applied(1))
 

@@ -42,6 +42,7 @@ from tests.integration.lake_rows import (
     applied,
     bootstrap,
     content,
+    disk,
     every_type,
     folded,
     same,
@@ -150,7 +151,7 @@ def test_other_readers_read_our_checkpoints(tmp_path: Path, reader: Reader) -> N
         snapshot = upsert(lake, snapshot, [(epoch, "new"), (1000 + epoch, "new")], [(50 + epoch,)])
     lake.checkpoint(snapshot)
     for version in range(snapshot.version):
-        (lake.folder / "_delta_log" / f"{version:020}.json").unlink()
+        (disk(lake) / "_delta_log" / f"{version:020}.json").unlink()
     loaded = lake.load()
     assert loaded is not None
     expected = same(table_of(content(lake, loaded), SIMPLE.arrow), SIMPLE.arrow)
@@ -233,7 +234,7 @@ def test_files_that_do_not_balance_with_the_effects_are_not_committed(
     lake: LakeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = bootstrap(lake, SIMPLE, BEFORE)
-    there = names(lake.folder)
+    there = names(disk(lake))
     whole: Callable[..., int] = rewrite._copy
 
     def loses_an_image(*arguments: Any) -> int:
@@ -244,7 +245,7 @@ def test_files_that_do_not_balance_with_the_effects_are_not_committed(
     with pytest.raises(LakeError, match="do not balance"):
         upsert(lake, snapshot, [(1, "x"), (2, "y")])
     assert lake.load() == snapshot
-    assert names(lake.folder) == there
+    assert names(disk(lake)) == there
 
 
 def test_rows_of_other_columns_are_refused(lake: LakeTable) -> None:
@@ -359,7 +360,7 @@ def test_small_files_stay_few_over_many_commits(tmp_path: Path) -> None:
     assert len(snapshot.files) <= 25 + sum(file.size for file in snapshot.files.values()) * 8 / 20_000
     assert snapshot.rows == 3000 - 299
     assert snapshot.checkpoint == 300
-    assert sorted(p.name[:20] for p in (lake.folder / "_delta_log").glob("*.checkpoint.parquet")) == [
+    assert sorted(p.name[:20] for p in (disk(lake) / "_delta_log").glob("*.checkpoint.parquet")) == [
         f"{n:020}" for n in (100, 200, 300)
     ]
     loaded = lake.load()
@@ -405,7 +406,7 @@ def test_wide_rows_make_short_row_groups(lake: LakeTable) -> None:
     schema = TableSchema((Column("id", "int"), Column("blob", "varbinary")), ("id",))
     snapshot = bootstrap(lake, schema, [(i, os.urandom(1 << 20)) for i in range(150)])
     (file,) = snapshot.files.values()
-    footer = pq.read_metadata(lake.folder / file.path)
+    footer = pq.read_metadata(disk(lake) / file.path)
     assert (footer.num_row_groups, footer.num_rows) == (3, 150)
 
 
@@ -441,7 +442,7 @@ def test_rows_are_read_by_their_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["missing", "shorter", "torn"])
 def test_damaged_data_files_are_named(lake: LakeTable, how: str) -> None:
     snapshot = bootstrap(lake, SIMPLE, BEFORE)
-    path = lake.folder / next(iter(snapshot.files))
+    path = disk(lake) / next(iter(snapshot.files))
     data = path.read_bytes()
     if how == "missing":
         path.unlink()
@@ -460,7 +461,7 @@ def test_damaged_data_files_are_named(lake: LakeTable, how: str) -> None:
 def test_a_bootstrap_whose_file_went_away_is_not_committed(lake: LakeTable) -> None:
     file = lake.write_file(table_of(BEFORE, SIMPLE.arrow).to_batches(), SIMPLE, ts_ms=1, seq=1)
     assert DataFile.from_dict(json.loads(json.dumps(file.to_dict()))) == file
-    (lake.folder / file.name).unlink()
+    (disk(lake) / file.name).unlink()
     with pytest.raises(LakeDamagedError, match="is missing"):
         lake.bootstrap([file], SIMPLE, "upsert", applied(1), None, Counts())
     assert lake.load() is None
@@ -471,12 +472,12 @@ def test_a_bootstrap_whose_file_went_away_is_not_committed(lake: LakeTable) -> N
 
 def test_a_folder_of_someone_else_is_refused(tmp_path: Path) -> None:
     lake = LakeTable(tmp_path, TABLE, "p")
-    lake.folder.mkdir(parents=True)
+    disk(lake).mkdir(parents=True)
     assert lake.load() is None
-    (lake.folder / "report.txt").write_text("mine")
+    (disk(lake) / "report.txt").write_text("mine")
     with pytest.raises(LakeOccupiedError, match="no Delta table"):
         lake.load()
-    (lake.folder / "report.txt").unlink()
+    (disk(lake) / "report.txt").unlink()
     deltalake.write_deltalake(str(lake.folder), pa.table({"id": [1]}))
     with pytest.raises(LakeOccupiedError, match="someone else"):
         lake.load()
@@ -516,10 +517,10 @@ def test_the_second_of_two_mergers_loses_and_leaves_nothing(lake: LakeTable, tmp
     snapshot = bootstrap(lake, SIMPLE, BEFORE)
     other = LakeTable(tmp_path, TABLE, "p")
     won = upsert(lake, snapshot, [(1, "first")])
-    files = names(lake.folder)
+    files = names(disk(lake))
     with pytest.raises(LakeConflictError):
         upsert(other, snapshot, [(1, "second")])
-    assert names(lake.folder) == files
+    assert names(disk(lake)) == files
     assert other.refresh(snapshot).applied == won.applied
     assert content(other, other.refresh(snapshot))[1] == (1, "first")
 
@@ -585,7 +586,7 @@ def test_rows_that_others_deleted_by_vector_stop_us_until_a_resync(lake: LakeTab
         "cardinality": 2,
     }
     actions = [{"remove": file.removed(1)}, {"add": file.to_action() | {"deletionVector": vector}}]
-    path = lake.folder / "_delta_log" / f"{1:020}.json"
+    path = disk(lake) / "_delta_log" / f"{1:020}.json"
     path.write_text("\n".join(map(json.dumps, actions)))
     deleted = lake.refresh(snapshot)
     for use in (lambda: upsert(lake, deleted, [(1, "x")]), lambda: list(lake.scan(deleted))):
@@ -620,14 +621,14 @@ def test_a_resync_replaces_every_file_in_one_commit_and_may_change_the_schema(la
 def test_what_a_killed_bootstrap_wrote_can_be_discarded_and_live_files_cannot(lake: LakeTable) -> None:
     name = new_name()
     batches = table_of(BEFORE, SIMPLE.arrow).to_batches()
-    (lake.folder).mkdir(parents=True)
-    (lake.folder / name).write_bytes(b"half")
+    disk(lake).mkdir(parents=True)
+    (disk(lake) / name).write_bytes(b"half")
     file = lake.write_file(batches, SIMPLE, ts_ms=1, seq=1, name=name)
     assert file.name == name
     lost = lake.write_file(batches, SIMPLE, ts_ms=1, seq=1)
     snapshot = lake.bootstrap([file], SIMPLE, "upsert", applied(1), None, Counts())
     assert lake.discard([name, lost.name, "../../x", new_name()]) == 1
-    assert names(lake.folder) == {name, "_delta_log"}
+    assert names(disk(lake)) == {name, "_delta_log"}
     with pytest.raises(LakeError, match="is named by a commit"):
         lake.write_file(batches, SIMPLE, ts_ms=1, seq=1, name=name)
     assert len(content(lake, snapshot)) == 100
@@ -648,7 +649,7 @@ def test_vacuum_deletes_what_was_removed_long_ago_and_nothing_else(tmp_path: Pat
     assert lake.vacuum(snapshot, 7200) == 0
     clock.us += 3_700_000_000
     assert lake.vacuum(snapshot, 7200) == 1
-    there = names(lake.folder) - {"_delta_log"}
+    there = names(disk(lake)) - {"_delta_log"}
     assert there == middle | set(snapshot.files)
     assert not old & there
     assert lake.vacuum(snapshot, 7200) == 0
@@ -664,7 +665,7 @@ def test_what_vacuum_deleted_is_in_no_later_snapshot_or_checkpoint(tmp_path: Pat
         snapshot = lake.checkpoint(upsert(lake, snapshot, [(1, value)]))
         clock.us += 3_600_000_000
     assert lake.vacuum(snapshot, 7200) == 3
-    young = snapshot.tombstones.keys() & names(lake.folder)
+    young = snapshot.tombstones.keys() & names(disk(lake))
     assert len(young) == 2
     assert lake.forget(snapshot, 0).tombstones.keys() == young  # their files are still there
     snapshot = lake.forget(snapshot, 7200)
@@ -675,7 +676,7 @@ def test_what_vacuum_deleted_is_in_no_later_snapshot_or_checkpoint(tmp_path: Pat
     assert loaded.tombstones.keys() == snapshot.tombstones.keys()
     assert len(loaded.tombstones) == 3
     assert named(content(lake, loaded))[1] == "f"
-    found = sorted(p.name for p in (lake.folder / "_delta_log").glob("*.checkpoint.parquet"))
+    found = sorted(p.name for p in (disk(lake) / "_delta_log").glob("*.checkpoint.parquet"))
     assert [int(name[:20]) for name in found] == [4, 5, 6]
 
 
@@ -683,22 +684,22 @@ def test_orphans_are_removed_and_nothing_that_is_named(tmp_path: Path) -> None:
     clock = Clock()
     lake = LakeTable(tmp_path, TABLE, "p", clock=clock)
     snapshot = upsert(lake, bootstrap(lake, SIMPLE, BEFORE), [(1, "x")])
-    named = names(lake.folder)
+    named = names(disk(lake))
     orphan, kept = (lake.write_file(table_of(BEFORE, SIMPLE.arrow).to_batches(), SIMPLE, ts_ms=1, seq=1) for _ in "ab")
-    (lake.folder / "_delta_log" / "_commit_x.json.tmp").write_bytes(b"")
-    (lake.folder / "notes.txt").write_bytes(b"")
+    (disk(lake) / "_delta_log" / "_commit_x.json.tmp").write_bytes(b"")
+    (disk(lake) / "notes.txt").write_bytes(b"")
     assert lake.remove_orphans([], 3600) == 0
     clock.us += 3_700_000_000
     assert lake.remove_orphans([kept.name], 3600) == 2
-    assert names(lake.folder) == named | {kept.name, "notes.txt"}
-    assert not (lake.folder / orphan.name).exists()
+    assert names(disk(lake)) == named | {kept.name, "notes.txt"}
+    assert not (disk(lake) / orphan.name).exists()
     assert len(content(lake, snapshot)) == 100
 
 
 def test_a_checkpoint_that_fails_does_not_fail_the_commit(lake: LakeTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cdc.lake.table.CHECKPOINT_EVERY", 2)
     snapshot = upsert(lake, bootstrap(lake, SIMPLE, BEFORE), [(1, "x")])
-    (lake.folder / "_delta_log" / f"{2:020}.checkpoint.parquet").mkdir()
+    (disk(lake) / "_delta_log" / f"{2:020}.checkpoint.parquet").mkdir()
     snapshot = upsert(lake, snapshot, [(1, "y")])
     assert (snapshot.version, snapshot.checkpoint) == (2, None)
     assert upsert(lake, snapshot, [(1, "z")]).checkpoint == 3
@@ -736,7 +737,7 @@ def test_everything_is_durable_in_order_before_the_commit_is(tmp_path: Path, mon
     assert f"fsync {log}" in done[commit:]
     mask = os.umask(0)
     os.umask(mask)
-    for path in (*lake.folder.glob("*.parquet"), *(lake.folder / "_delta_log").glob("*.json")):
+    for path in (*disk(lake).glob("*.parquet"), *(disk(lake) / "_delta_log").glob("*.json")):
         assert path.stat().st_mode & 0o777 == 0o640 & ~mask
     done.clear()
     upsert(lake, snapshot, [(1, "x")])
@@ -751,12 +752,12 @@ def test_what_a_killed_writer_left_visible_is_made_durable_before_it_is_believed
     synced: list[Path] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
     assert lake.load() is not None
-    assert lake.folder / "_delta_log" in synced
+    assert disk(lake) / "_delta_log" in synced
 
 
 def test_a_folder_that_was_moved_away_is_made_durable_again(lake: LakeTable, tmp_path: Path) -> None:
     bootstrap(lake, SIMPLE, BEFORE)
-    lake.folder.rename(tmp_path / "away")
+    disk(lake).rename(tmp_path / "away")
     synced: list[Path] = []
     fsync = os.fsync
     with pytest.MonkeyPatch.context() as patch:
@@ -826,7 +827,7 @@ def test_an_error_at_each_point_says_whether_the_outcome_is_known(
         upsert(lake, snapshot, [(1, "x")])
     assert type(found.value) is error
     assert lake.refresh(snapshot).version == version
-    assert len(list((lake.folder / "_delta_log").glob("_commit_*"))) == version
+    assert len(list((disk(lake) / "_delta_log").glob("_commit_*"))) == version
 
 
 def test_the_mutant_without_put_if_absent_loses_the_other_writers_commit(

@@ -19,7 +19,7 @@ from cdc.lake import FoldCounts, LakeTable, MergeCounts, Snapshot
 from cdc.lake.columns import has_unfit, lake_columns
 from cdc.schema import Column, TableSchema
 from tests.integration import lake_rows
-from tests.integration.lake_rows import SIMPLE, TABLE, applied, bootstrap, folded, same, table_of, upsert
+from tests.integration.lake_rows import SIMPLE, TABLE, applied, bootstrap, disk, folded, same, table_of, upsert
 
 READERS = [
     pytest.param(lake_rows.read_deltalake, id="deltalake"),
@@ -52,7 +52,7 @@ def upsert_unfit(lake: LakeTable, on: Snapshot, rows: list[tuple[Any, ...]], val
 
 
 def actions(lake: LakeTable, version: int, kind: str) -> list[Any]:
-    lines = (lake.folder / "_delta_log" / f"{version:020}.json").read_text().splitlines()
+    lines = (disk(lake) / "_delta_log" / f"{version:020}.json").read_text().splitlines()
     return [action[kind] for line in lines if kind in (action := json.loads(line))]
 
 

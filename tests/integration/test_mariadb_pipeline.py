@@ -183,7 +183,7 @@ def test_the_copy_waits_until_the_server_shows_e0(held: MariaDBServer, tmp_path:
         added = pipeline.add(table)
         assert str(added.end.gtids) == held.executed
         assert pipeline.bootstrap(table)
-        rows = polars.read_delta(str(pipeline.config.lake_root / table.folder))["id"].to_list()
+        rows = polars.read_delta(str(Path(pipeline.config.lake) / table.folder))["id"].to_list()
     assert sorted(rows) == [1, 2, 3, 4, 5, 6]
 
 

@@ -39,6 +39,7 @@ from tests.integration.history import (
     copy_log,
     restore_log,
 )
+from tests.integration.lake_rows import disk
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER_SERVER = "00000000-0000-0000-0000-00000000000b"
@@ -336,7 +337,7 @@ def test_an_upsert_table_waits_for_its_bootstrap(pipeline: Pipeline, log: Log) -
         capture.epoch(10)
         result = pipeline.merger(log).round()
     assert result.tables == {}
-    assert not pipeline.config.lake_root.joinpath("shop").exists()
+    assert not Path(pipeline.config.lake).joinpath("shop").exists()
 
 
 def test_a_removed_table_is_applied_up_to_its_end(pipeline: Pipeline, log: Log) -> None:
@@ -412,7 +413,7 @@ def test_an_append_table_with_a_hole_is_not_gone_on_with(pipeline: Pipeline, log
         merging.round()
         assert pipeline.phases()[EVENTS] == "stopped"
         pipeline.check(EVENTS, 10)
-        pipeline.lake(EVENTS).folder.rename(pipeline.folder / "old")
+        disk(pipeline.lake(EVENTS)).rename(pipeline.folder / "old")
         pipeline.state.ask("resume", str(EVENTS))
         run_until(merging, lambda: pipeline.phases()[EVENTS] == "ready")
         merging.round()
@@ -637,7 +638,7 @@ def test_the_trace_holds_the_log_back_within_a_cap(
 
 
 def test_replaced_files_and_what_kills_left_go_after_a_while(pipeline: Pipeline, log: Log) -> None:
-    folder = pipeline.lake(ORDERS).folder
+    folder = disk(pipeline.lake(ORDERS))
     with Capture(log, pipeline.source) as capture:
         pipeline.start(capture)
         for _ in range(5):

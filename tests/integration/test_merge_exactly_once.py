@@ -36,6 +36,7 @@ from tests.integration.history import (
     copy_log,
     restore_log,
 )
+from tests.integration.lake_rows import disk
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER_SERVER = "00000000-0000-0000-0000-00000000000b"
@@ -202,14 +203,14 @@ def test_a_table_with_a_gap_stops_alone(pipeline: Pipeline, log: Log) -> None:
         capture.epoch(5)
         merging.round()
         lost = [
-            pipeline.lake(ORDERS).folder / "_delta_log" / f"{v:020}.json"
+            disk(pipeline.lake(ORDERS)) / "_delta_log" / f"{v:020}.json"
             for v in range(pipeline.check(ORDERS, 5).version + 1)
         ]
         kept = len(lost)
         for _ in range(9):
             capture.epoch(5)
             merging.round()
-        for path in sorted((pipeline.lake(ORDERS).folder / "_delta_log").glob("*.json"))[kept:]:
+        for path in sorted((disk(pipeline.lake(ORDERS)) / "_delta_log").glob("*.json"))[kept:]:
             path.unlink()
         log.trim(10)
         pipeline.merger(log).round()

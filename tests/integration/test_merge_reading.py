@@ -33,6 +33,7 @@ from tests.integration.history import (
     Source,
     Windowed,
 )
+from tests.integration.lake_rows import disk
 
 SALES = TableName("shop", "sales")
 ONE, TWO = "shop.sales_1", "shop.sales_2"
@@ -194,7 +195,7 @@ def test_a_backfilled_append_table_is_never_read_twice(tmp_path: Path) -> None:
         assert status is not None
         assert status.phase == "stopped"
         assert "twice" in (status.error or {})["what"]
-        pipeline.lake(EVENTS).folder.rename(tmp_path / "away")
+        disk(pipeline.lake(EVENTS)).rename(tmp_path / "away")
         pipeline.state.ask("resume", str(EVENTS))
         resuming.take_requests(pipeline.state, pipeline.config)
         merging.round()
@@ -322,7 +323,7 @@ def test_lakes_and_logs_without_reads_and_truncations_add_up_with_those(pipeline
         capture.epoch(4)
         merging = pipeline.merger(log)
         merging.round()
-        folder = pipeline.lake(SALES).folder
+        folder = disk(pipeline.lake(SALES))
         newest = pipeline.snapshot(SALES)
         path = folder / deltalog.LOG / f"{newest.version:020}.json"
         old = path.read_text().replace('"truncated":0,', "").replace(',"truncated":0', "")

@@ -390,7 +390,7 @@ def test_the_daemon_ends_in_mid_read(mysql: MySQLServer, schema: str, tmp_path: 
     with rig.running():
         rig.ready(table)
         rig.current()
-        frame = polars.read_delta(str(rig.config.lake_root / table.folder))
+        frame = polars.read_delta(str(Path(rig.config.lake) / table.folder))
     found = frame.group_by("id", "_cdc_op").len()
     reads = {row[0]: row[2] for row in found.rows() if row[1] == "read"}
     assert max(reads.values()) == 1, "a row was read twice"

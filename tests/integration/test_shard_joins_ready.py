@@ -73,7 +73,7 @@ def test_the_manifest_says_ready_once_the_rows_are_there(rig: Rereading, schema:
         finally:
             stop.set()
             watching.join()
-    folder = str(rig.config.lake_root / into.folder)
+    folder = str(Path(rig.config.lake) / into.folder)
     rows = {v: polars.scan_delta(folder, version=v).select(polars.len()).collect().item() for _, v in versions}
     assert "reading" in {state for state, _ in versions}
     joined = [state for state, _ in versions].index("reading")

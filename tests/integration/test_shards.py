@@ -85,7 +85,7 @@ class Sharded:
         return set(sharding.shards(self.options()))
 
     def lake(self) -> list[tuple[Any, ...]]:
-        found = read_deltalake(self.rig.config.lake_root / self.target.folder)
+        found = read_deltalake(Path(self.rig.config.lake) / self.target.folder)
         columns = [found.column(name).to_pylist() for name in ("shard", "id", "v", "n")]
         return sorted(zip(*columns, strict=True))
 
@@ -419,7 +419,7 @@ def test_a_table_of_the_name_that_shards_land_in_is_no_surprise(
         time.sleep(1.5)
         rig.pipeline.resync(str(target))
         rig.ready(target)
-    found = read_deltalake(rig.config.lake_root / target.folder)
+    found = read_deltalake(Path(rig.config.lake) / target.folder)
     assert found.column("_cdc_shard").to_pylist() == [str(target)]
 
 
@@ -449,5 +449,5 @@ def test_it_is_added_and_removed_by_command(tmp_path: Path, mysql: MySQLServer, 
         assert len(pipeline.config.tables) == 2
         pipeline.remove(str(target))
         rig.until(lambda: rig.state.tables()[target].phase == "removed", "removed")
-    found = read_deltalake(rig.config.lake_root / target.folder)
+    found = read_deltalake(Path(rig.config.lake) / target.folder)
     assert found.column("part").to_pylist() == [f"{schema}.o_1"]

@@ -31,6 +31,7 @@ from dev.mysql import MySQLServer
 from snapshot import copying
 from snapshot.progress import Progress
 from tests.integration.bootstrapping import Pipeline
+from tests.integration.lake_rows import disk
 
 OTHER_SERVER = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
 
@@ -72,7 +73,7 @@ def source_rows(mysql: MySQLServer, table: TableName) -> Counter[tuple[Any, ...]
 
 
 def data_files(pipeline: Pipeline, table: TableName) -> set[str]:
-    return {path.name for path in pipeline.lake(table).folder.glob("*.parquet")}
+    return {path.name for path in disk(pipeline.lake(table)).glob("*.parquet")}
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------------
@@ -688,7 +689,7 @@ def test_a_table_that_cannot_be_read_is_refused_before_reading(
 
 def test_an_occupied_folder_is_refused(mysql: MySQLServer, pipeline: Pipeline, table: TableName) -> None:
     numbers(mysql, table, 5)
-    folder = pipeline.config.lake_root / table.folder
+    folder = Path(pipeline.config.lake) / table.folder
     folder.parent.mkdir(parents=True)
     deltalake.write_deltalake(str(folder), pa.table({"theirs": [1, 2, 3]}))
     pipeline.add(table)

@@ -92,7 +92,7 @@ class Running:
 
 
 def lake_rows(running: Running, table: TableName) -> Counter[tuple[Any, ...]]:
-    frame = polars.read_delta(str(running.config.lake_root / table.folder))
+    frame = polars.read_delta(str(Path(running.config.lake) / table.folder))
     plain = [
         tuple(v.replace(tzinfo=None) if getattr(v, "tzinfo", None) else v for v in row[:-2]) for row in frame.rows()
     ]

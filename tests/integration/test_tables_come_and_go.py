@@ -287,7 +287,7 @@ def test_a_log_that_is_lost_while_a_table_is_backfilled_never_doubles_its_rows(
     run(mysql, t.schema, "INSERT INTO t VALUES " + ", ".join(f"({n}, 'v')" for n in range(300)))
     entry = {"name": str(t), "mode": "append", "backfill": True}
     rig = Rereading(tmp_path, mysql, [entry], window_rows=10, rows_per_second=200)
-    folder = rig.config.lake_root / t.folder
+    folder = Path(rig.config.lake) / t.folder
     with rig.running():
         rig.until(
             lambda: any(folder.glob("_delta_log/*.json")) and read_deltalake(folder).num_rows > 20,
@@ -316,7 +316,7 @@ def test_a_backfill_that_is_resynced_in_the_middle_never_doubles_its_rows(
     rig = Rereading(
         tmp_path, mysql, [{"name": str(t), "mode": "append", "backfill": True}], window_rows=10, rows_per_second=200
     )
-    folder = rig.config.lake_root / t.folder
+    folder = Path(rig.config.lake) / t.folder
     with rig.running():
         rig.until(
             lambda: any(folder.glob("_delta_log/*.json")) and read_deltalake(folder).num_rows > 20,

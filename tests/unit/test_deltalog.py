@@ -18,7 +18,7 @@ from cdc.errors import LakeConflictError, LakeDamagedError, LakeError, LakeUnkno
 from cdc.lake import checkpoint, deltalog
 from cdc.lake.columns import CONFIGURATION, delta_schema, protocol
 from cdc.lake.deltalog import LOG, Applied, Snapshot
-from cdc.lake.store import Store
+from cdc.lake.store import open_folder
 from cdc.position import BinlogEnd, GtidSet, Position
 
 UUID = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
@@ -58,8 +58,8 @@ class Log:
     """A table's log, written through `deltalog.commit`."""
 
     def __init__(self, root: Path) -> None:
-        self.store, self.folder = Store(root), root / "s" / "t"
-        self.log = self.folder / LOG
+        self.folder = open_folder(root).folder("s/t")
+        self.log = root / "s" / "t" / LOG
         self.newest: Snapshot | None = None
 
     def commit(self, *actions: dict[str, Any], epoch: int | None = None, on: Snapshot | None = None) -> Snapshot:
@@ -69,7 +69,7 @@ class Log:
         if self.newest is None:
             head += [{"protocol": protocol(COLUMNS)}, {"metaData": METADATA}]
         head.append({"txn": {"appId": "lakesync:p:s.t", "version": epoch}})
-        self.newest = deltalog.commit(self.store, self.folder, on or self.newest, [*head, *actions])
+        self.newest = deltalog.commit(self.folder, on or self.newest, [*head, *actions])
         return self.newest
 
     def foreign(self, *actions: dict[str, Any]) -> Path:
@@ -88,7 +88,7 @@ class Log:
 
     def checkpoint(self) -> Path:
         snapshot = self.load()
-        checkpoint.write(self.store, self.log, snapshot.version, list(snapshot.actions(0)))
+        checkpoint.write(self.folder.folder(LOG), snapshot.version, list(snapshot.actions(0)))
         return self.log / f"{snapshot.version:020}.checkpoint.parquet"
 
 
@@ -107,10 +107,10 @@ def state(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def test_nothing_is_no_table(tmp_path: Path) -> None:
-    assert deltalog.load(tmp_path) is None
+    assert deltalog.load(open_folder(tmp_path)) is None
     (tmp_path / LOG).mkdir()
     (tmp_path / LOG / "_commit_1.json.tmp").write_bytes(b"{")
-    assert deltalog.load(tmp_path) is None
+    assert deltalog.load(open_folder(tmp_path)) is None
 
 
 def test_a_snapshot_is_what_its_commits_left(log: Log) -> None:
@@ -440,7 +440,7 @@ def test_links_that_lead_out_of_the_lake_are_refused(tmp_path: Path) -> None:
     (tmp_path / "lake").mkdir()
     (tmp_path / "lake" / "s").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(LakeError, match="outside the lake"):
-        Store(tmp_path / "lake").folder("s/t")
+        open_folder(tmp_path / "lake").folder("s/t")
 
 
 def test_a_data_file_outside_the_folder_is_refused(log: Log) -> None:

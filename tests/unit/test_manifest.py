@@ -12,6 +12,7 @@ from cdc.errors import LakeDamagedError, LakeError
 from cdc.lake import manifest
 from cdc.lake.manifest import Manifest, TableVersion
 from cdc.lake.snapshot import Applied, Snapshot
+from cdc.lake.store import open_folder
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
 
@@ -25,7 +26,7 @@ def applied(epoch: int) -> Applied:
 
 
 def snapshot(epoch: int, commit: int, version: int | None = None) -> Snapshot:
-    return Snapshot(Path(), version or commit, {}, {}, {}, {}, {}, {}, commit, None, applied(epoch))
+    return Snapshot(open_folder(Path()), version or commit, {}, {}, {}, {}, {}, {}, commit, None, applied(epoch))
 
 
 def a_round(epoch: int, table_epoch: int = 3, commit: int = 7) -> Manifest:
