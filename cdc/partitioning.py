@@ -40,6 +40,8 @@ UNITS = "year(c), month(c), day(c) or hour(c)"
 _CALL = re.compile(r"\s*(\w*)\s*\((.*)\)\s*", re.DOTALL)
 _NO_FOLDER = re.compile(r"[/=%\x00-\x1f\x7f]")
 """What a column's name may not have to name a folder that every reader finds again: polars takes it as it is, and up to the first `=`."""
+_LONGEST = 70
+"""Bytes of it: a folder's name holds a value besides."""
 _CORRECT = "correct `partition_by:`"
 
 
@@ -100,10 +102,10 @@ def check(schema: TableSchema, partition_by: Sequence[str], own: Collection[str]
             near = difflib.get_close_matches(term.column, schema.names, 1)
             hint = f"did you mean {near[0]}? {_CORRECT}" if near else _CORRECT
             raise TableStoppedError(f"partition_by: names column {term.column}, which does not exist", hint=hint)
-        if _NO_FOLDER.search(term.column):
+        if _NO_FOLDER.search(term.name) or len(term.name.encode()) > _LONGEST:
             raise TableStoppedError(
-                f"partition_by: column {term.column} has a name that no folder can have",
-                hint="rename it, or name another",
+                f"partition_by: column {term.name} has a name that no folder can have",
+                hint="rename the column, or name another one",
             )
         if term.unit is not None and (there := taken.get(term.name.lower())):
             raise TableStoppedError(
