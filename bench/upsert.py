@@ -20,7 +20,7 @@ from bench.report import Table, thousands
 from bench.rows import SCHEMA, arrow
 from bench.setting import Setting
 from cdc.epoch import Counts, EpochId
-from cdc.lake import Applied, FoldCounts, Folded, LakeTable, MergeCounts
+from cdc.lake import Applied, FoldCounts, Folded, LakeTable, Layout, MergeCounts
 from cdc.lake.columns import key_columns, lake_columns
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
@@ -99,12 +99,12 @@ def _make(base: Path, rows: int) -> None:
         files.append(file)
         stamped = _stamped(part, 1)
         deltalake.write_deltalake(base / "peer", stamped, mode="append")
-    lake.bootstrap(files, SCHEMA, "upsert", _applied(1), None, Counts(0, 0, 0))
+    lake.bootstrap(files, SCHEMA, Layout(), _applied(1), None, Counts(0, 0, 0))
 
 
 def _stamped(rows: pa.Table, epoch: int) -> pa.Table:
     stamps = [pa.repeat(pa.scalar(stamp, pa.int64()), rows.num_rows) for stamp in (epoch * 1000, epoch)]
-    return pa.table([*rows.columns, *stamps], schema=lake_columns(SCHEMA, "upsert"))
+    return pa.table([*rows.columns, *stamps], schema=lake_columns(SCHEMA, Layout()))
 
 
 def _write_changes(folder: Path, rows: int, number: int) -> int:

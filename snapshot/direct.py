@@ -16,7 +16,7 @@ from cdc import faults
 from cdc.config import PipelineConfig
 from cdc.errors import LakeConflictError, LakeUnknownError, TableStoppedError
 from cdc.journal import logger
-from cdc.lake import Applied, LakeTable, Snapshot
+from cdc.lake import Applied, LakeTable, Layout, Snapshot
 from cdc.log import captured
 from cdc.log.base import Log
 from cdc.names import TableName
@@ -145,6 +145,7 @@ class Bootstrap:
         schema = TableSchema.from_dict(found.schema)
         Walk(self.table, schema)
         self._check_readable(schema)
+        self._check_replaceable(present)
         # Never a part of a transaction: its earlier parts would be in neither what is read, since a server shows none of it before its
         # end and is waited for no longer than until it has the whole ones, nor in what the merger replays from e0.
         record = known.newest if faults.mutant("e0_at_part") else known.record
@@ -187,6 +188,15 @@ class Bootstrap:
             schema.check()
         except TableStoppedError as error:
             raise TableStoppedError(error.what, where=str(self.table), hint=error.hint) from None
+
+    def _check_replaceable(self, present: Snapshot | None) -> None:
+        """Raise `TableStoppedError` where the lake's table holds what the source does not have any more: that is not replaced."""
+        if present is not None and present.mode in KEEPING and present.rows:
+            raise TableStoppedError(
+                f"the lake has the table with mode {present.mode}, and what it keeps would be lost",
+                where=f"{self.table}: {present.folder}",
+                hint=f"move that folder away, then `lakesync resync {self.table}`; or give it that mode again",
+            )
 
     def _check_e0(self, purpose: Purpose) -> None:
         """Raise `_Again` unless the log still goes on from e0, on the server that it was taken on."""
@@ -268,7 +278,7 @@ class Bootstrap:
             faults.point("snapshot.before-commit")
             try:
                 return self._lake.bootstrap(
-                    progress.files(), purpose.schema, "upsert", applied, present, purpose.logged
+                    progress.files(), purpose.schema, Layout(), applied, present, purpose.logged
                 )
             except (LakeConflictError, LakeUnknownError):
                 # Neither says that nothing was committed: look before deciding.

@@ -6,6 +6,7 @@ from cdc.errors import LakeOccupiedError
 from cdc.lake import manifest
 from cdc.lake.changes import Effects, FoldCounts, Folded, MergeCounts
 from cdc.lake.deltalog import LOG, AddFile, Applied, Snapshot
+from cdc.lake.layout import Layout
 from cdc.lake.parquet import DataFile
 from cdc.lake.store import Folder, open_folder
 from cdc.lake.table import LakeTable
@@ -21,6 +22,7 @@ __all__ = [
     "Folded",
     "Folder",
     "LakeTable",
+    "Layout",
     "MergeCounts",
     "Snapshot",
     "applied_everywhere",

@@ -33,6 +33,7 @@ from cdc.lake.columns import (
     protocol,
 )
 from cdc.lake.info import Change
+from cdc.lake.layout import Layout
 from cdc.lake.parquet import DataFile, measured, opened, row_groups
 from cdc.lake.snapshot import AddFile, Applied, Snapshot
 from cdc.lake.table import LakeTable
@@ -142,7 +143,7 @@ def adopt(
     """
     looked = looked or look(lake, schema)
     on, files = looked.on, looked.files
-    columns = lake_columns(schema, "upsert")
+    columns = lake_columns(schema, Layout())
     kept = {k: v for k, v in (on.metadata.get("configuration") or {}).items() if not k.startswith("delta.feature.")}
     metadata = {
         **on.metadata,
@@ -152,7 +153,7 @@ def adopt(
     }
     rows = sum(file.num_records or 0 for file in files)
     stated = [DataFile(f.path, f.size, f.num_records or 0, f.stats or "") for f in files]
-    change = Change("adopt", "upsert", schema, applied, stated, logged=logged)
+    change = Change("adopt", Layout(), schema, applied, stated, logged=logged)
     snapshot = lake.take_over(on, change, [{"protocol": protocol(columns)}, {"metaData": metadata}], files)
     LOGGER.info("table-adopted", table=lake.table.id, version=snapshot.version, rows=rows, files=len(files))
     return snapshot

@@ -9,8 +9,8 @@ import orjson
 import pyarrow as pa
 
 from cdc import unfit
-from cdc.config import Mode
 from cdc.errors import LakeError, TableStoppedError
+from cdc.lake.layout import Layout
 from cdc.schema import TableSchema
 
 TS_MS = "_cdc_ts_ms"
@@ -43,10 +43,10 @@ DeltaType = str | dict[str, Any]
 """As `schemaString` has it: a name, or an object for a type that is made of others."""
 
 
-def lake_columns(schema: TableSchema, mode: Mode, with_unfit: bool = False) -> pa.Schema:
+def lake_columns(schema: TableSchema, layout: Layout, with_unfit: bool = False) -> pa.Schema:
     """The source's columns, then lakesync's, `_cdc_unfit` only on demand. Raises `TableStoppedError` for a source column with a name
     of ours."""
-    own = _OWN + (_OF_APPEND if mode == "append" else []) + ([unfit.FIELD] if with_unfit else [])
+    own = _OWN + (_OF_APPEND if layout.mode == "append" else []) + ([unfit.FIELD] if with_unfit else [])
     taken = {unfit.NAME, *(field.name for field in own)}
     for name in schema.names:
         if name.lower() in taken:

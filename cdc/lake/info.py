@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cdc.config import Mode
 from cdc.epoch import Counts
 from cdc.lake.changes import Effects, MergeCounts
+from cdc.lake.layout import Layout
 from cdc.lake.parquet import DataFile
 from cdc.lake.snapshot import AddFile, Applied
 from cdc.names import TableName
@@ -25,7 +25,9 @@ from cdc.schema import TableSchema
 VERSION = 1
 """Of `commitInfo.lakesync`."""
 ENGINE = "lakesync"
-Kind = Literal["bootstrap", "create", "merge", "adopt"]
+Kind = Literal["bootstrap", "create", "merge", "adopt", "optimize", "restate"]
+"""`optimize` moves rows and changes none; `restate` says the position again. Both go on from what was said before, as a merge does."""
+FOLLOWING: frozenset[Kind] = frozenset({"merge", "optimize", "restate"})
 
 _SUMS = (
     "superseded",
@@ -48,14 +50,17 @@ NO_EFFECTS = Effects()
 
 @dataclass(frozen=True)
 class Change:
-    """A commit to be made. `rows_deleted`: physical rows of the removed files; `live_before`: rows of the version it is made on."""
+    """A commit to be made. `updated`: files that lose rows by a new deletion vector, as they were and as they are from then on;
+    `rows_deleted`: rows that were live in the removed files, and those of the new vectors that were; `live_before`: rows of the version it
+    is made on."""
 
     kind: Kind
-    mode: Mode
+    layout: Layout
     schema: TableSchema
     applied: Applied
     added: Sequence[DataFile] = ()
     removed: Sequence[AddFile] = ()
+    updated: Sequence[tuple[AddFile, AddFile]] = ()
     rows_deleted: int = 0
     live_before: int = 0
     effects: Effects = NO_EFFECTS
@@ -75,7 +80,7 @@ def commit_info(
         "timestamp": now_us // 1000,
         "operation": _operation(change),
         "operationParameters": {},
-        "isBlindAppend": change.kind == "merge" and change.mode == "append" and not change.removed,
+        "isBlindAppend": change.kind == "merge" and change.layout.mode == "append" and not change.removed,
         "operationMetrics": _metrics(change, counts),
         "engineInfo": ENGINE,
         "lakesync": {
@@ -83,7 +88,7 @@ def commit_info(
             "pipeline": pipeline,
             "table": table.id,
             "kind": change.kind,
-            "mode": change.mode,
+            **change.layout.to_dict(),
             **change.applied.to_dict(),
             "first_epoch": merged.first_epoch if merged else change.applied.epoch.number,
             "epochs": merged.epochs if merged else 0,
@@ -105,21 +110,21 @@ def _counts(change: Change, before: Mapping[str, Any] | None) -> dict[str, Any]:
         "duplicate": fold.duplicate if fold else 0,
         "effective": fold.effective if fold else 0,
         "key_changes": fold.key_changes if fold else 0,
-        "bootstrapped": 0 if change.kind == "merge" else rows_added,
+        "bootstrapped": 0 if change.kind in FOLLOWING else rows_added,
         **change.effects._asdict(),
         "rows_added": rows_added,
         "rows_deleted": change.rows_deleted,
         "live_before": change.live_before,
         "live_after": change.live_before + rows_added - change.rows_deleted,
-        "files_added": len(change.added),
-        "files_removed": len(change.removed),
+        "files_added": len(change.added) + len(change.updated),
+        "files_removed": len(change.removed) + len(change.updated),
         "bytes_added": sum(file.size for file in change.added),
         "foreign": change.live_before - before["totals"]["live_after"] if before else 0,
     }
 
 
 def _totals(change: Change, counts: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
-    if change.kind != "merge" or before is None:
+    if change.kind not in FOLLOWING or before is None:
         start = {name: counts[name] for name in _SUMS} | {"rows_deleted": 0, "files_removed": 0, "foreign": 0}
         logged = (change.logged or Counts()).to_list()
         return {"logged": logged, **start, "live_before": 0, "live_after": counts["live_after"]}
@@ -133,31 +138,41 @@ def _totals(change: Change, counts: Mapping[str, Any], before: Mapping[str, Any]
 
 
 def _operation(change: Change) -> str:
-    if change.kind == "create":
-        return "CREATE TABLE"
-    if change.kind == "adopt":
-        return "ADOPT"
-    return "MERGE" if change.kind == "merge" and change.mode == "upsert" else "WRITE"
+    names = {"create": "CREATE TABLE", "adopt": "ADOPT", "optimize": "OPTIMIZE", "restate": "RESTATE"}
+    if change.kind in names:
+        return names[change.kind]
+    return "MERGE" if change.kind == "merge" and change.layout.mode != "append" else "WRITE"
 
 
 def _metrics(change: Change, counts: Mapping[str, Any]) -> dict[str, str]:
+    """As Delta's own writers name them."""
     effects = change.effects
     metrics = {
         "numOutputRows": counts["rows_added"],
         "numOutputBytes": counts["bytes_added"],
-        "numFiles": counts["files_added"],
-        "numTargetFilesAdded": counts["files_added"],
-        "numTargetFilesRemoved": counts["files_removed"],
+        "numFiles": len(change.added),
     }
     if change.kind == "merge":
+        before = sum(old.deletion_vector is not None for old, _ in change.updated)
         metrics |= {
+            "numTargetFilesAdded": len(change.added),
+            "numTargetFilesRemoved": len(change.removed),
+            "numTargetDeletionVectorsAdded": len(change.updated) - before,
+            "numTargetDeletionVectorsUpdated": before,
+            "numTargetDeletionVectorsRemoved": sum(file.deletion_vector is not None for file in change.removed),
             "numSourceRows": effects.of_changes,
             "numTargetRowsInserted": effects.inserted,
             "numTargetRowsUpdated": effects.replaced,
             "numTargetRowsDeleted": effects.removed + max(0, effects.truncated),
-            "numTargetRowsCopied": counts["rows_added"]
-            - effects.inserted
-            - effects.replaced
-            + min(0, effects.truncated),
+            "numTargetRowsCopied": 0,
+        }
+    elif change.kind != "optimize":
+        metrics |= {"numTargetFilesAdded": len(change.added), "numTargetFilesRemoved": len(change.removed)}
+    else:
+        metrics |= {
+            "numAddedFiles": len(change.added),
+            "numRemovedFiles": len(change.removed),
+            "numAddedBytes": counts["bytes_added"],
+            "numRemovedBytes": sum(file.size for file in change.removed),
         }
     return {name: str(number) for name, number in metrics.items()}

@@ -20,8 +20,8 @@ class Layout:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Layout:
-        """From a table's options in the log, or what `to_dict` gave. Raises `KeyError`, `TypeError` for other things."""
-        return cls(options["mode"], tuple(options.get("partition_by", ())), bool(options.get("change_feed", False)))
+        """From a table's options in the log, or what `to_dict` gave. Without a mode it is `upsert`."""
+        return cls(options.get("mode", "upsert"), tuple(options.get("partition_by", ())), bool(options.get("change_feed", False)))
 
     def to_dict(self) -> dict[str, Any]:
         """For `commitInfo`; what is as usual is not said."""
@@ -31,3 +31,7 @@ class Layout:
         if self.change_feed:
             found["change_feed"] = True
         return found
+
+
+PLAIN = Layout()
+"""As a table is if nothing is said of it."""

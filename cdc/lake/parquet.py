@@ -49,16 +49,21 @@ class DataFile:
     stats: str
     unfit: bool = False
     """Whether it has a column `_cdc_unfit`; the commit that names it must give the table one."""
+    partition: Mapping[str, str | None] | None = None
+    """In a partitioned table the values of all its rows, as Delta writes them."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For progress records. `unfit` only where it is set."""
+        """For progress records. `unfit` and `partition` only where they are set."""
         data = {"name": self.name, "size": self.size, "rows": self.rows, "stats": self.stats}
+        data |= {"partition": dict(self.partition)} if self.partition else {}
         return data | ({"unfit": True} if self.unfit else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DataFile:
         """The file that `to_dict` was asked of."""
-        return cls(data["name"], data["size"], data["rows"], data["stats"], data.get("unfit", False))
+        return cls(
+            data["name"], data["size"], data["rows"], data["stats"], data.get("unfit", False), data.get("partition")
+        )
 
 
 NO_FILE = DataFile("", 0, 0, "{}")
@@ -245,12 +250,12 @@ def opened(folder: Folder, name: str, size: int | None = None) -> Iterator[pq.Pa
         raise _damaged(folder, name, f"cannot be read ({type(error).__name__})") from error
 
 
-def row_groups(file: pq.ParquetFile, columns: pa.Schema) -> Iterator[pa.Table]:
-    """The row groups' rows with these columns, in these types; a column that the file lacks is null. Those of others may be large: they
-    come in pieces."""
+def row_groups(file: pq.ParquetFile, columns: pa.Schema, only: range | None = None) -> Iterator[pa.Table]:
+    """The rows of all row groups, or of these, with these columns, in these types; a column that the file lacks is null. Those of others
+    may be large: they come in pieces."""
     have = file.schema_arrow
     present = [name for name in columns.names if name in have.names]
-    for group in range(file.num_row_groups):
+    for group in range(file.num_row_groups) if only is None else only:
         found = file.metadata.row_group(group)
         if found.num_rows <= ROW_GROUP_ROWS and found.total_byte_size <= 2 * ROW_GROUP_BYTES:
             yield _as(file.read_row_group(group, columns=present), columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from cdc.config import Mode
 from cdc.epoch import EpochId
 from cdc.errors import LakeError
 from cdc.lake.checkpoint import Action
+from cdc.lake.layout import Layout
 from cdc.lake.store import Folder, Tail
 from cdc.position import Position
 from cdc.schema import TableSchema
@@ -89,6 +90,17 @@ class AddFile:
             add.get("deletionVector"),
         )
 
+    @property
+    def deleted(self) -> int:
+        """Rows that its deletion vector takes away."""
+        return int(self.deletion_vector["cardinality"]) if self.deletion_vector else 0
+
+    def without(self, vector: Mapping[str, Any], rows: int) -> AddFile:
+        """The same file, of so many physical rows, less the rows of this vector. Bounds may be of rows that are deleted now, and say
+        so; the number of rows must be there where a vector is."""
+        stats = orjson.dumps({**self.statistics, "numRecords": rows, "tightBounds": False}).decode()
+        return replace(self, num_records=rows, stats=stats, deletion_vector=vector)
+
     def to_action(self) -> dict[str, Any]:
         """The `add` action."""
         action = {
@@ -160,11 +172,15 @@ class Snapshot:
         """The source's columns and key, as of `info`."""
         return TableSchema.from_dict(self._info["schema_full"])
 
+    @cached_property
+    def layout(self) -> Layout:
+        """As of `info`."""
+        return Layout.of(self._info)
+
     @property
     def mode(self) -> Mode:
         """As of `info`."""
-        mode: Mode = self._info["mode"]
-        return mode
+        return self.layout.mode
 
     @property
     def counts(self) -> Mapping[str, Any]:
@@ -185,9 +201,9 @@ class Snapshot:
 
     @property
     def rows(self) -> int:
-        """Live rows, by the files' statistics (of lakesync's own files: measured when they were written). Files of others that
-        have no statistics are not counted."""
-        return sum(file.num_records or 0 for file in self.files.values())
+        """Live rows, by the files' statistics (of lakesync's own files: measured when they were written) less what their vectors
+        delete. Files of others that have no statistics are not counted."""
+        return sum(file.num_records - file.deleted for file in self.files.values() if file.num_records is not None)
 
     @property
     def _info(self) -> Mapping[str, Any]:

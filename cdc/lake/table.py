@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from cdc import faults, unfit
 from cdc.clock import Clock, SystemClock
-from cdc.config import Mode
 from cdc.epoch import Counts
 from cdc.errors import LakeConflictError, LakeError, LakeOccupiedError
 from cdc.journal import logger
@@ -38,6 +37,7 @@ from cdc.lake.columns import (
 from cdc.lake.deltalog import LOG, app_id
 from cdc.lake.info import Change, commit_info
 from cdc.lake.keys import KeyIndex
+from cdc.lake.layout import PLAIN, Layout
 from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, opened, row_groups
 from cdc.lake.rewrite import Found, look_up, read_keys, rewrite
 from cdc.lake.snapshot import AddFile, Applied, Snapshot, decoded
@@ -147,8 +147,9 @@ class LakeTable:
         ts_ms: int | None = None,
         seq: int | None = None,
         name: str = "",
+        layout: Layout = PLAIN,
     ) -> DataFile:
-        """A durable Parquet file of an upsert table, not yet visible. `batches` have the lake's columns, or only the source's: then
+        """A durable Parquet file of a table, not yet visible. `batches` have the lake's columns, or only the source's: then
         `ts_ms` and `seq` are every row's. `_cdc_unfit` may be the last column; if so, already of the first batch. `name` is one of
         `parquet.new_name()`; what a killed process left under it is replaced.
 
@@ -156,7 +157,7 @@ class LakeTable:
         """
         batches = iter(batches)
         first = next(batches, None)
-        columns = lake_columns(schema, "upsert", first is not None and unfit.is_last(first.schema))
+        columns = lake_columns(schema, layout, first is not None and unfit.is_last(first.schema))
         if name and not NAME.fullmatch(name):
             raise LakeError("not a name of a data file", where=name)
         if name and self.folder.holds(name) and not self.discard([name]):
@@ -187,7 +188,7 @@ class LakeTable:
         self,
         files: Sequence[DataFile],
         schema: TableSchema,
-        mode: Mode,
+        layout: Layout,
         applied: Applied,
         on: Snapshot | None,
         logged: Counts,
@@ -201,13 +202,13 @@ class LakeTable:
         for file in written:
             with opened(self.folder, file.name, file.size):
                 pass
-        return self._found(Change("bootstrap", mode, schema, applied, written, logged=logged), on)
+        return self._found(Change("bootstrap", layout, schema, applied, written, logged=logged), on)
 
     def create(
-        self, schema: TableSchema, mode: Mode, applied: Applied, logged: Counts, on: Snapshot | None = None
+        self, schema: TableSchema, layout: Layout, applied: Applied, logged: Counts, on: Snapshot | None = None
     ) -> Snapshot:
         """One commit: the empty table; `on`: instead of this version. Raises as `bootstrap`."""
-        return self._found(Change("create", mode, schema, applied, logged=logged), on)
+        return self._found(Change("create", layout, schema, applied, logged=logged), on)
 
     def upsert(self, on: Snapshot, folded: Folded, applied: Applied, merged: MergeCounts) -> Snapshot:
         """One commit: the upserts replace or become rows, the deletes' rows go, and those of truncated shards. It gives the table the
@@ -283,7 +284,7 @@ class LakeTable:
             raise
         change = Change(
             "merge",
-            on.mode,
+            on.layout,
             on.schema,
             applied,
             done.added,
@@ -301,8 +302,8 @@ class LakeTable:
 
     def _found(self, change: Change, on: Snapshot | None) -> Snapshot:
         """The first commit of a table, or one that begins it anew."""
-        columns = lake_columns(change.schema, change.mode, any(file.unfit for file in change.added))
-        if change.mode == "upsert" and not change.schema.key:
+        columns = lake_columns(change.schema, change.layout, any(file.unfit for file in change.added))
+        if change.layout.mode != "append" and not change.schema.key:
             raise LakeError("a table without a key cannot be upserted into", where=str(self.table), hint=_NO_KEY)
         if on is None:
             wanted, identity = protocol(columns), str(uuid.uuid4())
@@ -444,7 +445,7 @@ class LakeTable:
 
     def _readable(self, snapshot: Snapshot) -> pa.Schema:
         """The columns. Raises `LakeError` for a table that others changed in a way that lakesync does not follow."""
-        columns = lake_columns(snapshot.schema, snapshot.mode, has_unfit(snapshot.metadata))
+        columns = lake_columns(snapshot.schema, snapshot.layout, has_unfit(snapshot.metadata))
         foreign = foreign_changes(columns, snapshot.protocol, snapshot.metadata)
         vectors = sum(file.deletion_vector is not None for file in snapshot.files.values())
         if vectors:
@@ -453,7 +454,7 @@ class LakeTable:
             raise LakeError(f"others changed the table: {', '.join(foreign)}", where=str(self.folder), hint=_RESYNC)
         return columns
 
-    def _writable(self, on: Snapshot, mode: Mode, rows: pa.Table) -> pa.Schema:
+    def _writable(self, on: Snapshot, mode: str, rows: pa.Table) -> pa.Schema:
         """The columns after these rows are written."""
         if on.mode != mode:
             raise LakeError(f"is a table of mode {on.mode}, not {mode}", where=str(self.folder), hint=_RESYNC)

@@ -10,7 +10,7 @@ from cdc import sharding
 from cdc.config import Mode
 from cdc.epoch import CommitRecord, Counts, TableState
 from cdc.errors import LogGapError, TableStoppedError
-from cdc.lake import Applied, LakeTable, Snapshot
+from cdc.lake import Applied, LakeTable, Layout, Snapshot
 from cdc.log.base import Log
 from cdc.merge.decide import applied_at
 from cdc.names import TableName
@@ -67,7 +67,7 @@ def begin(
                 hint=f"`lakesync remove {table}` and `lakesync add {table}`: it begins with the changes from then on",
             )
         applied = applied_at(record)
-        return lake.create(schema, mode, applied, Counts(), snapshot), applied
+        return lake.create(schema, Layout.of(captured.options), applied, Counts(), snapshot), applied
     assert snapshot is not None
     if snapshot.mode != "append" or snapshot.schema != schema:
         what = "other columns" if snapshot.mode == "append" else f"mode {snapshot.mode}"

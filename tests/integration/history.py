@@ -20,7 +20,7 @@ import pyarrow as pa
 from cdc.clock import SystemClock
 from cdc.config import Mode, PipelineConfig
 from cdc.epoch import CommitRecord, Counts, Extent, Op, TableEntry, TableState, WindowEntry, WindowId
-from cdc.lake import Applied, LakeTable, Snapshot, deltalog, manifest
+from cdc.lake import Applied, LakeTable, Layout, Snapshot, deltalog, manifest
 from cdc.lake.manifest import Manifest
 from cdc.log import Log, open_log
 from cdc.log.codec import METADATA, encode
@@ -432,7 +432,7 @@ class Pipeline:
             batch = pa.RecordBatch.from_arrays(arrays, schema=schema.arrow)
             file = lake.write_file([batch], schema, ts_ms=e0.ts_ms, seq=e0.seq)
             logged = capture.states[table.id].totals
-            lake.bootstrap([file], schema, "upsert", applied_at(e0), lake.load(), logged)
+            lake.bootstrap([file], schema, Layout(), applied_at(e0), lake.load(), logged)
             self.state.set_table(
                 table,
                 "catching-up",

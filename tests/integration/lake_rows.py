@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from cdc.epoch import Counts, EpochId
-from cdc.lake import Applied, FoldCounts, Folded, Folder, LakeTable, MergeCounts, Snapshot
+from cdc.lake import Applied, FoldCounts, Folded, Folder, LakeTable, Layout, MergeCounts, Snapshot
 from cdc.lake.adopt import adopt
 from cdc.lake.columns import key_columns, lake_columns
 from cdc.names import TableName
@@ -116,7 +116,7 @@ def table_of(rows: Iterable[Row], columns: pa.Schema) -> pa.Table:
 
 def folded(schema: TableSchema, upserts: Sequence[Row], deletes: Sequence[Row], epoch: int) -> Folded:
     """Upserts (rows of the source) and deletes (keys), as a fold of one epoch gives them."""
-    columns = lake_columns(schema, "upsert")
+    columns = lake_columns(schema, Layout())
     stamp = (epoch * 1000, epoch * 10)
     counts = FoldCounts(Counts(len(upserts), 0, len(deletes)), effective=len(upserts) + len(deletes))
     return Folded(
@@ -132,7 +132,7 @@ def bootstrap(lake: LakeTable, schema: TableSchema, rows: Sequence[Row], epoch: 
         lake.write_file(table_of(part, schema.arrow).to_batches(), schema, ts_ms=epoch * 1000, seq=epoch * 10)
         for part in parts
     ]
-    return lake.bootstrap(written, schema, "upsert", applied(epoch), lake.load(), Counts(7, 8, 9))
+    return lake.bootstrap(written, schema, Layout(), applied(epoch), lake.load(), Counts(7, 8, 9))
 
 
 def upsert(

@@ -31,7 +31,7 @@ from cdc.errors import (
     SourceUnavailableError,
     UnsupportedEventError,
 )
-from cdc.lake import Applied, LakeTable
+from cdc.lake import Applied, LakeTable, Layout
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Gtid, GtidSet, Position
 from cdc.schema import TableSchema
@@ -483,7 +483,7 @@ def test_a_fresh_log_continues_from_the_lake(rig: Rig, mysql: MySQLServer, t: Ta
         record = rig.caught_up()
     schema = TableSchema.from_dict(rig.records()[0].added[t.id].schema)
     applied = Applied(record.log, record.id, record.end, record.ts_ms, record.raw_us, record.seq)
-    LakeTable(rig.config.lake_root, t, "p").create(schema, "append", applied, Counts())
+    LakeTable(rig.config.lake_root, t, "p").create(schema, Layout("append"), applied, Counts())
     rig.state.set_table(t, "ready")
     run(
         mysql,

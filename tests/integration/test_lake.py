@@ -26,7 +26,7 @@ from cdc.errors import (
     LakeUnknownError,
     TableStoppedError,
 )
-from cdc.lake import FoldCounts, Folded, LakeTable, MergeCounts, applied_everywhere, deltalog, rewrite
+from cdc.lake import FoldCounts, Folded, LakeTable, Layout, MergeCounts, applied_everywhere, deltalog, rewrite
 from cdc.lake.columns import lake_columns
 from cdc.lake.parquet import DataFile, new_name
 from cdc.names import TableName
@@ -131,8 +131,8 @@ def test_the_ends_of_time_are_kept(tmp_path: Path, reader: Reader, year: int) ->
 def test_an_append_table_is_read_by_others(tmp_path: Path, reader: Reader) -> None:
     schema = TableSchema((Column("what", "text", charset="utf8mb4"),))
     lake = LakeTable(tmp_path, TABLE, "p")
-    snapshot = lake.create(schema, "append", applied(1), Counts())
-    columns = lake_columns(schema, "append")
+    snapshot = lake.create(schema, Layout("append"), applied(1), Counts())
+    columns = lake_columns(schema, Layout("append"))
     rows: list[Row] = []
     for epoch in range(2, 5):
         new = [("same", epoch, epoch, "insert", f"{lake_rows.UUID}:{epoch}/0.{i}") for i in range(3)]
@@ -392,7 +392,7 @@ def test_random_keys_of_a_million_rows_take_seconds(tmp_path: Path) -> None:
     count = 1_000_000
     rows = pa.table({"id": pa.array(range(count), pa.int64()), "name": [f"name {i}" for i in range(count)]})
     file = lake.write_file(rows.to_batches(), SIMPLE, ts_ms=1, seq=1)
-    snapshot = lake.bootstrap([file], SIMPLE, "upsert", applied(1), None, Counts())
+    snapshot = lake.bootstrap([file], SIMPLE, Layout(), applied(1), None, Counts())
     ids = [i * 7919 % (count * 11 // 10) for i in range(10_000)]
     started = time.perf_counter()
     snapshot = upsert(lake, snapshot, [(i, "new") for i in ids])
@@ -433,7 +433,7 @@ def test_rows_are_read_by_their_keys(tmp_path: Path) -> None:
     found = lake.rows(snapshot, pa.table({"id": pa.array([5, 99, 1234, 50], pa.int64())}))
     assert set(found.column("name").to_pylist()) == {"row 5", "row 50", "row 99"}
     assert found.num_rows == 3
-    assert found.schema == lake_columns(SIMPLE, "upsert")
+    assert found.schema == lake_columns(SIMPLE, Layout())
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ def test_a_bootstrap_whose_file_went_away_is_not_committed(lake: LakeTable) -> N
     assert DataFile.from_dict(json.loads(json.dumps(file.to_dict()))) == file
     (disk(lake) / file.name).unlink()
     with pytest.raises(LakeDamagedError, match="is missing"):
-        lake.bootstrap([file], SIMPLE, "upsert", applied(1), None, Counts())
+        lake.bootstrap([file], SIMPLE, Layout(), applied(1), None, Counts())
     assert lake.load() is None
 
 
@@ -501,12 +501,12 @@ def vars_of(snapshot: Any) -> dict[str, Any]:
 def test_a_column_with_a_name_of_ours_stops_the_table(lake: LakeTable, name: str) -> None:
     schema = TableSchema((Column("id", "int"), Column(name, "int")), ("id",))
     with pytest.raises(TableStoppedError, match=name):
-        lake.create(schema, "upsert", applied(1), Counts())
+        lake.create(schema, Layout(), applied(1), Counts())
 
 
 def test_a_table_without_a_key_is_not_upserted_into(lake: LakeTable) -> None:
     with pytest.raises(LakeError, match="without a key") as found:
-        lake.create(TableSchema((Column("id", "int"),)), "upsert", applied(1), Counts())
+        lake.create(TableSchema((Column("id", "int"),)), Layout(), applied(1), Counts())
     assert "mode append" in found.value.hint
 
 
@@ -572,7 +572,7 @@ def test_a_protocol_that_others_changed_stops_us(lake: LakeTable) -> None:
     with pytest.raises(LakeError, match="others changed the table: feature"):
         upsert(lake, changed, [(1, "x")])
     with pytest.raises(LakeError, match="move the table's folder away"):
-        lake.create(SIMPLE, "upsert", applied(2), Counts(), changed)
+        lake.create(SIMPLE, Layout(), applied(2), Counts(), changed)
 
 
 def test_rows_that_others_deleted_by_vector_stop_us_until_a_resync(lake: LakeTable) -> None:
@@ -626,7 +626,7 @@ def test_what_a_killed_bootstrap_wrote_can_be_discarded_and_live_files_cannot(la
     file = lake.write_file(batches, SIMPLE, ts_ms=1, seq=1, name=name)
     assert file.name == name
     lost = lake.write_file(batches, SIMPLE, ts_ms=1, seq=1)
-    snapshot = lake.bootstrap([file], SIMPLE, "upsert", applied(1), None, Counts())
+    snapshot = lake.bootstrap([file], SIMPLE, Layout(), applied(1), None, Counts())
     assert lake.discard([name, lost.name, "../../x", new_name()]) == 1
     assert names(disk(lake)) == {name, "_delta_log"}
     with pytest.raises(LakeError, match="is named by a commit"):
@@ -867,6 +867,6 @@ def test_commits_of_a_table_are_listed_for_the_trace(lake: LakeTable) -> None:
         (1, "merge", 2, 2),
     ]
     empty = Folded(
-        lake_columns(SIMPLE, "upsert").empty_table(), SIMPLE.arrow.empty_table().select(["id"]), FoldCounts(Counts())
+        lake_columns(SIMPLE, Layout()).empty_table(), SIMPLE.arrow.empty_table().select(["id"]), FoldCounts(Counts())
     )
     assert empty.upserts.num_rows == 0

@@ -15,7 +15,7 @@ import pytest
 from cdc import unfit
 from cdc.epoch import Counts
 from cdc.errors import LakeError
-from cdc.lake import FoldCounts, LakeTable, MergeCounts, Snapshot
+from cdc.lake import FoldCounts, LakeTable, Layout, MergeCounts, Snapshot
 from cdc.lake.columns import has_unfit, lake_columns
 from cdc.schema import Column, TableSchema
 from tests.integration import lake_rows
@@ -29,8 +29,8 @@ READERS = [
 Reader = Callable[..., pa.Table]
 ZERO = [("name", "0000-00-00")]
 HEX = [("name", "FF"), ("other", "")]
-COLUMNS = lake_columns(SIMPLE, "upsert", with_unfit=True)
-PLAIN = lake_columns(SIMPLE, "upsert")
+COLUMNS = lake_columns(SIMPLE, Layout(), with_unfit=True)
+PLAIN = lake_columns(SIMPLE, Layout())
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def test_the_first_value_that_does_not_fit_brings_the_column(lake: LakeTable, re
 def test_an_append_table_gets_the_column_too(tmp_path: Path, reader: Reader) -> None:
     lake = LakeTable(tmp_path, TABLE, "p")
     schema = TableSchema((Column("d", "date"),))
-    plain, wide = lake_columns(schema, "append"), lake_columns(schema, "append", with_unfit=True)
-    snapshot = lake.create(schema, "append", applied(1), Counts())
+    plain, wide = lake_columns(schema, Layout("append")), lake_columns(schema, Layout("append"), with_unfit=True)
+    snapshot = lake.create(schema, Layout("append"), applied(1), Counts())
     counts = FoldCounts(Counts(1, 0, 0), effective=1)
     rows = [(None, e, e, "insert", f"{e}") for e in range(2, 5)]
     for epoch, row in enumerate(rows, 2):
@@ -125,7 +125,7 @@ def test_a_bootstrap_of_files_of_which_some_have_it(lake: LakeTable, reader: Rea
     ]
     assert [file.unfit for file in files] == [False, True, False]
     assert [type(file).from_dict(file.to_dict()) for file in files] == files
-    snapshot = lake.bootstrap(files, SIMPLE, "upsert", applied(1), None, Counts())
+    snapshot = lake.bootstrap(files, SIMPLE, Layout(), applied(1), None, Counts())
     assert has_unfit(snapshot.metadata)
     rows: list[tuple[Any, ...]] = [(i, "a", 1, 2, None) for i in range(20)]
     rows += [(30, None, 1, 2, ZERO), (31, "b", 1, 2, None)]
