@@ -29,12 +29,17 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from cdc import partitioning
 from cdc.errors import ConfigError
 from cdc.names import TableName, encode
 from cdc.position import GtidSet
-from cdc.roots import Root
+from cdc.roots import ObjectRoot, Root
 
 Mode = Literal["upsert", "append", "soft-delete", "history"]
+KEEPING: tuple[Mode, ...] = ("soft-delete", "history")
+"""Modes whose tables have rows that the source has no more."""
+HISTORY_COLUMNS = ("valid_from", "valid_to", "is_current")
+"""Columns that mode `history` adds, besides those that begin with `_cdc_`."""
 Tls = Literal["verify-identity", "verify-ca", "disabled"]
 SHARD_COLUMN = "_cdc_shard"
 """What the column is called that says of which shard a row is, unless it is told."""
@@ -201,7 +206,7 @@ class TableConfig(_Model):
     backfill: bool = False
     """append: begin with the rows that are there, instead of with the first change."""
     partition_by: tuple[str, ...] = ()
-    """Columns of the table, or `year(c)`, `month(c)`, `day(c)`, `hour(c)` of a date or time column."""
+    """Columns of the table, or `year(c)`, `month(c)`, `day(c)`, `hour(c)` of a date or time column. Each table of a pattern needs them."""
     change_feed: bool = False
     """Downstream readers get the table's changes from Delta's change data feed."""
     into: str | None = None
@@ -242,19 +247,27 @@ class TableConfig(_Model):
             raise ValueError("an empty GTID set is no position")
         return str(found)
 
+    @field_validator("partition_by")
+    @classmethod
+    def _check_partition_by(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(term) for term in partitioning.parse_all(entries))
+
     @model_validator(mode="after")
     def _check_exclude(self) -> TableConfig:
         if len(set(self.exclude)) != len(self.exclude) or not all(self.exclude):
             raise ValueError("exclude: each column's name once")
         if both := sorted(set(self.exclude) & set(self.types)):
             raise ValueError(f"column {both[0]} stands in types: and in exclude:")
+        for term in partitioning.parse_all(self.partition_by):
+            if term.column in self.exclude:
+                raise ValueError(f"column {term.column} stands in partition_by: and in exclude:")
         return self
 
     @model_validator(mode="after")
     def _check_together(self) -> TableConfig:
         if self.backfill and self.mode != "append":
             raise ValueError(
-                "backfill: is for `mode: append`; an upsert table always begins with the rows that are there"
+                "backfill: is for `mode: append`; every other table always begins with the rows that are there"
             )
         if self.into is None:
             if "shard_column" in self.model_fields_set:
@@ -265,7 +278,9 @@ class TableConfig(_Model):
             for is_so, what in (
                 (self.is_pattern, "a pattern"),
                 (self.into is not None, "`into:`"),
-                (self.mode == "append", "`mode: append`"),
+                (self.mode != "upsert", f"`mode: {self.mode}`"),
+                (bool(self.partition_by), "`partition_by:`"),
+                (self.change_feed, "`change_feed:`"),
             ):
                 if is_so:
                     raise ValueError(f"from_position: is for one table as it is, not with {what}")
@@ -278,6 +293,8 @@ class TableConfig(_Model):
             raise ValueError("shard_column: a column has a name")
         if self.shard_column.lower().startswith("_cdc_") and self.shard_column != SHARD_COLUMN:
             raise ValueError(f"shard_column: names that begin with _cdc_ are lakesync's own, but for {SHARD_COLUMN}")
+        if self.mode == "history" and self.shard_column.lower() in HISTORY_COLUMNS:
+            raise ValueError(f"shard_column: `mode: history` has a column {self.shard_column} of its own")
         if self.shard_column in self.exclude or self.shard_column in self.types:
             raise ValueError(f"shard_column: {self.shard_column} is no column of the shards")
 
@@ -482,7 +499,28 @@ class PipelineConfig(_Model):
             else value
         )
 
-    @field_validator("log_options")
+    @field_validator("lake")
+    @classmethod
+    def _check_lake(cls, lake: str) -> str:
+        scheme, found, rest = lake.partition("://")
+        if not found or scheme == "file":
+            return lake
+        bucket, _, prefix = rest.rstrip("/").partition("/")
+        if scheme != "s3":
+            raise ValueError("a lake is a local folder or `s3://bucket/prefix`")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+            raise ValueError("after `s3://` comes the bucket's name: 3 to 63 of a-z, 0-9, `.` and `-`")
+        if any(part in ("", ".", "..") for part in prefix.split("/") if prefix) or re.search(r"[^\w/.=+@-]", prefix, re.A):
+            raise ValueError("the prefix behind the bucket is made of A-Z, a-z, 0-9, `_.=+@-`, and `/` between")
+        return lake
+
+    @model_validator(mode="after")
+    def _check_lake_options(self) -> PipelineConfig:
+        if self.lake_options and not self.lake.startswith("s3://"):
+            raise ValueError("`lake_options` are for an object store, and `lake:` is none")
+        return self
+
+    @field_validator("log_options", "lake_options")
     @classmethod
     def _check_options(cls, options: dict[str, str]) -> dict[str, str]:
         for key, value in options.items():
@@ -511,7 +549,7 @@ class PipelineConfig(_Model):
             if (named := exact.get(target)) and named.target != target:
                 raise ValueError(f"into: {entry.into} (at {entry.name}) is a table of its own here, {named.name}")
             other = first.setdefault(target, entry)
-            for key in ("mode", "types", "exclude", "shard_column"):
+            for key in ("mode", "types", "exclude", "partition_by", "change_feed", "shard_column"):
                 if getattr(other, key) != getattr(entry, key):
                     raise ValueError(f"{other.name} and {entry.name} are into {entry.into}, with different {key}:")
         return tables
@@ -556,12 +594,14 @@ class PipelineConfig(_Model):
 
     @property
     def lake_root(self) -> Root:
-        """The lake's folder. Raises `ConfigError` for an object store, which this version does not write."""
-        if "://" in self.lake and not self.lake.startswith("file://"):
-            raise ConfigError(
-                "object stores are not supported by this version", where=f"lake: {self.lake}", hint="use a local folder"
-            )
-        return Path(self.lake.removeprefix("file://"))
+        """The lake's folder, or where it is in an object store, secrets resolved. Raises `ConfigError` where there is none."""
+        if not self.lake.startswith("s3://"):
+            return Path(self.lake.removeprefix("file://"))
+        options = {
+            key: read_secret(value, f"lake_options.{key}") if value.startswith(("env:", "file:")) else value
+            for key, value in self.lake_options.items()
+        }
+        return ObjectRoot(self.lake.rstrip("/"), tuple(sorted(options.items())))
 
 
 def load(path: Path) -> PipelineConfig:
@@ -604,9 +644,10 @@ def parse(data: dict[str, Any], path: Path) -> PipelineConfig:
     data.setdefault("trace", f"chdb://{folder}/trace")
     for part in ("source", "trace"):
         data[part] = _absolute_files(data.get(part), base)
-    options = data.get("log_options")
-    if isinstance(options, dict):
-        data["log_options"] = {k: _absolute_reference(v, base) for k, v in options.items()}
+    for part in ("log_options", "lake_options"):
+        options = data.get(part)
+        if isinstance(options, dict):
+            data[part] = {k: _absolute_reference(v, base) for k, v in options.items()}
     try:
         return PipelineConfig.model_validate(data)
     except ValidationError as error:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -87,14 +87,13 @@ def parse_all(texts: Sequence[str]) -> tuple[Term, ...]:
     return found
 
 
-def check(schema: TableSchema, partition_by: Sequence[str], own: Collection[str] = ()) -> None:
-    """Raise `TableStoppedError` unless a table with these columns can be partitioned so. `own` are names that lakesync's own columns
-    have in this table. The schema's columns are readable (`TableSchema.check`)."""
+def check(schema: TableSchema, partition_by: Sequence[str]) -> None:
+    """Raise `TableStoppedError` unless a table with these columns, which are readable (`TableSchema.check`), can be partitioned so."""
     try:
         terms = parse_all(partition_by)
     except ValueError as error:
         raise TableStoppedError(str(error), hint=_CORRECT) from None
-    taken = {name.lower(): name for name in (*schema.names, *own)}
+    taken = {name.lower(): name for name in schema.names}
     types = dict(zip(schema.names, schema.arrow.types, strict=True))
     declared = {column.name: column.type for column in schema.columns}
     for term in terms:

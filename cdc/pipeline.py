@@ -68,21 +68,26 @@ class Pipeline:
         types: Mapping[str, Override] | None = None,
         exclude: Sequence[str] = (),
         backfill: bool = False,
+        partition_by: Sequence[str] = (),
+        change_feed: bool = False,
         into: str | None = None,
         shard_column: str | None = None,
         from_position: str | None = None,
     ) -> list[Finding]:
         """Add tables, or patterns, to the file, unless a finding about them is an error; what was found.
 
-        `backfill`: an `append` table begins with the rows that are there. `into`: they are shards of this one table, in which
-        `shard_column` says of which one a row is. `from_position`: the lake has the table already, as of this GTID set. Raises
-        `ConfigError` for a table that is there already, and for what does not go together.
+        `backfill`: an `append` table begins with the rows that are there. `partition_by`: columns, or `month(c)` and its like.
+        `change_feed`: with Delta's change data feed. `into`: they are shards of this one table, in which `shard_column` says of which
+        one a row is. `from_position`: the lake has the table already, as of this GTID set. Raises `ConfigError` for a table that is
+        there already, and for what does not go together.
         """
         given = {
             "mode": mode,
             "types": dict(types or {}),
             "exclude": tuple(exclude),
             "backfill": backfill,
+            "partition_by": tuple(partition_by),
+            "change_feed": change_feed,
             "into": into,
             "shard_column": shard_column,
             "from_position": from_position,

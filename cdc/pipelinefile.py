@@ -41,6 +41,7 @@ source:
 #   - shop.orders
 #   - {{name: shop.users, types: {{is_admin: boolean}}}}
 #   - {{name: "shop.log_*", mode: append}}                    # every change is a row; `backfill: true`: and what is there already
+#   - {{name: shop.prices, mode: history}}                    # every version of a row stays; `soft-delete`: deleted rows do
 #   - {{name: "shop_*.orders_*", into: shop.orders}}          # shards that land in one table
 tables: []
 """
@@ -209,6 +210,11 @@ def _entry(entry: TableConfig) -> Any:
         given["exclude"].fa.set_flow_style()
     if entry.backfill:
         given["backfill"] = True
+    if entry.partition_by:
+        given["partition_by"] = CommentedSeq(entry.partition_by)
+        given["partition_by"].fa.set_flow_style()
+    if entry.change_feed:
+        given["change_feed"] = True
     if entry.into is not None:
         given["into"] = entry.into
         if entry.shard_column != SHARD_COLUMN:

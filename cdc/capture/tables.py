@@ -155,7 +155,7 @@ def describe(connection: Connection[Any], table: TableName, target: Target) -> t
     entry = target.entry
     if target.shards is None:
         schema = own(connection, table, entry)
-        if entry.mode == "upsert" and not schema.key:
+        if entry.mode != "append" and not schema.key:
             raise TableStoppedError(
                 "the table has no primary key",
                 where=str(table),
@@ -169,6 +169,12 @@ def describe(connection: Connection[Any], table: TableName, target: Target) -> t
             )
     else:
         schema = _together(connection, table, target)
+    try:
+        catalogue.check_layout(schema, entry)
+    except TableStoppedError as error:
+        raise TableStoppedError(
+            error.what, where=str(table), hint=f"{error.hint}; then `lakesync resync {table}`"
+        ) from None
     try:
         _ = table.folder
     except LakesyncError as error:
@@ -229,14 +235,18 @@ def clash(table: TableName, entry: TableConfig) -> TableStoppedError:
 
 
 def options(target: Target) -> dict[str, Any]:
-    """What the log keeps of a table's entry: `mode` and `types`, and where they are given `exclude`, `backfill`, `from_position`; of a
-    table that is made of shards `shards` and `shard_column`. Pure."""
+    """What the log keeps of a table's entry: `mode` and `types`, and where they are given `exclude`, `backfill`, `partition_by`,
+    `change_feed`, `from_position`; of a table that is made of shards `shards` and `shard_column`. Pure."""
     entry = target.entry
     found: dict[str, Any] = {"mode": entry.mode, "types": dict(entry.types)}
     if entry.exclude:
         found["exclude"] = sorted(entry.exclude)
     if entry.backfill:
         found["backfill"] = True
+    if entry.partition_by:
+        found["partition_by"] = list(entry.partition_by)
+    if entry.change_feed:
+        found["change_feed"] = True
     if entry.from_position is not None:
         found["from_position"] = entry.from_position
     if target.shards is not None:

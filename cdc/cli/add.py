@@ -16,8 +16,11 @@ from cdc.source.preflight import Finding
 def command(
     tables: Annotated[list[str], typer.Argument(metavar="TABLE", help="schema.table; `*` and `?` make it a pattern.")],
     mode: Annotated[
-        Literal["upsert", "append"],
-        typer.Option(help="upsert: the lake's table is the source's; append: every change is a row."),
+        Literal["upsert", "append", "soft-delete", "history"],
+        typer.Option(
+            help="upsert: the lake's table is the source's; append: every change is a row; soft-delete: deleted rows stay, marked;"
+            " history: every version of a row is a row."
+        ),
     ] = "upsert",
     types: Annotated[
         list[str] | None,
@@ -34,6 +37,17 @@ def command(
     ] = None,
     backfill: Annotated[
         bool, typer.Option("--backfill", help="append: begin with the rows that are there.", show_default=False)
+    ] = False,
+    partition_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EXPR",
+            help="A column, or year(c), month(c), day(c), hour(c), that partitions the lake's table; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    change_feed: Annotated[
+        bool, typer.Option("--change-feed", help="With Delta's change data feed.", show_default=False)
     ] = False,
     into: Annotated[
         str | None,
@@ -71,6 +85,7 @@ def command(
       lakesync add shop.orders 'shop.item_*'
       lakesync add shop.users --type is_admin=boolean --exclude password_hash
       lakesync add shop.log --mode append --backfill
+      lakesync add shop.visits --partition-by 'month(created_at)' --change-feed
       lakesync add 'shop_*.orders_*' --into shop.orders
       lakesync add shop.events --from-position 3e11fa47-71ca-11e1-9e33-c80aa9429562:1-77
     """
@@ -81,6 +96,8 @@ def command(
         types=_overrides(types or []),
         exclude=exclude or [],
         backfill=backfill,
+        partition_by=partition_by or [],
+        change_feed=change_feed,
         into=into,
         shard_column=shard_column,
         from_position=from_position,

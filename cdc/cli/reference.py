@@ -50,7 +50,7 @@ def _keys() -> str:
         )
         values = holder.get("enum") or next((o["enum"] for o in holder.get("anyOf", ()) if "enum" in o), ())
         choice = f" One of {', '.join(f'`{v}`' for v in values)}." if values else ""
-        lines.append(f"| `{key}` | {shown} | {holder.get('description', '')}{choice} |")
+        lines.append(f"| `{key}` | {shown} | {' '.join(holder.get('description', '').split())}{choice} |")
     return "\n".join(lines) + "\n"
 
 

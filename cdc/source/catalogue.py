@@ -14,7 +14,8 @@ from pymysql.connections import Connection
 from pymysql.constants import ER
 from pymysql.cursors import Cursor
 
-from cdc.config import TableConfig
+from cdc import partitioning
+from cdc.config import HISTORY_COLUMNS, TableConfig
 from cdc.errors import ConfigError, SourceError, TableStoppedError
 from cdc.names import TableName
 from cdc.schema import Column, TableSchema
@@ -56,6 +57,8 @@ _TYPES = {
 }
 """`information_schema`'s DATA_TYPE as `Column.type`, where they differ."""
 
+FEED_COLUMNS = frozenset({"_change_type", "_commit_version", "_commit_timestamp"})
+"""What readers of Delta's change data feed get beside a table's columns."""
 _LOGGED = {"uuid": ("binary", 16), "inet6": ("binary", 16), "inet4": ("binary", 4), "vector": ("varbinary", 0)}
 """Types of which MariaDB's binary log says only how they are stored."""
 _COMPRESSED = re.compile(r"/\*M?!\d+ COMPRESSED\*/$", re.IGNORECASE)
@@ -196,6 +199,21 @@ def as_configured(found: TableSchema, entry: TableConfig) -> TableSchema:
             f"exclude: names column {strange[0]}, which does not exist", hint="correct the pipeline file"
         )
     return found.without(entry.exclude).with_overrides(entry.types)
+
+
+def check_layout(schema: TableSchema, entry: TableConfig) -> None:
+    """Raise `TableStoppedError` unless the lake can hold a table with these columns, which are readable, as the pipeline file says. Pure."""
+    partitioning.check(schema, entry.partition_by)
+    if entry.mode == "history" and (taken := [name for name in schema.names if name.lower() in HISTORY_COLUMNS]):
+        raise TableStoppedError(
+            f"mode: history: column {taken[0]} has the name of one that the mode adds",
+            hint="rename it, leave it out (`exclude:`), or take another mode",
+        )
+    if entry.change_feed and (taken := [name for name in schema.names if name.lower() in FEED_COLUMNS]):
+        raise TableStoppedError(
+            f"change_feed: column {taken[0]} has the name of one that Delta's change data feed adds",
+            hint="rename it, leave it out (`exclude:`), or have no change feed",
+        )
 
 
 def as_catalogued(schema: TableSchema) -> TableSchema:

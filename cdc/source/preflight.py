@@ -334,7 +334,7 @@ def _together(
         if first is None:
             first = shard, schema
             try:
-                sharding.joined(schema, entry.shard_column)
+                catalogue.check_layout(sharding.joined(schema, entry.shard_column), entry)
                 _ = table.folder
             except LakesyncError as error:
                 found.append(Finding("error", subject, error.what, error.hint))
@@ -389,6 +389,8 @@ def _table(
         configured = catalogue.as_configured(schema, entry)
         configured.check()
         catalogue.check_logged(connection, table, configured)
+        if entry.into is None:
+            catalogue.check_layout(configured, entry)
 
     def folder() -> None:
         if entry.into is None:
@@ -399,7 +401,7 @@ def _table(
             look()
         except LakesyncError as error:
             findings.append(Finding("error", subject, error.what, error.hint))
-    if entry.mode == "upsert" and not schema.key:
+    if entry.mode != "append" and not schema.key:
         fix = f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…)" + (", or `mode: append`" if entry.into is None else "")
         findings.append(Finding("error", subject, "has no primary key", fix))
     if entry.backfill and not schema.key:

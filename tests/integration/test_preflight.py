@@ -222,6 +222,10 @@ def test_tables_that_cannot_be_followed_say_why_and_what_helps(mysql: MySQLServe
         subject, _ = made(name, columns)
         return subject, TableConfig(name=subject, exclude=exclude)
 
+    def laid(name: str, columns: str, **how: Any) -> tuple[str, TableConfig]:
+        subject, _ = made(name, columns)
+        return subject, TableConfig(name=subject, **how)
+
     key = "id INT PRIMARY KEY"
     cases = [
         (*made("keyless", "a INT"), "no primary key", "mode: append"),
@@ -232,6 +236,9 @@ def test_tables_that_cannot_be_followed_say_why_and_what_helps(mysql: MySQLServe
         (*less("keys", key, "id"), "primary key", "exclude:"),
         (*less("strange", key, "ident"), "does not exist", "correct"),
         (*made("é" * 50, key), "as a folder", ""),
+        (*laid("parted", f"{key}, made DATETIME", partition_by=("month(mad)",)), "does not exist", "did you mean made"),
+        (*laid("moments", f"{key}, at DATETIME", partition_by=("at",)), "microsecond", "day(at)"),
+        (*laid("feeds", f"{key}, _commit_version INT", change_feed=True), "change data feed", "exclude"),
     ]
     mysql.execute(f"CREATE VIEW {schema}.v AS SELECT 1 AS a")
     cases += [
@@ -257,7 +264,7 @@ def test_tables_that_can_be_followed(mysql: MySQLServer, schema: str) -> None:
         TableConfig(name=f"{schema}.keyless", mode="append"),
         TableConfig(name=f"{schema}.big", types={"d": "string", "f": "boolean"}),
         f"{schema}.old",
-        TableConfig(name=f"{schema}.less", exclude=("_cdc_x", "e")),
+        TableConfig(name=f"{schema}.less", exclude=("_cdc_x", "e"), partition_by=("id",), change_feed=True),
         f"{schema}.no_such_*",
     )
     assert the_only(found, f"{schema}.less").what.startswith("upsert, 1 columns, key (id)")

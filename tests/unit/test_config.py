@@ -83,10 +83,36 @@ def test_a_formatted_duration_reads_back(seconds: float) -> None:
         ("capture: {epoch_size: 8MB}\n", "`capture.epoch_size`: write a number and a unit"),
         ("tables: [orders]\n", "`tables.0.name`: 'orders': not a table name (write schema.table)"),
         ("tables: [a.b, {name: a.b}]\n", "`tables`: a.b stands there twice"),
-        ("tables: [{name: a.b, mode: upsrt}]\n", "`tables.0.mode`: Input should be 'upsert' or 'append'"),
+        ("tables: [{name: a.b, mode: upsrt}]\n", "`tables.0.mode`: Input should be 'upsert', 'append'"),
         ("tables: {a: b}\n", "`tables`"),
         ("tables: [{name: a.b, exclude: [x, x]}]\n", "exclude: each column's name once"),
         ("tables: [{name: a.b, exclude: [x], types: {x: string}}]\n", "column x stands in types: and in exclude:"),
+        (
+            "tables: [{name: a.b, partition_by: ['week(c)']}]\n",
+            "partition_by: week(c): there is no week: write a column, or",
+        ),
+        ("tables: [{name: a.b, partition_by: ['month(c']}]\n", "partition_by: month(c lacks a parenthesis"),
+        ("tables: [{name: a.b, partition_by: [c, c]}]\n", "partition_by: c and c are the same column"),
+        (
+            "tables: [{name: a.b, partition_by: ['day(c)'], exclude: [c]}]\n",
+            "column c stands in partition_by: and in exclude:",
+        ),
+        (
+            "tables: [{name: a.b, from_position: 0-1-9, partition_by: [c]}]\n",
+            "from_position: is for one table as it is, not with `partition_by:`",
+        ),
+        (
+            "tables: [{name: a.b, from_position: 0-1-9, change_feed: true}]\n",
+            "from_position: is for one table as it is, not with `change_feed:`",
+        ),
+        (
+            "tables: [{name: 'a.b_*', into: a.b, partition_by: [c]}, {name: 'c.b_*', into: a.b}]\n",
+            "a.b_* and c.b_* are into a.b, with different partition_by:",
+        ),
+        (
+            "tables: [{name: 'a.b_*', into: a.b, change_feed: true}, {name: 'c.b_*', into: a.b}]\n",
+            "a.b_* and c.b_* are into a.b, with different change_feed:",
+        ),
         ("tables: [{name: a.b, backfill: true}]\n", "backfill: is for `mode: append`"),
         ("tables: [{name: a.b, into: orders}]\n", "`tables.0.into`: 'orders': not a table name (write schema.table)"),
         ("tables: [{name: 'a.*', into: 'a.b*'}]\n", "`tables.0.into`: one table, and no pattern"),

@@ -119,12 +119,14 @@ def test_adding_keeps_comments_quotes_and_layout(tmp_path: Path) -> None:
             *entries("shop.items"),
             TableConfig(name="shop.x", mode="append", types={"a b": "string"}),
             TableConfig(name="shop.y", exclude=("secret",)),
+            TableConfig(name="shop.z_*", partition_by=("Month(at)", "a b"), change_feed=True),
         ],
     )
     assert path.read_text() == EDITED + (
         "- shop.items\n- {name: shop.x, mode: append, types: {a b: string}}\n- {name: shop.y, exclude: [secret]}\n"
+        "- {name: shop.z_*, partition_by: [month(at), a b], change_feed: true}\n"
     )
-    assert [e.name for e in made.tables][-3:] == ["shop.items", "shop.x", "shop.y"]
+    assert [e.name for e in made.tables][-4:] == ["shop.items", "shop.x", "shop.y", "shop.z_*"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert [p.name for p in tmp_path.iterdir()] == ["lakesync.yaml"]
 

@@ -44,6 +44,8 @@ def test_options_say_which_shards_there_are_and_since_when() -> None:
     assert same(given, sharding.since(options(Target(ENTRY, (A,))), 3))
     assert not same(given, own)
     assert not same(given, options(Target(ENTRY.model_copy(update={"shard_column": "part"}), (A, B))))
+    assert not same(given, options(Target(ENTRY.model_copy(update={"partition_by": ("id",)}), (A, B))))
+    assert not same(given, options(Target(ENTRY.model_copy(update={"change_feed": True}), (A, B))))
     adopted = options(Target(TableConfig(name="s.o", from_position="0-1-9")))
     assert same(adopted, own)
 
