@@ -18,7 +18,7 @@ from cdc.epoch import EpochId
 from cdc.names import TableName
 
 ReadPhase = Literal["waiting", "running", "paused", "done", "failed", "cancelled"]
-Why = Literal["asked", "backfill", "shard", "adopt", "repair"]
+Why = Literal["asked", "backfill", "shard", "adopt", "first", "repair"]
 Key = tuple[int | str, ...]
 """A row's key, in the key's order: integers and YEAR as int, everything else as its canonical text (`cdc.source.canonical`)."""
 

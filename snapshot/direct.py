@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 
 from cdc import faults
-from cdc.config import PipelineConfig
+from cdc.config import KEEPING, PipelineConfig
 from cdc.errors import LakeConflictError, LakeUnknownError, TableStoppedError
 from cdc.journal import logger
 from cdc.lake import Applied, LakeTable, Layout, Snapshot

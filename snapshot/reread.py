@@ -144,7 +144,7 @@ class _Node:
 
     def _is_stale(self, read: Read) -> bool:
         """Whether it was to bring the rows that were there when the table, or the shard, was added at another time than the last one."""
-        if read.why not in ("backfill", "shard", "adopt"):
+        if read.why not in ("backfill", "shard", "adopt", "first"):
             return False
         self._known = captured.read(self.log, self._known)
         found = self._known.newest_tables.get(read.target.id) if self._known is not None else None
@@ -194,11 +194,10 @@ class _Node:
             LOG.info("table-ready", table=str(status.table), jobs=len(jobs), epoch=applied.epoch.number)
 
     def _job(self, target: TableName, found: TableState, table: TableName) -> Read:
-        why: Why = "backfill"
+        of_mode: dict[str, Why] = {"append": "backfill", "upsert": "adopt"}
+        why = of_mode.get(found.options.get("mode", "upsert"), "first")
         if sharding.is_sharded(found.options):
             why = "shard"
-        elif found.options.get("mode", "upsert") == "upsert":
-            why = "adopt"
         job = sharding.job(self.log.uuid, target.id, found, table)
         read = self.state.ask_read(table, target, ReadSpec(), why, job)
         if read.phase in ("failed", "cancelled"):
@@ -278,8 +277,7 @@ class _Node:
         if status.phase == "reading":
             return True
         found = self._known.tables.get(read.target.id) if self._known is not None else None
-        upsert = found is not None and found.options.get("mode", "upsert") == "upsert"
-        return read.why == "shard" and upsert and status.phase in _LIVE
+        return read.why == "shard" and found is not None and status.phase in _LIVE
 
     def rest(self) -> None:
         """A job that is paused keeps the log only from now on."""

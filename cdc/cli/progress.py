@@ -32,6 +32,7 @@ LOG = logger("snapshot")
 _WHY = {
     "asked": "again",
     "backfill": "what was there before",
+    "first": "for the first time",
     "shard": "shard",
     "adopt": "adopted",
     "repair": "repair",

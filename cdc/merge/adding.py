@@ -1,7 +1,8 @@
 """Tables that begin without a bootstrap of their own: in the lake they are made by the merger, at the epoch that adds them.
 
-An `append` table begins empty; so does one that is made of shards, whose rows come in windows, through the log. A table that someone
-else wrote is adopted (`cdc.merge.adopting`).
+An `append` table begins empty; so do those whose rows come in windows, through the log: one that is made of shards, and one that keeps
+what was there (`soft-delete`, `history`), which goes on with the rows that it has, where the lake has it from an earlier time
+(`cdc.merge.rejoining`). A table that someone else wrote is adopted (`cdc.merge.adopting`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from cdc.epoch import CommitRecord, Counts, TableState
 from cdc.errors import LogGapError, TableStoppedError
 from cdc.lake import Applied, LakeTable, Layout, Snapshot
 from cdc.log.base import Log
+from cdc.merge import rejoining
 from cdc.merge.decide import applied_at
 from cdc.names import TableName
 from cdc.schema import TableSchema
@@ -25,12 +27,12 @@ def is_append(captured: TableState) -> bool:
 
 def may_begin(captured: TableState) -> bool:
     """Whether a table in the phase `added` may be the merger's to begin; no other table is."""
-    return is_append(captured) or sharding.is_sharded(captured.options) or "from_position" in captured.options
+    return begins_empty(captured) or "from_position" in captured.options
 
 
 def begins_empty(captured: TableState) -> bool:
     """Whether the table begins empty (`begin`), if it is not adopted."""
-    return is_append(captured) or sharding.is_sharded(captured.options)
+    return _mode(captured) != "upsert" or sharding.is_sharded(captured.options)
 
 
 def phase(captured: TableState) -> Phase:
@@ -47,10 +49,11 @@ def begin(
     applied: Applied | None,
 ) -> tuple[Snapshot, Applied]:
     """The table's first version; of a table of shards in place of what the lake has of it from an earlier time; of an `append` table
-    what is there, if it contains all that was before the epoch that adds it.
+    what is there, if it contains all that was before the epoch that adds it; of one that keeps what was there, what is there.
 
-    Raises `TableStoppedError` if there is an `append` table that lacks something: it is neither replaced nor gone on with;
-    `LogGapError` if the log does not have that epoch any more; `LakeError` and its kin.
+    Raises `TableStoppedError` if there is an `append` table that lacks something, or one that keeps something and has another mode or
+    other columns: it is neither replaced nor gone on with; `LogGapError` if the log does not have that epoch any more; `LakeError` and
+    its kin.
     """
     record = next(iter(log.records(captured.since - 1)), None)
     if record is not None and (record.number != captured.since or table.id not in record.added):
@@ -58,21 +61,25 @@ def begin(
     if snapshot is not None and record is not None and _is_new(snapshot, record):
         return snapshot, applied_at(record)
     schema, mode = TableSchema.from_dict(captured.schema), _mode(captured)
+    kept = snapshot is not None and rejoining.keeps(snapshot)
     nothing = snapshot is None or (_kind(snapshot) == "create" and snapshot.rows == 0 and mode == snapshot.mode)
-    if nothing or mode == "upsert":
+    replaceable = snapshot is not None and mode != "append" and snapshot.mode != "append"
+    if kept or nothing or mode == "upsert" or replaceable:
         if record is None:
             raise LogGapError(
                 f"the log does not have epoch {captured.since} any more, which adds the table",
                 where=str(table),
                 hint=f"`lakesync remove {table}` and `lakesync add {table}`: it begins with the changes from then on",
             )
+        if kept and snapshot is not None:
+            return rejoining.rejoin(log, lake, captured, snapshot, applied, record), applied_at(record)
         applied = applied_at(record)
         return lake.create(schema, Layout.of(captured.options), applied, Counts(), snapshot), applied
     assert snapshot is not None
-    if snapshot.mode != "append" or snapshot.schema != schema:
-        what = "other columns" if snapshot.mode == "append" else f"mode {snapshot.mode}"
+    if snapshot.mode != mode or snapshot.schema != schema:
+        what = "other columns" if snapshot.mode == mode else f"mode {snapshot.mode}"
         raise TableStoppedError(
-            f"the lake has the table with {what}, and an `append` table is not read anew",
+            f"the lake has the table with {what}, and a table of mode {mode} does not take its place",
             where=f"{table}: {snapshot.folder}",
             hint=f"move that folder away, then `lakesync resume {table}`: a new table begins where the log adds it",
         )
@@ -93,7 +100,7 @@ def begin(
 
 
 def _mode(captured: TableState) -> Mode:
-    return "append" if is_append(captured) else "upsert"
+    return Layout.of(captured.options).mode
 
 
 def _kind(snapshot: Snapshot) -> str:

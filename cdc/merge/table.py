@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from cdc import faults
+from cdc.config import KEEPING
 from cdc.epoch import WINDOW, CommitRecord, Counts, WindowId
 from cdc.errors import LakeConflictError, LakeUnknownError, LogDamagedError, LogGapError
 from cdc.lake import Applied, LakeTable, MergeCounts, Snapshot
@@ -24,6 +25,7 @@ from cdc.log.base import Log
 from cdc.log.codec import Changes, decode
 from cdc.merge.decide import Decision, Gap, Part, Skip, advance, decide
 from cdc.merge.fold import fold, sequence
+from cdc.merge.keeping import steps
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
 from cdc.state import TableStatus
@@ -205,6 +207,11 @@ class TableMerge:
             counts = appended.counts
             merged = MergeCounts(counts, first, len(batch.touched))
             write = lambda on: self.lake.append(on, appended.rows, at, merged)  # noqa: E731
+        elif self.snapshot.mode in KEEPING:
+            found = steps(self.snapshot.mode, batch.changes, schema, batch.exclude, batch.dropped)
+            counts = found.counts
+            merged = MergeCounts(counts, first, len(batch.touched))
+            write = lambda on: self.lake.keep(on, found, at, merged)  # noqa: E731
         else:
             folded = fold(batch.changes, schema, batch.exclude, batch.dropped)
             counts = folded.counts
