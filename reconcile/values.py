@@ -10,6 +10,8 @@ tables share the windows.
 The rows of a table that is made of shards are those of all its shards, each read from its own table of the source. The TRUNCATE of a
 shard touches every key of it.
 
+Of a table that keeps what the source has no more (`soft-delete`, `history`) the rows that are there now are compared.
+
 Both sides are compared as canonical text (`cdc.source.canonical`), which the server makes for its side: so this does not depend on how
 lakesync decodes a value. Of each row only its key and a 128-bit digest are kept.
 """
@@ -147,7 +149,7 @@ def compare(
 
 
 def _compare(all_tables: list[_Table], windows: _Windows) -> ValuesReport:
-    tables = [t for t in all_tables if t.mode == "upsert"]
+    tables = [t for t in all_tables if t.mode != "append"]
     for table in tables:
         table.must_be_whole()
     opening = windows.open()
@@ -314,7 +316,7 @@ class _Table:
 
     def report(self) -> TableValues:
         """What came of it."""
-        note = "" if self.mode == "upsert" else f"mode {self.mode}: its rows are changes, the ledger counts them"
+        note = f"mode {self.mode}: its rows are changes, the ledger counts them" if self.mode == "append" else ""
         return TableValues(
             str(self.table),
             self.epoch,

@@ -197,7 +197,7 @@ class WindowReader:
 
 
 class LakeKeys:
-    """The keys that the lake has of a table, or of one shard of it, as of the first time it is asked. Any version would do: what the stream
+    """The keys that the lake says the source has of a table, or of one shard of it, as of the first time it is asked. Any version would do: what the stream
     changes after it, the stream says itself.
 
     They are held in memory as far as they are few; else the lake is scanned for each window. Where the lake's order is not the server's (a

@@ -55,8 +55,9 @@ def _phase(config: PipelineConfig, table: TableName, status: TableStatus) -> Pha
         return "reading"
     applied = manifest.carried(table, snapshot, manifest.read(config.lake_root, config.name))
     before = applied is None or (status.added is not None and applied.epoch.number < status.added.number)
-    # What the lake has of an `append` table from an earlier time is looked at again: that it lacks something may have stopped it.
-    if snapshot.mode == "append" and before:
+    # What the lake has of a table that is not replaced from an earlier time is looked at again: that it lacks something may have
+    # stopped it.
+    if snapshot.mode != "upsert" and before:
         return "added"
     # The mark goes when it is passed.
     return "ready" if status.mark is None else "catching-up"
