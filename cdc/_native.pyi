@@ -1,7 +1,7 @@
 """The native module, built from `native/`."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 def crc32(data: bytes) -> int:
     """CRC-32 (IEEE 802.3) of `data`, as MySQL appends it to binlog events. Releases the GIL from 64 KiB on."""
@@ -32,6 +32,104 @@ class Batch:
 
     def __len__(self) -> int: ...
     def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+
+class _Arrow(Protocol):
+    """An Arrow array or record batch, such as pyarrow's."""
+
+    def __arrow_c_array__(self, requested_schema: Any = None) -> tuple[object, object]: ...
+
+class Bitmap:
+    """A set of row numbers, never changed once made: a 64-bit portable roaring bitmap, as in Delta's deletion vectors."""
+
+    def __init__(self) -> None:
+        """The empty set."""
+
+    @staticmethod
+    def parse(data: bytes) -> Bitmap:
+        """What `serialize` gives, and nothing after it. Raises `ValueError` if it is damaged."""
+
+    def serialize(self) -> bytes:
+        """The portable form: Delta's payload without its magic number."""
+
+    def __len__(self) -> int: ...
+    def __eq__(self, other: object) -> bool: ...
+    def add(self, rows: _Arrow) -> Bitmap:
+        """A new one that has these rows as well: uint32, in any order, some of them perhaps in it. Raises `ValueError` for a null."""
+
+    def union(self, other: Bitmap) -> Bitmap: ...
+    def lacks(self, other: Bitmap) -> int:
+        """How many of `other`'s rows are not in this one; 0: it has them all."""
+
+    def kept(self, first: int, count: int) -> Batch:
+        """`count` booleans: whether row `first + i` is not in it."""
+
+    def rows(self) -> Batch:
+        """All of them, uint64, ascending."""
+
+class KeyIndex:
+    """The newest place, a file and a row of it, of every key of a table.
+
+    Keys are record batches of the key's columns: one or more of booleans, integers, floats (by their bits), decimal128, date32,
+    timestamps, strings and binaries. The first `add` fixes their types. Files have numbers that the caller gives, growing in time
+    and never given again. One call at a time; more threads wait for each other, without the GIL.
+
+    In a folder are a file `index`, replaced as a whole by `save`, and the runs that it names, which are never changed. After an
+    `OSError` the index in memory is as it was before the call.
+    """
+
+    def __init__(self, folder: str | None, memory: int) -> None:
+        """An empty one. It replaces what is in `folder` when it is saved, not before; without a folder it cannot be opened again.
+
+        `memory`: bytes that the newest entries may take; beyond it they go into files, also without a folder (unlinked ones).
+        """
+
+    @staticmethod
+    def open(folder: str, memory: int) -> KeyIndex:
+        """What was saved last. `FileNotFoundError`: nothing was; `ValueError`: it is damaged or of another form."""
+
+    @property
+    def stamp(self) -> bytes:
+        """What `save` was given last; empty if it never was."""
+
+    def set_file(self, number: int, dead: Bitmap | None = None) -> None:
+        """The file is live, except for these rows. Files are not live before this is called. It is kept by `save`."""
+
+    def drop_file(self, number: int) -> None:
+        """No place in the file counts from now on."""
+
+    def add(self, number: int, first_row: int, keys: _Arrow, dead: Bitmap | None = None) -> None:
+        """The keys of rows `first_row`… of a file, in order; rows in `dead` are passed over. Newer places win over older ones.
+
+        It is best called after what has ended by the same commit was told by `set_file` and `drop_file`.
+        Raises `ValueError`: a key is NULL, or of other types than the index's. `OSError`: its folder cannot be written.
+        """
+
+    def locate(self, keys: _Arrow) -> Batch:
+        """Of each key the newest live place, struct<file: uint32, row: uint32>; null, as both fields are, where there is none.
+
+        Raises `ValueError` as `add` does, `OSError` as well: entries may have to go into a run first.
+        """
+
+    def compact(self) -> int:
+        """Make everything one run, without dead places; how many keys have more than one live place, which should be none."""
+
+    def write_run(self) -> None:
+        """Everything that is only in memory goes into a run, durably; nothing refers to it before `save`."""
+
+    def save(self, stamp: bytes) -> None:
+        """Everything, and which files are live, is what `open` finds from now on, whenever the machine stops."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes now, without what the system may drop: the mapped runs."""
+
+    @property
+    def entries(self) -> int:
+        """Places in it, dead ones too."""
+
+    @property
+    def runs(self) -> int:
+        """How many runs a lookup may have to look at."""
 
 class ResultSet:
     """Reads one result set into columns: what a query (`binary=False`) or COM_STMT_EXECUTE answers."""

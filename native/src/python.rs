@@ -25,10 +25,13 @@ mod _native {
     use super::{crc32, version};
 
     #[pymodule_export]
-    use crate::probe::{charset_of_collation, decode_text, json_diffs, json_text};
+    use crate::probe::{charset_of_collation, decode_text, json_diffs, json_patch, json_text};
 
     #[pymodule_export]
     use crate::binlog::{BinlogDecoder, Drained};
+
+    #[pymodule_export]
+    use crate::places::{Bitmap, KeyIndex};
 
     #[pymodule_export]
     use crate::export::{Batch, DecodeError, ResultSet, ServerError};
