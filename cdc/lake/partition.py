@@ -50,6 +50,11 @@ def derived(partition_by: Sequence[str]) -> list[pa.Field[Any]]:
     return [pa.field(term.name, TYPES[term.unit]) for term in parse_all(partition_by) if term.unit is not None]
 
 
+def prepared(rows: pa.Table, partition_by: Sequence[str], key: Collection[str]) -> pa.Table:
+    """`rows` as a table that is partitioned so has them: `materialised`, then `fitted`. Raises `TableStoppedError`."""
+    return fitted(materialised(rows, partition_by), names(partition_by), key) if partition_by else rows
+
+
 def stored(columns: pa.Schema, partition: Collection[str]) -> pa.Schema:
     """The columns of a data file of a table with these columns."""
     return pa.schema([field for field in columns if field.name not in partition]) if partition else columns
@@ -205,6 +210,7 @@ __all__ = [
     "logged",
     "materialised",
     "names",
+    "prepared",
     "read",
     "split",
     "stored",
