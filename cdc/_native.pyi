@@ -21,6 +21,9 @@ def json_text(data: bytes) -> str:
 def json_diffs(data: bytes) -> list[tuple[int, str, str | None]]:
     """The differences of a partial update: 0 to replace, 1 to insert, 2 to remove; path; the new value's text. ValueError if damaged."""
 
+def json_patch(text: str, diffs: list[tuple[int, str, str | None]]) -> str | None:
+    """The text of a JSON value, as the server prints it, after these differences; None where they do not fit the value."""
+
 class DecodeError(Exception):
     """Bytes that cannot be decoded: `args` are the kind (`damaged`, `unsupported`, `table` or `identity`) and what, without row values."""
 

@@ -234,7 +234,7 @@ impl Tables {
             let plan: Arc<[ColumnPlan]> = kept.into();
             match Wire::new(&wire, &plan) {
                 Ok(wire) => {
-                    let wire = if self.mariadb { wire.without_negative_zeros() } else { wire };
+                    let wire = if self.mariadb { wire.of_mariadb() } else { wire };
                     reading = Some(Reading { wire, rows: Rows::new(plan.clone()), plan, answer });
                 }
                 Err(error) => unread = Err(error),

@@ -290,6 +290,12 @@ impl Column {
         self.end()
     }
 
+    /// JSON as it is printed.
+    pub(crate) fn printed(&mut self, text: &[u8]) -> Result<()> {
+        self.data.extend_from_slice(text);
+        self.end()
+    }
+
     /// VECTOR: float32, little-endian.
     pub(crate) fn vector(&mut self, bytes: &[u8]) -> Result<()> {
         if self.form != Form::Floats {

@@ -107,6 +107,8 @@ pub struct Wire {
     /// How many columns are kept.
     pub(crate) kept: usize,
     pub(crate) json_columns: usize,
+    /// Whether an update's image after may be a REPLACE's or an INSERT's that met the row: of those MariaDB leaves out columns that it sets.
+    pub(crate) replaces: bool,
 }
 
 impl Wire {
@@ -171,11 +173,13 @@ impl Wire {
             kept: plan.len(),
             cells,
             strides,
+            replaces: false,
         })
     }
 
-    /// With zeros for negative zeros: MariaDB has these in its binary log, and shows them to no reader.
-    pub fn without_negative_zeros(mut self) -> Wire {
+    /// As MariaDB writes: with zeros for negative zeros, which it has in its binary log, and shows to no reader; and with updates that
+    /// leave out what they set.
+    pub fn of_mariadb(mut self) -> Wire {
         for cell in &mut self.cells {
             if let Some((_, read)) = &mut cell.kept {
                 match read {
@@ -185,6 +189,7 @@ impl Wire {
                 }
             }
         }
+        self.replaces = true;
         self
     }
 

@@ -34,14 +34,16 @@ const TIME: u8 = 11;
 const DATETIME: u8 = 12;
 const DECIMAL: u8 = 246;
 
-const REPLACE: u8 = 0;
-const INSERT: u8 = 1;
-const REMOVE: u8 = 2;
+pub(crate) const REPLACE: u8 = 0;
+pub(crate) const INSERT: u8 = 1;
+pub(crate) const REMOVE: u8 = 2;
+/// No difference: what a column has is not in the binary log, and not in the row before either.
+pub const UNKNOWN: u8 = 3;
 
 /// One step from a document's old value to its new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diff {
-    /// 0 replaces, 1 inserts, 2 removes.
+    /// 0 replaces, 1 inserts, 2 removes; 3 is none (`UNKNOWN`), and has no path.
     pub op: u8,
     /// As in `JSON_SET`: `$.a[3]`.
     pub path: String,
@@ -78,6 +80,11 @@ pub fn diffs(binary: &[u8]) -> Result<Vec<Diff>> {
         found.push(Diff { op, path, value });
     }
     Ok(found)
+}
+
+/// Append a text as a JSON string.
+pub(crate) fn quoted(text: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    Printer { left: 0, out }.string(text)
 }
 
 fn utf8(bytes: Vec<u8>) -> Result<String> {

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use crate::charset::{self, Charset};
 use crate::json;
+use crate::jsondiff;
 
 /// Bytes of a character set as text; None if they are none. ValueError for a name that is not known.
 #[pyfunction]
@@ -33,4 +34,16 @@ pub fn json_text(data: &[u8]) -> PyResult<String> {
 pub fn json_diffs(data: &[u8]) -> PyResult<Vec<(u8, String, Option<String>)>> {
     let found = json::diffs(data).map_err(|error| PyValueError::new_err(error.to_string()))?;
     Ok(found.into_iter().map(|diff| (diff.op, diff.path, diff.value)).collect())
+}
+
+/// The text of a JSON value after these differences (operation, path, value); None where they do not fit it.
+#[pyfunction]
+pub fn json_patch(text: &str, diffs: Vec<(u8, String, Option<String>)>) -> PyResult<Option<String>> {
+    let mut out = text.as_bytes().to_vec();
+    for (op, path, value) in &diffs {
+        if jsondiff::apply(&mut out, *op, path, value.as_deref()).is_err() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(String::from_utf8(out)?))
 }

@@ -2,8 +2,9 @@
 
 use crate::cursor::Cursor;
 use crate::error::{Error, Result, damaged};
-use crate::image::{Wire, bit};
+use crate::image::{Cell, Wire, bit};
 use crate::json;
+use crate::jsondiff;
 use crate::rows::{Op, Rows};
 
 /// `RowEvent::flags`: the last row event of its statement; table maps end with it.
@@ -260,17 +261,25 @@ fn append(wire: &Wire, first: &[Slot<'_>], second: &[Slot<'_>], rows: &mut Rows)
     let mut present = vec![0_u8; rows.presence_width()];
     let mut diffs = Vec::new();
     let mut complete = true;
+    // An UPDATE leaves the key out, unless it sets it; REPLACE has it, and leaves out what it gives its default.
+    let of_key = |(cell, slot): (&Cell, &Slot<'_>)| cell.key && *slot != Slot::Absent;
+    let doubtful = wire.replaces && !second.is_empty() && wire.cells.iter().zip(first).any(of_key);
     for (i, cell) in wire.cells.iter().enumerate() {
         let Some((place, read)) = &cell.kept else { continue };
         let place = *place;
         let mut slot = first.get(i).copied().unwrap_or(Slot::Absent);
+        let mut known = None;
         if let Slot::Diffs(span) = slot {
             // After the four bytes of their length. None at all: the value is as it was.
             let found = json::diffs(span.get(4..).unwrap_or_default())?;
             if found.is_empty() {
                 slot = Slot::Absent;
+            } else {
+                known = second.get(i).and_then(|before| after(*before, &found));
+                if known.is_none() {
+                    diffs.extend(found.into_iter().map(|diff| (place, diff)));
+                }
             }
-            diffs.extend(found.into_iter().map(|diff| (place, diff)));
         }
         if slot == Slot::Absent {
             slot = second.get(i).copied().unwrap_or(Slot::Absent);
@@ -279,6 +288,10 @@ fn append(wire: &Wire, first: &[Slot<'_>], second: &[Slot<'_>], rows: &mut Rows)
             return damaged("a column beyond the table's");
         };
         let has_value = match slot {
+            Slot::Diffs(_) if known.is_some() => {
+                column.printed(&known.unwrap_or_default())?;
+                true
+            }
             Slot::Value(span) => {
                 read.whole(span, column, row)?;
                 true
@@ -295,6 +308,8 @@ fn append(wire: &Wire, first: &[Slot<'_>], second: &[Slot<'_>], rows: &mut Rows)
         complete &= has_value;
         if has_value && let Some(bits) = present.get_mut(place / 8) {
             *bits |= 1 << (place % 8);
+        } else if doubtful && slot == Slot::Absent {
+            diffs.push((place, json::Diff { op: json::UNKNOWN, path: String::new(), value: None }));
         }
     }
     if !complete {
@@ -303,6 +318,17 @@ fn append(wire: &Wire, first: &[Slot<'_>], second: &[Slot<'_>], rows: &mut Rows)
     }
     rows.table.rows += 1;
     Ok(())
+}
+
+/// A JSON value after these differences, as text; None where the image before does not say what it was, or they do not fit it.
+fn after(before: Slot<'_>, diffs: &[json::Diff]) -> Option<Vec<u8>> {
+    let Slot::Value(span) = before else { return None };
+    let mut text = Vec::new();
+    json::text(span.get(4..)?, &mut text).ok()?;
+    for diff in diffs {
+        jsondiff::apply(&mut text, diff.op, &diff.path, diff.value.as_deref()).ok()?;
+    }
+    Some(text)
 }
 
 #[cfg(test)]
