@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt native/Cargo.toml native/Cargo.lock $(w
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt 'maturin>=1.9.4,<2'
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
-	  --no-build-isolation -e '.[dev,embedded,kafka]'
+	  --no-build-isolation -e '.[dev,embedded,kafka,s3]'
 	@touch $@
 
 demo: setup ## A shop database, kept in step while it is written to and the daemon is killed

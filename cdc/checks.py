@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from cdc import adoptable
 from cdc.config import PipelineConfig, TableConfig
-from cdc.errors import LakesyncError
+from cdc.errors import LakeError, LakesyncError
 from cdc.lake import open_folder
 from cdc.log import open_log
 from cdc.roots import ObjectRoot
@@ -60,19 +59,13 @@ def _log(config: PipelineConfig) -> list[Finding]:
 
 def _lake(config: PipelineConfig) -> list[Finding]:
     root = config.lake_root
+    try:
+        open_folder(root).probe()
+    except LakeError as error:
+        return [Finding("error", "lake", error.what, error.hint)]
     if isinstance(root, ObjectRoot):
-        open_folder(root)
-        return [Finding("ok", "lake", str(root), "")]
+        return [Finding("ok", "lake", f"{root}, which makes commits that are put only if absent", "")]
     existing = next(p for p in (root, *root.parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return [
-            Finding(
-                "error",
-                "lake",
-                f"{existing} cannot be written to",
-                "name another folder, or give this user the right to",
-            )
-        ]
     return [Finding("ok", "lake", str(root), ""), *_space("lake", existing)]
 
 

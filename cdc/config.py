@@ -90,7 +90,7 @@ Size = Annotated[
 
 
 _LOGIN_IN_URL = "the URL holds a password: write `password: env:NAME` or `password: file:/path` instead"
-_SECRET_OPTION = re.compile(r"password|secret|oauthbearer\.config", re.IGNORECASE)
+_SECRET_OPTION = re.compile(r"password|secret|session_token|^token$|oauthbearer\.config", re.IGNORECASE)
 
 
 def _not_zero(seconds: float) -> float:
@@ -499,6 +499,14 @@ class PipelineConfig(_Model):
             else value
         )
 
+    @field_validator("lake_options", mode="before")
+    @classmethod
+    def _texts(cls, options: Any) -> Any:
+        """`true` and `30` without quotes are what they look like."""
+        if not isinstance(options, dict):
+            return options
+        return {k: str(v).lower() if isinstance(v, bool | int) else v for k, v in options.items()}
+
     @field_validator("lake")
     @classmethod
     def _check_lake(cls, lake: str) -> str:
@@ -510,7 +518,9 @@ class PipelineConfig(_Model):
             raise ValueError("a lake is a local folder or `s3://bucket/prefix`")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
             raise ValueError("after `s3://` comes the bucket's name: 3 to 63 of a-z, 0-9, `.` and `-`")
-        if any(part in ("", ".", "..") for part in prefix.split("/") if prefix) or re.search(r"[^\w/.=+@-]", prefix, re.A):
+        if any(part in ("", ".", "..") for part in prefix.split("/") if prefix) or re.search(
+            r"[^\w/.=+@-]", prefix, re.A
+        ):
             raise ValueError("the prefix behind the bucket is made of A-Z, a-z, 0-9, `_.=+@-`, and `/` between")
         return lake
 

@@ -26,7 +26,7 @@ from cdc.errors import (
     UnexpectedError,
 )
 from cdc.journal import logger
-from cdc.lake import manifest
+from cdc.lake import manifest, open_folder
 from cdc.log import Log, open_log
 from cdc.merge.merger import Merger
 from cdc.names import TableName
@@ -129,7 +129,9 @@ def _first_look(config: PipelineConfig, state: State, nodes: Sequence[NodeName],
     """What is wrong from the start is said at once, and not retried: a mistyped host is no outage."""
     if until_current and not config.tables:
         raise ConfigError("no tables", where=str(config.path), hint="`lakesync add schema.table`")
-    config.lake_root  # noqa: B018 - raises for what cannot be written
+    lake = open_folder(config.lake_root)
+    if {"snapshot", "merge"} & set(nodes):
+        lake.probe()
     with closing(open_log(config.log, config.name, config.log_settings())) as log:
         log.newest()
     if "capture" not in nodes and not until_current:

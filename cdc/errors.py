@@ -17,6 +17,7 @@
     │   ├── LogDamagedError         a record that cannot be parsed, or data that is not what its record says
     │   └── LogGapError             the log does not continue where the lake ends
     ├── LakeError                   the lake failed, or holds what lakesync did not write           exit 3
+    │   ├── LakeUnavailableError    the object store was not reached, or refused (retryable)
     │   ├── LakeConflictError       another writer took the version; reload and decide again (retryable)
     │   ├── LakeUnknownError        a commit whose outcome is unknown; reload and look (retryable)
     │   ├── LakeDamagedError        a commit, checkpoint or data file that is torn or missing
@@ -138,6 +139,12 @@ class LogGapError(LogError):
 
 class LakeError(LakesyncError):
     """The lake failed, or holds what lakesync did not write and cannot follow."""
+
+
+class LakeUnavailableError(LakeError):
+    """The object store was not reached, or refused what it was asked; nothing became visible that was not there."""
+
+    retryable = True
 
 
 class LakeConflictError(LakeError):

@@ -1,4 +1,4 @@
-"""`python -m dev mysql|mariadb|kafka`: one server in the foreground, until Ctrl-C. `python -m dev fetch`: only download."""
+"""`python -m dev mysql|mariadb|kafka|minio`: one server in the foreground, until Ctrl-C. `python -m dev fetch`: only download."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import signal
 from pathlib import Path
 
-from dev import kafka, mariadb, packages, sysbench
+from dev import kafka, mariadb, minio, packages, sysbench, toxiproxy
 from dev.errors import SetUpError
 from dev.kafka import KafkaBroker
 from dev.mariadb import MariaDBServer
+from dev.minio import MinIOServer
 from dev.mysql import Installation, MySQLServer
 
 
@@ -19,6 +20,8 @@ def _fetch() -> None:
         ("MySQL", "mysql", lambda: Installation.find().template()),
         ("MariaDB", "mariadb", lambda: mariadb.Installation.find().template()),
         ("Kafka", "kafka", kafka.libraries),
+        ("MinIO (built, some minutes)", "minio", minio.binary),
+        ("Toxiproxy", "toxiproxy", toxiproxy.binary),
         ("sysbench and Percona's tools", "sysbench", sysbench.tools),
     ):
         if not (packages.cache_folder() / folder).exists():
@@ -30,7 +33,7 @@ def main() -> int:
     """Parse the command line, run the server until a signal comes, and end it."""
     parser = argparse.ArgumentParser(prog="python -m dev", description="A throwaway server, gone when you end it.")
     parser.add_argument(
-        "server", choices=["mysql", "mariadb", "kafka", "fetch"], help="`fetch` downloads what tests need"
+        "server", choices=["mysql", "mariadb", "kafka", "minio", "fetch"], help="`fetch` downloads what tests need"
     )
     parser.add_argument("--folder", type=Path, help="keep its data here (default: a folder that is removed at the end)")
     parser.add_argument(
@@ -46,6 +49,13 @@ def main() -> int:
             kind = MySQLServer if arguments.server == "mysql" else MariaDBServer
             with kind(arguments.folder, options=arguments.options) as server:
                 print(f"{server.url()}    (socket {server.socket}, certificate authority {server.ca})", flush=True)
+                signal.pause()
+        elif arguments.server == "minio":
+            with MinIOServer(arguments.folder) as store:
+                print(
+                    f"{store.endpoint}    (bucket {store.bucket()}, user {store.user}, password {store.password})",
+                    flush=True,
+                )
                 signal.pause()
         else:
             settings = dict(option.split("=", 1) for option in arguments.options)

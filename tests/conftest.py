@@ -11,7 +11,9 @@ import pytest
 
 from dev.kafka import KafkaBroker
 from dev.mariadb import MariaDBServer
+from dev.minio import MinIOServer
 from dev.mysql import MySQLServer
+from dev.toxiproxy import Toxiproxy
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +86,17 @@ def kafka_factory() -> Iterator[Callable[..., KafkaBroker]]:
             return brokers.enter_context(KafkaBroker(**arguments))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def minio() -> Iterator[MinIOServer]:
+    """One object store for the whole session. Work in a bucket of your own: `minio.bucket()`."""
+    with MinIOServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def toxiproxy() -> Iterator[Toxiproxy]:
+    """One proxy server for the whole session, for proxies of your own."""
+    with Toxiproxy() as server:
+        yield server

@@ -87,6 +87,9 @@ class Folder(Protocol):
     def folder(self, name: str) -> Folder:
         """The folder of this name in it; it need not be there."""
 
+    def probe(self) -> None:
+        """Raises `LakeError` unless commits can be made here. Writes nothing that stays."""
+
     def names(self) -> list[str]:
         """Files and folders directly in it; none where nothing is."""
 
@@ -136,11 +139,13 @@ class Folder(Protocol):
 
 
 def open_folder(root: Root | str) -> Folder:
-    """The lake's root. Raises `LakeError` for an object store that cannot be used."""
+    """The lake's root. Raises `ConfigError` for an object store's options that are wrong; asks nothing of it."""
     if isinstance(root, str | Path):
         path = Path(root).absolute()
         return LocalFolder(path, path, set())
-    raise LakeError("object stores are not supported by this version", where=str(root), hint="use a local folder")
+    from cdc.lake.objects import open_objects  # needs a package that local lakes do not
+
+    return open_objects(root)
 
 
 def checked(name: str, where: object) -> str:
@@ -203,6 +208,16 @@ class LocalFolder:
         if not path.resolve().is_relative_to(self._root.resolve()):
             raise LakeError("lies outside the lake", where=str(path), hint="remove the symbolic link")
         return LocalFolder(path, self._root, self._durable)
+
+    def probe(self) -> None:
+        """As `Folder.probe`: the folder, or the one that it will be made in, can be written to."""
+        existing = next(path for path in (self._path, *self._path.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise LakeError(
+                f"{existing} cannot be written to",
+                where=str(self),
+                hint="name another folder, or give this user the right to",
+            )
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -340,7 +355,7 @@ class LocalFolder:
         """As `Folder.delete`."""
         removed = 0
         for name in names:
-            with suppress(OSError):
+            with suppress(OSError, LakeError):
                 self._at(name).unlink()
                 removed += 1
         return removed

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from cdc.config import PipelineConfig, format_duration, json_schema, load, read_secret
 from cdc.errors import ConfigError
 from cdc.names import TableName
+from cdc.roots import ObjectRoot
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = """\
@@ -201,9 +202,39 @@ def test_not_there_not_yaml_not_a_mapping(tmp_path: Path) -> None:
         parse(tmp_path, "name: a\nname: b\n")
 
 
-def test_an_object_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="object stores"):
-        _ = parse(tmp_path, MINIMAL.replace("lake: lake", "lake: s3://bucket/x")).lake_root
+def test_a_lake_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKESYNC_TEST_SECRET", "hunter2")
+    options = "{endpoint: 'http://minio:9000', allow_http: true, secret_access_key: 'env:LAKESYNC_TEST_SECRET'}"
+    config = parse(tmp_path, MINIMAL.replace("lake: lake", f"lake: s3://a-bucket/x/y/\nlake_options: {options}"))
+    root = config.lake_root
+    assert isinstance(root, ObjectRoot)
+    assert (root.url, str(root)) == ("s3://a-bucket/x/y", "s3://a-bucket/x/y")
+    assert dict(root.options)["secret_access_key"] == "hunter2"
+    assert dict(root.options)["allow_http"] == "true"
+    for text in (repr(root), repr(config), config.model_dump_json(), f"{root}"):
+        assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    ("lake", "what"),
+    [
+        ("gs://bucket/x", "a local folder or `s3://bucket/prefix`"),
+        ("s3://", "the bucket's name"),
+        ("s3://Bucket_/x", "the bucket's name"),
+        ("s3://user:hunter2@bucket/x", "the bucket's name"),
+        ("s3://bucket/a//b", "the prefix"),
+        ("s3://bucket/a/../b", "the prefix"),
+        ("s3://bucket/a b", "the prefix"),
+        ("s3://bucket/x\nlake_options: {secret_access_key: hunter2}", "holds a secret"),
+        ("s3://bucket/x\nlake_options: {session_token: hunter2}", "holds a secret"),
+        ("lake\nlake_options: {region: x}", "are for an object store"),
+    ],
+)
+def test_a_lake_that_cannot_be(tmp_path: Path, lake: str, what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(tmp_path, MINIMAL.replace("lake: lake", f"lake: {lake}"))
+    assert what in caught.value.what
+    assert "hunter2" not in str(caught.value)
 
 
 def test_secrets_come_from_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
