@@ -7,7 +7,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from bench import captured, decode, flat, large, latency, reconcile, report, reread, snapshot, stages, stream, upsert
+from bench import (
+    captured,
+    decode,
+    endtoend,
+    flat,
+    large,
+    latency,
+    reconcile,
+    report,
+    reread,
+    snapshot,
+    stages,
+    stream,
+    upsert,
+)
 from bench.setting import QUICK, Setting, Sizes
 
 BENCHMARKS = {
@@ -21,6 +35,7 @@ BENCHMARKS = {
     "latency": latency,
     "reread": reread,
     "upsert": upsert,
+    "endtoend": endtoend,
     "reconcile": reconcile,
 }
 

@@ -79,6 +79,14 @@ class Process:
         """Since it was started."""
         return time.monotonic() - self.began
 
+    def cpu_s(self) -> float:
+        """CPU seconds of the command so far, while it runs."""
+        return sum(map(_cpu_s, self.measured()))
+
+    def servers_cpu_s(self) -> float:
+        """… and of the servers that work for it, since it was started."""
+        return self._servers() - self._servers_s
+
     def measured(self) -> list[int]:
         """The process ids of the command, while it runs."""
         try:
@@ -99,7 +107,7 @@ class Process:
         if code:
             raise FailedError(f"{' '.join(self.command)} ended with {code}: {self._said()}")
         used = json.loads(self.result.read_text())
-        return Usage(**used, servers_cpu_s=self._servers() - self._servers_s)
+        return Usage(**used, servers_cpu_s=self.servers_cpu_s())
 
     def stop(self) -> Usage:
         """SIGTERM, and wait."""
