@@ -57,6 +57,26 @@ class LakeStatus:
 
 
 @dataclass(frozen=True)
+class InManifest:
+    """A table in the newest manifest. `version`: of Delta, to read beside the others' of the manifest; `ready`: at it the table is the
+    source at the manifest's position."""
+
+    version: int
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Round:
+    """The newest manifest: the epoch and position that all tables were moved to, and when, µs since 1970."""
+
+    epoch: int
+    epoch_hash: str
+    position: str
+    gtids: str
+    written_us: int
+
+
+@dataclass(frozen=True)
 class Reading:
     """How a table's first reading goes. What is not known is None."""
 
@@ -83,6 +103,7 @@ class TableView:
     lake: LakeStatus | None
     error: dict[str, Any] | None
     reading: Reading | None = None
+    in_manifest: InManifest | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +126,7 @@ class PipelineStatus:
     reads: tuple[dict[str, Any], ...] = ()
     """What is read again: `cdc.reads.view`, and `waiting` as of `Reading`."""
     version: int = VERSION
+    manifest: Round | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, documented in docs/cli.md."""
@@ -164,7 +186,13 @@ def collect(config: PipelineConfig) -> PipelineStatus:
         requests=tuple(asdict(r) for r in state.requests()),
         errors=tuple(state.errors()),
         reads=tuple(look.reads(state.reads())),
+        manifest=_round(found) if found else None,
     )
+
+
+def _round(found: manifest.Manifest) -> Round:
+    to = found.applied
+    return Round(to.epoch.number, to.epoch.hash, str(to.position.end), str(to.position.gtids), found.written_us)
 
 
 def _look_at_source(config: PipelineConfig) -> _Source:
@@ -211,7 +239,9 @@ class _Look:
         lag = _lag_ms(applied, self.source, log, newest, self.now_us) if applied and ready else None
         reading = self._reading(status) if status.phase == "snapshot" else None
         table = str(status.table)
-        return TableView(table, status.phase, status.rows_read, status.rows_estimate, lag, lake, error, reading)
+        named = self.found.tables.get(status.table) if self.found else None
+        there = InManifest(named.version, named.state == "ready" and named.applied is None) if named else None
+        return TableView(table, status.phase, status.rows_read, status.rows_estimate, lag, lake, error, reading, there)
 
     def _reading(self, status: TableStatus) -> Reading:
         info = self.infos.get("snapshot", {})

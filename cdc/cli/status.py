@@ -151,7 +151,10 @@ def _lake(t: TableView) -> tuple[str, str, str, str]:
         return f"{t.rows_read:,}{about}{how and ': '}{how}", "", "", ""
     if t.lake is None:
         return "", "", "", ""
-    return f"{t.lake.rows:,}", str(t.lake.version), f"{t.lake.epoch:,}", t.lake.position
+    version, named = str(t.lake.version), t.in_manifest
+    if named is not None and named.version != t.lake.version:
+        version += f" ({named.version} in the manifest)"
+    return f"{t.lake.rows:,}", version, f"{t.lake.epoch:,}", t.lake.position
 
 
 def _pace(percent: float | None, rows_per_second: int | None, seconds_left: int | None) -> str:

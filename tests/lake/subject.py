@@ -129,9 +129,10 @@ def frozen(folder: Path, to: Path) -> None:
 
 def _link(source: str, target: str) -> str:
     # A lock is held on a file, not on a name: the copy must not be locked by the object that "died".
-    return (
-        str(shutil.copy2(source, target)) if Path(source).name.endswith("lock") else os.link(source, target) or target
-    )
+    if Path(source).name.endswith("lock"):
+        return str(shutil.copy2(source, target))
+    os.link(source, target)
+    return target
 
 
 class Subject:
@@ -211,7 +212,7 @@ class Subject:
             for part in parts
         ]
         on = self.lake.load()
-        self.snapshot = self.lake.bootstrap(written, self.schema, "upsert", applied(self.epoch), on, Counts())
+        self.snapshot = self.lake.bootstrap(written, self.schema, Layout(), applied(self.epoch), on, Counts())
         self.expected = dict(values)
 
     def folded(self, upserts: Values, deletes: Collection[int] = (), truncated: str | None = None) -> Folded:
@@ -221,7 +222,7 @@ class Subject:
         counts = FoldCounts(Counts(len(upserts), 0, len(deletes)), effective=len(upserts) + len(deletes))
         return Folded(
             table_of(
-                [(*self.kind.row(*item), *stamp) for item in upserts.items()], lake_columns(self.schema, "upsert")
+                [(*self.kind.row(*item), *stamp) for item in upserts.items()], lake_columns(self.schema, Layout())
             ),
             table_of([self.kind.key(number) for number in deletes], key_columns(self.schema)),
             counts,
@@ -245,6 +246,13 @@ class Subject:
 
     def maintain(self) -> None:
         """What the merger does between commits."""
+
+    def clean(self) -> None:
+        """Checkpoint, and collect what nothing needs, however young."""
+        self.snapshot = self.lake.checkpoint(self.snapshot)
+        self.lake.vacuum(self.snapshot, -1)
+        self.snapshot = self.lake.forget(self.snapshot, -1)
+        self.lake.remove_orphans([], -1)
 
     def save_index(self) -> None:
         """What the merger does now and then."""
