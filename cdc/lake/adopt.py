@@ -20,13 +20,11 @@ import pyarrow.parquet as pq
 from cdc.epoch import Counts
 from cdc.errors import LakeDamagedError, LakeError
 from cdc.journal import logger
-from cdc.lake import deltalog
+from cdc.lake import deltalog, features
 from cdc.lake.columns import (
-    CONFIGURATION,
-    DELETION_VECTORS,
     SEQ,
-    TIMESTAMP_NTZ,
     TS_MS,
+    configuration,
     delta_type,
     key_columns,
     lake_columns,
@@ -44,44 +42,20 @@ from cdc.schema import TableSchema
 LOGGER = logger("lake")
 
 _READER_VERSIONS, _WRITER_VERSIONS = range(1, 4), range(1, 8)
-_INERT = frozenset(
-    {
-        DELETION_VECTORS,
-        TIMESTAMP_NTZ,
-        "appendOnly",
-        "changeDataFeed",
-        "checkConstraints",
-        "columnMapping",
-        "generatedColumns",
-        "identityColumns",
-        "invariants",
-        "vacuumProtocolCheck",
-        # deltalake lists it as soon as a property is set; columns of that type are refused as columns.
-        "variantType",
-        "variantType-preview",
-    }
-)
-"""Features that mean nothing as long as what is looked at besides (properties, columns, files) does not use them."""
-_BINDING = {
-    "delta.appendOnly": "rows of it may not be changed",
-    "delta.enableChangeDataFeed": "its change data feed is on",
-    "delta.enableInCommitTimestamps": "its commits have timestamps of their own",
-    "delta.enableRowTracking": "its rows are tracked",
-    "delta.enableTypeWidening": "its columns' types may be widened",
-    "delta.enableIcebergCompatV1": "it is kept readable for Iceberg",
-    "delta.enableIcebergCompatV2": "it is kept readable for Iceberg",
-    "delta.enableIcebergCompatV3": "it is kept readable for Iceberg",
+_INERT = features.UNUSED - {
+    "allowColumnDefaults",
+    "domainMetadata",
+    "icebergCompatV1",
+    "icebergCompatV2",
+    "inCommitTimestamp",
+    "typeWidening",
+    "typeWidening-preview",
+    "v2Checkpoint",
+    "variantShredding-preview",
 }
-"""Properties that bind writers where they are true."""
-_OF_FIELDS = {
-    "delta.generationExpression": "is generated from others",
-    "delta.identity.start": "is an identity column",
-    "delta.identity.step": "is an identity column",
-    "delta.invariants": "has a condition (invariant)",
-    "delta.typeChanges": "had its type widened",
-    "CURRENT_DEFAULT": "has a default value",
-    "EXISTS_DEFAULT": "has a default value",
-}
+"""Features that mean nothing as long as what is looked at besides (properties, columns, files) does not use them, and that leave nothing
+behind where a protocol has them no more."""
+_FEED = {"delta.enableChangeDataFeed": "its change data feed is on"}
 _WRITE_ANEW = "write the table anew in the types that lakesync would give it (docs/adopting.md), with a new position"
 
 
@@ -149,12 +123,12 @@ def adopt(
         **on.metadata,
         "schemaString": _schema_string(on, columns),
         "partitionColumns": [],
-        "configuration": kept | CONFIGURATION,
+        "configuration": kept | configuration(Layout()),
     }
     rows = sum(file.num_records or 0 for file in files)
     stated = [DataFile(f.path, f.size, f.num_records or 0, f.stats or "") for f in files]
     change = Change("adopt", Layout(), schema, applied, stated, logged=logged)
-    snapshot = lake.take_over(on, change, [{"protocol": protocol(columns)}, {"metaData": metadata}], files)
+    snapshot = lake.take_over(on, change, [{"protocol": protocol(columns, Layout())}, {"metaData": metadata}], files)
     LOGGER.info("table-adopted", table=lake.table.id, version=snapshot.version, rows=rows, files=len(files))
     return snapshot
 
@@ -213,7 +187,7 @@ def _of_metadata(found: Snapshot) -> Iterator[Problem]:
             f"it is partitioned by {', '.join(partitions)}", f"lakesync's tables have no partitions: {_WRITE_ANEW}"
         )
     properties: Mapping[str, str] = found.metadata.get("configuration") or {}
-    for name, why in _BINDING.items():
+    for name, why in (features.BINDING | _FEED).items():
         if str(properties.get(name, "")).lower() == "true":
             yield Problem(f"{why} ({name})", f"ALTER TABLE … SET TBLPROPERTIES ('{name}' = 'false')")
     if properties.get("delta.columnMapping.mode", "none") != "none":
@@ -254,7 +228,7 @@ def _of_columns(found: Snapshot, schema: TableSchema) -> Iterator[Problem]:
             )
         elif name not in own and name.lower() not in known:
             yield Problem(f"column {name} is not the source's", "drop the lake's column, or take it out of `exclude:`")
-        said = {_OF_FIELDS[key] for key in field.get("metadata") or {} if key in _OF_FIELDS}
+        said = {features.OF_COLUMNS[key] for key in field.get("metadata") or {} if key in features.OF_COLUMNS}
         for why in sorted(said):
             yield Problem(f"column {name} {why}", f"take that from the column, or {_WRITE_ANEW}")
 

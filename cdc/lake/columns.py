@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from cdc import unfit
 from cdc.errors import LakeError, TableStoppedError
+from cdc.lake import features, history, partition, softdelete
+from cdc.lake.features import HAS_FEED, HAS_VECTORS, Problem
 from cdc.lake.layout import Layout
 from cdc.schema import TableSchema
 
@@ -18,13 +20,12 @@ SEQ = "_cdc_seq"
 OP = "_cdc_op"
 GID = "_cdc_gid"
 
-READER_VERSION, WRITER_VERSION = 3, 7
-DELETION_VECTORS = "deletionVectors"
-TIMESTAMP_NTZ = "timestampNtz"
-CONFIGURATION = {"delta.enableDeletionVectors": "true"}
-
 _OWN = [pa.field(TS_MS, pa.int64()), pa.field(SEQ, pa.int64())]
-_OF_APPEND = [pa.field(OP, pa.string()), pa.field(GID, pa.string())]
+_OF_MODE: Mapping[str, Sequence[pa.Field[Any]]] = {
+    "append": [pa.field(OP, pa.string()), pa.field(GID, pa.string())],
+    "soft-delete": softdelete.FIELDS,
+    "history": history.FIELDS,
+}
 _NAMES: dict[pa.DataType, str] = {
     pa.int8(): "byte",
     pa.int16(): "short",
@@ -44,10 +45,11 @@ DeltaType = str | dict[str, Any]
 
 
 def lake_columns(schema: TableSchema, layout: Layout, with_unfit: bool = False) -> pa.Schema:
-    """The source's columns, then lakesync's, `_cdc_unfit` only on demand. Raises `TableStoppedError` for a source column with a name
-    of ours."""
-    own = _OWN + (_OF_APPEND if layout.mode == "append" else []) + ([unfit.FIELD] if with_unfit else [])
-    taken = {unfit.NAME, *(field.name for field in own)}
+    """The source's columns, then lakesync's: those of every table, those of its mode, those that it is partitioned by and the source does
+    not have, `_cdc_unfit` only on demand. Raises `TableStoppedError` for a source column with a name of ours."""
+    own = [*_OWN, *_OF_MODE.get(layout.mode, ()), *partition.derived(layout.partition_by)]
+    own += [unfit.FIELD] if with_unfit else []
+    taken = {unfit.NAME, *(field.name.lower() for field in own)}
     for name in schema.names:
         if name.lower() in taken:
             raise TableStoppedError(
@@ -92,36 +94,35 @@ def _fields(metadata: Mapping[str, Any]) -> list[tuple[str, DeltaType]]:
         return []
 
 
-def protocol(columns: pa.Schema, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def protocol(columns: pa.Schema, layout: Layout, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Delta's `protocol` action for these columns: exactly what they need, and what the table had before."""
-    features = [*(before or {}).get("writerFeatures", ()), DELETION_VECTORS]
-    features = list(dict.fromkeys(features + [TIMESTAMP_NTZ] * (pa.timestamp("us") in columns.types)))
-    return {
-        "minReaderVersion": READER_VERSION,
-        "minWriterVersion": WRITER_VERSION,
-        "readerFeatures": features,
-        "writerFeatures": features,
-    }
+    return features.wanted(before, times=pa.timestamp("us") in columns.types, feed=layout.change_feed)
 
 
-def foreign_changes(columns: pa.Schema, protocol_now: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
+def configuration(layout: Layout) -> dict[str, str]:
+    """Delta's properties of a table."""
+    return {HAS_VECTORS: "true"} | ({HAS_FEED: "true"} if layout.change_feed else {})
+
+
+def foreign_changes(
+    columns: pa.Schema, layout: Layout, protocol_now: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> list[Problem]:
     """What others changed about a table so that lakesync must not write to it; empty: nothing."""
-    found = []
+    found: list[Problem] = []
     if _fields(metadata) != [(f.name, delta_type(f.type)) for f in columns]:
-        found.append("the columns")
-    if metadata.get("partitionColumns"):
-        found.append("the partitioning")
-    return found + foreign_features(protocol_now)
+        found.append(Problem("the columns", "resync the table: it is read anew and replaced in one commit"))
+    names = partition.names(layout.partition_by)
+    return [*found, *features.problems(protocol_now, metadata, names, layout.change_feed)]
 
 
-def foreign_features(protocol_now: Mapping[str, Any]) -> list[str]:
-    """Protocol features that lakesync does not write, each as `feature NAME`."""
-    versions = (protocol_now.get("minReaderVersion"), protocol_now.get("minWriterVersion"))
-    if versions != (READER_VERSION, WRITER_VERSION):
-        return [f"protocol version {versions}"]
-    known = {DELETION_VECTORS, TIMESTAMP_NTZ}
-    listed = {*(protocol_now.get("readerFeatures") or ()), *(protocol_now.get("writerFeatures") or ())}
-    return [f"feature {name}" for name in sorted(listed - known)]
+def changed(problems: Sequence[Problem], where: str) -> LakeError:
+    """The error of a table that others changed so."""
+    hints = dict.fromkeys(problem.hint for problem in problems)
+    return LakeError(
+        f"others changed the table: {', '.join(problem.what for problem in problems)}",
+        where=where,
+        hint="; ".join(hints),
+    )
 
 
 def conform(rows: pa.Table, columns: pa.Schema, where: str) -> pa.Table:

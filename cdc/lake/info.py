@@ -68,6 +68,8 @@ class Change:
     """Of a merge."""
     logged: Counts | None = None
     """Of a bootstrap: what the log counts up to `applied`."""
+    data_change: bool = True
+    """Whether rows change, and not only where they are."""
 
 
 def commit_info(

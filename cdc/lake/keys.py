@@ -5,7 +5,7 @@ Values are compared as the lake stores them: strings and binaries by bytes, floa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -90,7 +90,9 @@ def _pair(left: Any, right: Any, size: int) -> Any:
     return pc.add(pc.multiply(left.cast(pa.int64()), pa.scalar(size, pa.int64())), right.cast(pa.int64()))
 
 
-def distinct(ids: Sequence[pa.Array[Any]]) -> tuple[pa.Array[Any], int]:
-    """All the numbers in one array, and how many of them are there more than once."""
-    together = pa.concat_arrays(ids) if ids else pa.array([], pa.int32())
-    return together, len(together) - len(pc.unique(together))
+def distinct(keys: pa.Table, where: str) -> None:
+    """Raises `LakeError` for a NULL in a key, or a key that is there twice."""
+    one = keys.column(0) if keys.num_columns == 1 else None
+    if one is not None and not one.null_count and pc.count_distinct(comparable(one)).as_py() == keys.num_rows:
+        return
+    KeyIndex(keys, where)

@@ -3,45 +3,51 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc import faults, unfit
+from cdc._native import Bitmap
 from cdc.clock import Clock, SystemClock
+from cdc.config import Mode
 from cdc.epoch import Counts
 from cdc.errors import LakeConflictError, LakeError, LakeOccupiedError
 from cdc.journal import logger
-from cdc.lake import checkpoint, deltalog
+from cdc.lake import checkpoint, deltalog, features, index, partition, points, reading
 from cdc.lake.changes import TRUNCATED, Effects, Folded, MergeCounts
 from cdc.lake.checkpoint import Action
 from cdc.lake.columns import (
-    CONFIGURATION,
     OP,
     SEQ,
     TS_MS,
+    changed,
+    configuration,
     conform,
     delta_schema,
     foreign_changes,
-    foreign_features,
     has_unfit,
     key_columns,
     lake_columns,
     protocol,
 )
 from cdc.lake.deltalog import LOG, app_id
-from cdc.lake.info import Change, commit_info
-from cdc.lake.keys import KeyIndex
+from cdc.lake.index import MEMORY, TableIndex
+from cdc.lake.info import FOLLOWING, Change, commit_info
+from cdc.lake.keys import KeyIndex, distinct
 from cdc.lake.layout import PLAIN, Layout
-from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, opened, row_groups
-from cdc.lake.rewrite import Found, look_up, read_keys, rewrite
+from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, opened
+from cdc.lake.points import Places
 from cdc.lake.snapshot import AddFile, Applied, Snapshot, decoded
-from cdc.lake.store import TEMPORARY, failed, open_folder
+from cdc.lake.store import TEMPORARY, Folder, failed, open_folder
+from cdc.lake.vectors import FOLDER, Vectors, name_of
+from cdc.lake.writing import Writing
 from cdc.names import TableName
 from cdc.roots import Root
 from cdc.schema import TableSchema
@@ -51,6 +57,8 @@ CHECKPOINT_EVERY = 100
 """Commits."""
 RETENTION_S = 7 * 86400.0
 """For how long a file that a commit removed stays, for readers of older versions; Delta's default."""
+STALE_S = 12 * 3600.0
+"""A commit is not made on files that were written so long ago: what no commit names is collected after a day."""
 LOGGER = logger("lake")
 
 _OCCUPIED = "give this pipeline another lake, or move the folder away"
@@ -59,7 +67,10 @@ _NO_KEY = "give the source's table a primary key, or add it with mode append"
 
 
 class LakeTable:
-    """A table's folder under the lake's root, for one pipeline. Raises `LakeError` if it lies outside the root."""
+    """A table's folder under the lake's root, for one pipeline. Raises `LakeError` if it lies outside the root.
+
+    `index` is the folder of key indexes in the state folder; a writer that has none builds one in memory, of at most `index_memory` bytes
+    beside its files."""
 
     def __init__(
         self,
@@ -69,10 +80,19 @@ class LakeTable:
         *,
         file_size: int = FILE_SIZE,
         clock: Clock | None = None,
+        index: Path | None = None,
+        index_memory: int = MEMORY,
     ) -> None:
         self.table, self.pipeline, self.file_size = table, pipeline, file_size
         self._clock = clock or SystemClock()
         self.folder = open_folder(root).folder(table.folder)
+        self.vectors = Vectors(self.folder)
+        index_folder = index / table.folder if index else None
+        self.index = TableIndex(index_folder, index_memory, self._clock)
+
+    def close(self) -> None:
+        """Save the key index and let go of it. The table can be used again: then it is opened anew."""
+        self.index.close()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -100,7 +120,7 @@ class LakeTable:
 
     def _check_empty(self) -> None:
         """An unfinished bootstrap of ours leaves data files that no commit names: that is no one else's table."""
-        if any(name != LOG and not NAME.fullmatch(name) for name in self.folder.names()):
+        if any(name not in (LOG, FOLDER) and not NAME.fullmatch(name) for name in self.folder.names()):
             raise LakeOccupiedError("holds files that are no Delta table", where=str(self.folder), hint=_OCCUPIED)
 
     def scan(
@@ -114,17 +134,26 @@ class LakeTable:
         Raises `LakeError`, `LakeDamagedError`.
         """
         have = self._readable(snapshot)
-        wanted = have if columns is None else pa.schema([have.field(name) for name in columns])
+        wanted = have.names if columns is None else list(columns)
+        for _, rows in self._numbered(snapshot, wanted, key_range):
+            yield from rows.select(wanted).to_batches()
+
+    def _numbered(
+        self, snapshot: Snapshot, wanted: Sequence[str], key_range: tuple[Any | None, Any | None] | None = None
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Live rows by the path of their file: these columns and others, and `row`, their number in it."""
+        have = self._readable(snapshot)
         first = have.field(snapshot.schema.key[0]) if key_range and snapshot.schema.key else None
         low, high = (pa.scalar(v, first.type) if first and v is not None else None for v in key_range or (None, None))
-        read = wanted if first is None or first.name in wanted.names else wanted.append(first)
+        read = pa.schema([have.field(name) for name in wanted])
+        read = read if first is None or first.name in read.names else read.append(first)
         for file in snapshot.files.values():
             if first is not None and _outside(bounds(file.statistics, pa.schema([first])).get(first.name), low, high):
                 continue
-            with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
-                for group in row_groups(parquet, read):
-                    rows = group if first is None else _between(group, first.name, low, high)
-                    yield from rows.select(wanted.names).to_batches()
+            for group in reading.groups(snapshot, file, read, self.vectors, numbered=True):
+                rows = group if first is None else _between(group, first.name, low, high)
+                if rows.num_rows:
+                    yield file.path, rows
 
     def keys(self, snapshot: Snapshot) -> Iterator[pa.RecordBatch]:
         """The key columns of every row, in the key's order of columns."""
@@ -133,9 +162,22 @@ class LakeTable:
     def rows(self, snapshot: Snapshot, keys: pa.Table) -> pa.Table:
         """The rows with these keys (the key columns, each key once), all lake columns, in no order."""
         columns = self._readable(snapshot)
-        index = KeyIndex(conform(keys, key_columns(snapshot.schema), str(self.table)), str(self.table))
-        found = read_keys(snapshot, look_up(snapshot, index), columns, index)
-        return pa.concat_tables([columns.empty_table(), *found])
+        wanted = conform(keys, key_columns(snapshot.schema), str(self.table))
+        if self.index.cheap:
+            distinct(wanted, str(self.table))
+            self.index.sync(snapshot, self.vectors)
+            return points.read(snapshot, self.index.locate(wanted), columns, self.vectors)
+        return pa.concat_tables([columns.empty_table(), *self._searched(snapshot, wanted, columns)])
+
+    def _searched(self, snapshot: Snapshot, keys: pa.Table, columns: pa.Schema) -> Iterator[pa.Table]:
+        """The rows with these keys, of the files that can hold any. For who has no index and reads but once."""
+        asked = KeyIndex(keys, str(self.table))
+        for file in snapshot.files.values():
+            if asked.overlaps(bounds(file.statistics, keys.schema)):
+                for rows in reading.groups(snapshot, file, columns, self.vectors):
+                    found = rows.filter(pc.is_valid(asked.locate(rows.select(keys.column_names))))
+                    if found.num_rows:
+                        yield found
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -170,19 +212,19 @@ class LakeTable:
                     rows = _stamped(rows, ts_ms, seq)
                 writer.write(conform(rows, columns, str(self.table)))
             file = writer.close()
-            self._data_written()
+            self._data_written(self.folder)
         except BaseException:
             writer.abandon()
             raise
         return file
 
-    def _data_written(self) -> None:
+    def _data_written(self, files: Folder | Writing) -> None:
         """The files are durable, now their names."""
         try:
             faults.point("lake.after-data-files")
         except OSError as error:
             raise failed(error, "data files cannot be made durable", self.folder) from error
-        self.folder.settle()
+        files.settle()
 
     def bootstrap(
         self,
@@ -216,89 +258,162 @@ class LakeTable:
 
         Raises `LakeConflictError`, `LakeUnknownError`, `LakeDamagedError`, `LakeError`.
         """
-        columns = self._writable(on, "upsert", folded.upserts)
+        images, columns = self._images(on, "upsert", folded.upserts)
         keys = key_columns(on.schema)
-        images = conform(folded.upserts, columns, str(self.table))
-        gone = conform(folded.deletes, keys, str(self.table))
-        changed = pa.concat_tables([images.select(keys.names), gone])
-        index = KeyIndex(changed, str(self.table))
-        if folded.truncated is not None:
-            others = self._others(on, folded.truncated, index)
-            index = KeyIndex(pa.concat_tables([changed, *others]), str(self.table))
-        found = look_up(on, index)
-        replaced, _ = found.count(below=images.num_rows)
-        known, truncated = found.count(below=changed.num_rows)
-        removed = known - replaced
-        effects = Effects(images.num_rows - replaced, replaced, removed, gone.num_rows - removed, truncated)
-        return self._merge(on, columns, index, found, images, effects, applied, merged)
+        deletes = conform(folded.deletes, keys, str(self.table))
+        changed = pa.concat_tables([images.select(keys.names), deletes])
+        distinct(changed, str(self.table))
+        writing = self._write(on, images)
+        try:
+            self.index.sync(on, self.vectors)
+            places = self.index.locate(changed)
+            replaced, removed = places.count(0, images.num_rows), places.count(images.num_rows)
+            gone, truncated = places.take(places.found), 0
+            if folded.truncated is not None:
+                others = self._others(on, folded.truncated, gone)
+                gone, truncated = gone.plus(others), len(others)
+        except BaseException:
+            writing.abandon()
+            raise
+        inserted, absent = images.num_rows - replaced, deletes.num_rows - removed
+        effects = Effects(inserted, replaced, removed, absent, truncated)
+        return self._merge(on, columns, writing, gone, effects, applied, merged)
 
-    def _others(self, on: Snapshot, values: pa.Array[Any], known: KeyIndex) -> list[pa.Table]:
-        """The keys that begin with one of these values and are not among the known ones. Of their rows only the keys are read."""
-        columns = key_columns(on.schema)
-        found = []
+    def _others(self, on: Snapshot, values: pa.Array[Any], gone: Places) -> Places:
+        """The rows whose keys begin with one of these values, less those that are gone already. Only that column is read."""
+        name = on.schema.key[0]
+        taken = dict(gone.by_path())
+        found = Places.nowhere()
         for value in values.to_pylist():
             if not isinstance(value, str):
                 raise LakeError("the key of a table of shards begins with the shard's name", where=str(self.table))
             # In the order of strings by their bytes nothing is between a text and the same with a NUL.
-            for batch in self.scan(on, columns.names, (value, value + "\0")):
-                keys = pa.Table.from_batches([batch])
-                found.append(keys.filter(pc.is_null(known.locate(keys))))
+            for path, rows in self._numbered(on, [name], (value, value + "\0")):
+                numbers = np.asarray(rows.column(reading.ROW.name).to_numpy(), np.int64)
+                if path in taken:
+                    numbers = np.setdiff1d(numbers, taken[path])
+                found = found.plus(Places.in_file(path, numbers))
         return found
 
     def append(self, on: Snapshot, rows: pa.Table, applied: Applied, merged: MergeCounts) -> Snapshot:
         """One commit: `rows` (the source's columns, `_cdc_ts_ms`, `_cdc_seq`, `_cdc_op`, `_cdc_gid`, `_cdc_unfit` or not) are added.
         Raises as `upsert`."""
-        columns = self._writable(on, "append", rows)
-        rows = conform(rows, columns, str(self.table))
+        images, columns = self._images(on, "append", rows)
         says = rows.filter(pc.equal(rows.column(OP), pa.scalar(TRUNCATED))).num_rows
         effects = Effects(inserted=rows.num_rows - says, truncated=-says)
-        return self._merge(on, columns, None, Found(), rows, effects, applied, merged)
+        return self._merge(on, columns, images, Places.nowhere(), effects, applied, merged)
+
+    def _images(self, on: Snapshot, mode: Mode, rows: pa.Table) -> tuple[pa.Table, pa.Schema]:
+        """Rows to be written, and the table's columns from then on: exactly these, those of partitions made from the others."""
+        if on.mode != mode:
+            raise LakeError(f"is a table of mode {on.mode}, not {mode}", where=str(self.folder), hint=_RESYNC)
+        columns = self._readable(on)
+        if by := on.layout.partition_by:
+            rows = partition.prepared(rows, by, on.schema.key)
+        if unfit.is_last(rows.schema) and not unfit.is_last(columns):
+            columns = columns.append(unfit.FIELD)
+        return conform(rows, columns, str(self.table)), columns
+
+    def _write(self, on: Snapshot, images: pa.Table) -> Writing:
+        """Begin to write these rows: all columns of the table."""
+        wanted = index.columns(on).names if on.schema.key else []
+        names = partition.names(on.layout.partition_by)
+        return Writing(self.folder, images, wanted, names, on.schema.key, self.file_size)
 
     def _merge(
         self,
         on: Snapshot,
         columns: pa.Schema,
-        index: KeyIndex | None,
-        found: Found,
-        images: pa.Table,
+        images: pa.Table | Writing,
+        gone: Places,
         effects: Effects,
         applied: Applied,
         merged: MergeCounts,
     ) -> Snapshot:
-        def new_file() -> FileWriter:
-            return FileWriter(self.folder, columns, on.schema.key)
+        """One commit: these rows are added, and the rows at these places (none of them nowhere) deleted by vector. `columns` are the
+        table's from then on.
 
-        done = rewrite(on, columns, index, found, images, new_file, self.file_size)
-        rows_added = sum(file.rows for file in done.added)
+        Nothing is committed unless the keys' effects balance with what the files and vectors do: rows counted in the footers and bits.
+        """
+        writing = images if isinstance(images, Writing) else self._write(on, images)
+        began_s = self._clock.monotonic()
+        vectors: str | None = None
         try:
-            if effects.growth != rows_added - done.rows_deleted:
+            removed, updated, rows_deleted = self._without(on, gone)
+            if updated:
+                vectors = name_of(updated[0][1].deletion_vector or {})
+            written = writing.result()
+            rows_added = sum(file.rows for file, _ in written)
+            if effects.growth != rows_added - rows_deleted:
                 raise LakeError(
                     f"the files do not balance: by keys {effects.inserted} rows are inserted, {effects.removed} removed and"
-                    f" {effects.truncated} truncated, by files {rows_added} added and {done.rows_deleted} deleted",
+                    f" {effects.truncated} truncated, by files {rows_added} added and {rows_deleted} deleted",
                     where=str(self.folder),
                     hint="nothing was committed; report this",
                 )
-            self._data_written()
+            self._data_written(writing)
         except BaseException:
-            self.folder.delete(file.name for file in done.added)
+            writing.abandon()
+            self.folder.delete([vectors] if vectors else ())
             raise
         change = Change(
             "merge",
             on.layout,
             on.schema,
             applied,
-            done.added,
-            done.removed,
-            rows_deleted=done.rows_deleted,
-            live_before=_live(on),
+            [file for file, _ in written],
+            removed,
+            updated,
+            rows_deleted=rows_deleted,
+            live_before=reading.live(on),
             effects=effects,
             merged=merged,
         )
         try:
-            return self._commit(on, change, _widening(on, columns))
+            if self._clock.monotonic() - began_s > STALE_S:
+                raise LakeConflictError(
+                    "the files were written too long ago: they may be taken for those of a writer that was killed",
+                    where=str(self.folder),
+                    hint="the table is read again, and the merge decided anew",
+                )
+            after = self._commit(on, change, _widening(on, columns))
         except LakeConflictError:
-            self.folder.delete(file.name for file in done.added)
+            writing.abandon()
+            self.folder.delete([vectors] if vectors else ())
             raise
+        self._index_follows(after, {partition.logged(file.name): rows for file, rows in written})
+        return after
+
+    def _without(self, on: Snapshot, gone: Places) -> tuple[list[AddFile], list[tuple[AddFile, AddFile]], int]:
+        """The files without these rows: those of which nothing is left, the others as they were and with their new vectors, which are
+        durable; and how many live rows that takes."""
+        files = [(on.files[path], rows) for path, rows in gone.by_path()]
+        before = self.vectors.load(file for file, _ in files)
+        removed, changed, bitmaps, taken = [], [], [], 0
+        for file, rows in files:
+            dead = before.get(file.path) or Bitmap()
+            now = dead.add(pa.array(rows.astype(np.uint32)))
+            taken += len(now) - len(dead)
+            physical = reading.count(on, file)
+            if len(now) == physical:
+                removed.append(file)
+            else:
+                changed.append((file, physical))
+                bitmaps.append(now)
+        descriptors = self.vectors.write(bitmaps)
+        updated = [(f, f.without(vector, rows)) for (f, rows), vector in zip(changed, descriptors, strict=True)]
+        return removed, updated, taken
+
+    def _index_follows(self, after: Snapshot, written: Mapping[str, pa.Table]) -> None:
+        """The index as of a commit that was just made. What fails here does not undo the commit: the index is read from the table then."""
+        if not self.index.ready:
+            return
+        try:
+            self.index.sync(after, self.vectors, written)
+            faults.point("lake.after-index")
+        except (LakeError, OSError) as error:
+            LOGGER.warning("index-behind", table=self.table.id, version=after.version, error=str(error))
+            self.index.forget()
 
     def _found(self, change: Change, on: Snapshot | None) -> Snapshot:
         """The first commit of a table, or one that begins it anew."""
@@ -306,25 +421,21 @@ class LakeTable:
         if change.layout.mode != "append" and not change.schema.key:
             raise LakeError("a table without a key cannot be upserted into", where=str(self.table), hint=_NO_KEY)
         if on is None:
-            wanted, identity = protocol(columns), str(uuid.uuid4())
+            wanted, identity = protocol(columns, change.layout), str(uuid.uuid4())
             created_ms: Any = self._clock.now_us() // 1000
         else:
-            if foreign := foreign_features(on.protocol):
-                raise LakeError(
-                    f"others changed the table: {', '.join(foreign)}",
-                    where=str(self.folder),
-                    hint="move the table's folder away, then resync the table",
-                )
-            wanted, identity = protocol(columns, on.protocol), on.metadata["id"]
+            if foreign := list(features.of_protocol(on.protocol)):
+                raise changed(foreign, str(self.folder))
+            wanted, identity = protocol(columns, change.layout, on.protocol), on.metadata["id"]
             created_ms = on.metadata.get("createdTime")
-            rows = _live(on)
+            rows = reading.live(on)
             change = replace(change, removed=tuple(on.files.values()), rows_deleted=rows, live_before=rows)
         metadata = {
             "id": identity,
             "format": {"provider": "parquet", "options": {}},
             "schemaString": delta_schema(columns),
-            "partitionColumns": [],
-            "configuration": CONFIGURATION,
+            "partitionColumns": list(partition.names(change.layout.partition_by)),
+            "configuration": configuration(change.layout),
             "createdTime": created_ms,
         }
         actions: list[Action] = []
@@ -342,12 +453,18 @@ class LakeTable:
         return self._commit(on, change, actions, files)
 
     def _commit(
-        self, on: Snapshot | None, change: Change, actions: Sequence[Action], restated: Sequence[AddFile] = ()
+        self,
+        on: Snapshot | None,
+        change: Change,
+        actions: Sequence[Action],
+        restated: Sequence[AddFile] = (),
+        adds: Sequence[AddFile] | None = None,
     ) -> Snapshot:
-        """`restated`: files that are live already, as they are from now on said to be."""
+        """`restated`: files that are live already, as they are from now on said to be. `adds`: the new files, as they are to be said,
+        where `change.added` does not say all of them."""
         now_us = self._clock.now_us()
         now_ms = now_us // 1000
-        before = on.info if on and change.kind == "merge" else None
+        before = on.info if on and change.kind in FOLLOWING else None
         info = commit_info(self.pipeline, self.table, change, before, now_us)
         if foreign := info["lakesync"]["counts"]["foreign"]:
             LOGGER.warning("rows-changed-by-others", table=self.table.id, rows=foreign)
@@ -356,8 +473,12 @@ class LakeTable:
             "version": change.applied.epoch.number,
             "lastUpdated": now_ms,
         }
-        new = () if restated else change.added
-        adds = [AddFile(file.name, file.size, file.rows, file.stats, now_ms) for file in new]
+        if adds is None:
+            new = () if restated else change.added
+            adds = [AddFile(partition.logged(f.name), f.size, f.rows, f.stats, now_ms, f.partition) for f in new]
+        adds = [*(after for _, after in change.updated), *adds]
+        removes = [*(before for before, _ in change.updated), *change.removed]
+        data = {"dataChange": change.data_change}
         snapshot = deltalog.commit(
             self.folder,
             on,
@@ -365,8 +486,8 @@ class LakeTable:
                 {"commitInfo": info},
                 *actions,
                 {"txn": txn},
-                *({"remove": file.removed(now_ms)} for file in change.removed),
-                *({"add": file.to_action()} for file in adds),
+                *({"remove": file.removed(now_ms) | data} for file in removes),
+                *({"add": file.to_action() | data} for file in adds),
                 *({"add": file.to_action() | {"dataChange": False}} for file in restated),
             ],
         )
@@ -446,21 +567,9 @@ class LakeTable:
     def _readable(self, snapshot: Snapshot) -> pa.Schema:
         """The columns. Raises `LakeError` for a table that others changed in a way that lakesync does not follow."""
         columns = lake_columns(snapshot.schema, snapshot.layout, has_unfit(snapshot.metadata))
-        foreign = foreign_changes(columns, snapshot.protocol, snapshot.metadata)
-        vectors = sum(file.deletion_vector is not None for file in snapshot.files.values())
-        if vectors:
-            foreign.append(f"rows deleted by vector in {vectors} files")
+        foreign = foreign_changes(columns, snapshot.layout, snapshot.protocol, snapshot.metadata)
         if foreign:
-            raise LakeError(f"others changed the table: {', '.join(foreign)}", where=str(self.folder), hint=_RESYNC)
-        return columns
-
-    def _writable(self, on: Snapshot, mode: str, rows: pa.Table) -> pa.Schema:
-        """The columns after these rows are written."""
-        if on.mode != mode:
-            raise LakeError(f"is a table of mode {on.mode}, not {mode}", where=str(self.folder), hint=_RESYNC)
-        columns = self._readable(on)
-        if unfit.is_last(rows.schema) and not unfit.is_last(columns):
-            columns = columns.append(unfit.FIELD)
+            raise changed(foreign, str(self.folder))
         return columns
 
 
@@ -482,17 +591,6 @@ def _stamped(rows: pa.Table, ts_ms: int, seq: int) -> pa.Table:
 
 def _decoded(paths: Iterable[str]) -> set[str]:
     return {decoded(path) for path in paths}
-
-
-def _live(snapshot: Snapshot) -> int:
-    """Live rows: of files that say so by their statistics, of others by their footers."""
-    rows = 0
-    for file in snapshot.files.values():
-        if file.num_records is None:
-            with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
-                rows += parquet.metadata.num_rows
-        rows += file.num_records or 0
-    return rows
 
 
 def _outside(found: tuple[Any, Any] | None, low: Any, high: Any) -> bool:

@@ -26,7 +26,7 @@ from cdc.errors import (
     LakeUnknownError,
     TableStoppedError,
 )
-from cdc.lake import FoldCounts, Folded, LakeTable, Layout, MergeCounts, applied_everywhere, deltalog, rewrite
+from cdc.lake import FoldCounts, Folded, LakeTable, Layout, MergeCounts, applied_everywhere, deltalog
 from cdc.lake.columns import lake_columns
 from cdc.lake.parquet import DataFile, new_name
 from cdc.names import TableName

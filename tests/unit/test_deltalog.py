@@ -16,8 +16,9 @@ import pytest
 from cdc.epoch import EpochId
 from cdc.errors import LakeConflictError, LakeDamagedError, LakeError, LakeUnknownError
 from cdc.lake import checkpoint, deltalog
-from cdc.lake.columns import CONFIGURATION, delta_schema, protocol
+from cdc.lake.columns import configuration, delta_schema, protocol
 from cdc.lake.deltalog import LOG, Applied, Snapshot
+from cdc.lake.layout import Layout
 from cdc.lake.store import open_folder
 from cdc.position import BinlogEnd, GtidSet, Position
 
@@ -28,7 +29,7 @@ METADATA = {
     "format": {"provider": "parquet", "options": {}},
     "schemaString": delta_schema(COLUMNS),
     "partitionColumns": [],
-    "configuration": CONFIGURATION,
+    "configuration": configuration(Layout()),
     "createdTime": 1,
 }
 
@@ -67,7 +68,7 @@ class Log:
         adds, removes = (sum(kind in a for a in actions) for kind in ("add", "remove"))
         head: list[Mapping[str, Any]] = [info(epoch, adds, removes)]
         if self.newest is None:
-            head += [{"protocol": protocol(COLUMNS)}, {"metaData": METADATA}]
+            head += [{"protocol": protocol(COLUMNS, Layout())}, {"metaData": METADATA}]
         head.append({"txn": {"appId": "lakesync:p:s.t", "version": epoch}})
         self.newest = deltalog.commit(self.folder, on or self.newest, [*head, *actions])
         return self.newest
