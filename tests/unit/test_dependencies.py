@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("cdc", "snapshot", "reconcile")
-OPTIONAL = {"confluent_kafka": "kafka", "clickhouse_connect": "clickhouse", "chdb": "embedded"}
+OPTIONAL = {"confluent_kafka": "kafka", "clickhouse_connect": "clickhouse", "chdb": "embedded", "obstore": "s3"}
 """Modules of an extra; they are imported where they are used."""
 
 
