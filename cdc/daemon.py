@@ -256,7 +256,8 @@ def _bodies(
         snapshot_node.run(config, log, state, stop, throttle)
 
     def merge(stop: Stop, log: Log) -> None:
-        Merger(config, log, state, clock).run(stop)
+        with closing(Merger(config, log, state, clock)) as merger:
+            merger.run(stop)
 
     def with_log(body: Callable[[Stop, Log], None]) -> Body:
         def run(stop: Stop) -> None:

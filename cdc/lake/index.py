@@ -67,10 +67,13 @@ class TableIndex:
     """The index of one table. For one thread. `folder` None: in memory only; `memory`: bytes that may wait to be written."""
 
     def __init__(self, folder: Path | None, memory: int, clock: Clock) -> None:
-        self._folder, self._memory, self._clock = folder, memory, clock
         self._lock: int | None = None
+        self._folder, self._memory, self._clock = folder, memory, clock
         self._index: KeyIndex | None = None
         self.forget()
+
+    def __del__(self) -> None:
+        self._release()
 
     def forget(self) -> None:
         """Let go of what is in memory; the next `sync` opens or builds it anew."""

@@ -112,6 +112,8 @@ class Merger:
         self._clock = clock
         self._root = config.lake_root
         self._known: captured.Known | None = None
+        self._lakes: dict[TableName, LakeTable] = {}
+        """One for each table as long as this merges it: it holds the table's key index."""
         self._snapshots: dict[TableName, tuple[LakeTable, Snapshot]] = {}
         self._finished: set[TableName] = set()
         """Tables that are not captured any more and have all that the log had of them."""
@@ -214,6 +216,9 @@ class Merger:
                     work.moving[table] = merge
             except LakesyncError as error:
                 self._failed(work, table, error)
+        for table in self._finished & set(self._lakes):
+            self._snapshots.pop(table, None)
+            self._lakes.pop(table).close()
         for records in self._read(work.moving.values(), work.target):
             work.target = records[-1]
             for table, merge in list(work.moving.items()):
@@ -327,9 +332,25 @@ class Merger:
         return lake, lake.load()
 
     def _lake(self, table: TableName) -> LakeTable:
-        return LakeTable(
-            self._root, table, self._config.name, file_size=self._config.merge.file_size, clock=self._clock
-        )
+        if table not in self._lakes:
+            merge = self._config.merge
+            self._lakes[table] = LakeTable(
+                self._root,
+                table,
+                self._config.name,
+                file_size=merge.file_size,
+                clock=self._clock,
+                index=self._config.state / "index",
+                index_memory=merge.index_memory,
+            )
+        return self._lakes[table]
+
+    def close(self) -> None:
+        """Save the tables' key indexes and let go of them; another merger may take them."""
+        for lake in self._lakes.values():
+            lake.close()
+        self._lakes.clear()
+        self._snapshots.clear()
 
     def _read(self, moving: Any, newest: CommitRecord) -> Iterator[list[CommitRecord]]:
         """The log's records up to `newest`, some at a time, from the first one that a table may lack."""
