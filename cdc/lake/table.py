@@ -20,7 +20,7 @@ from cdc.config import Mode
 from cdc.epoch import Counts
 from cdc.errors import LakeConflictError, LakeError, LakeOccupiedError
 from cdc.journal import logger
-from cdc.lake import checkpoint, deltalog, features, index, partition, points, reading
+from cdc.lake import checkpoint, deltalog, features, feed, index, partition, points, reading
 from cdc.lake.changes import TRUNCATED, Effects, Folded, MergeCounts
 from cdc.lake.checkpoint import Action
 from cdc.lake.columns import (
@@ -38,6 +38,7 @@ from cdc.lake.columns import (
     protocol,
 )
 from cdc.lake.deltalog import LOG, app_id
+from cdc.lake.feed import FeedFile
 from cdc.lake.index import MEMORY, TableIndex
 from cdc.lake.info import FOLLOWING, Change, commit_info
 from cdc.lake.keys import KeyIndex, distinct
@@ -338,6 +339,13 @@ class LakeTable:
         writing = images if isinstance(images, Writing) else self._write(on, images)
         began_s = self._clock.monotonic()
         vectors: str | None = None
+        feeds: list[FeedFile] = []
+
+        def undo() -> None:
+            writing.abandon()
+            feed.discard(self.folder, feeds)
+            self.folder.delete([vectors] if vectors else ())
+
         try:
             removed, updated, rows_deleted = self._without(on, gone)
             if updated:
@@ -351,10 +359,11 @@ class LakeTable:
                     where=str(self.folder),
                     hint="nothing was committed; report this",
                 )
+            if feed.is_needed(on, gone, [file for file, _ in written]):
+                feeds += feed.write(on, columns, writing.rows, gone, self.vectors, self.file_size)
             self._data_written(writing)
         except BaseException:
-            writing.abandon()
-            self.folder.delete([vectors] if vectors else ())
+            undo()
             raise
         change = Change(
             "merge",
@@ -376,10 +385,9 @@ class LakeTable:
                     where=str(self.folder),
                     hint="the table is read again, and the merge decided anew",
                 )
-            after = self._commit(on, change, _widening(on, columns))
+            after = self._commit(on, change, [*_widening(on, columns), *(file.to_action() for file in feeds)])
         except LakeConflictError:
-            writing.abandon()
-            self.folder.delete([vectors] if vectors else ())
+            undo()
             raise
         self._index_follows(after, {partition.logged(file.name): rows for file, rows in written})
         return after

@@ -34,7 +34,7 @@ class Writing:
     ) -> None:
         self._folder, self._wanted = folder, wanted
         self._schema, self._names, self._key, self._size = rows.schema, names, key, size
-        self.count = rows.num_rows
+        self.rows = rows
         self._parts: list[Future[list[Written]]] = []
         try:
             for portion in partition.split(rows, names) if rows.num_rows else ():
