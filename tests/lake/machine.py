@@ -236,7 +236,7 @@ class LakeMachine(RuleBasedStateMachine):
         subject.lake = subject.opened(indexed=False)
         subject.snapshot = subject.lake.load()
         subject.merge(*split(theirs))
-        subject.lake.close() if hasattr(subject.lake, "close") else None
+        subject.lake.close()
         subject.lake, subject.snapshot = own, stale
         change = subject.folded(*split(ours))
         with pytest.raises(LakeConflictError):

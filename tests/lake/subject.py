@@ -30,6 +30,8 @@ from tests.integration.lake_rows import TABLE, Row, applied, table_of
 Values = Mapping[int, int]
 """Key number to value."""
 
+NUMBERS = 80
+"""Keys are numbered below this."""
 SHARDS = ("a", "b", "", "ä", "🦆")
 _VALUES = (
     Column("v", "int"),
@@ -183,7 +185,16 @@ class Subject:
 
     def opened(self, *, indexed: bool | None = None) -> LakeTable:
         """The table as another process would open it."""
-        return LakeTable(self.lake_root, TABLE, "p", file_size=self.file_size, clock=self.clock)
+        kept = self.indexed if indexed is None else indexed
+        return LakeTable(
+            self.lake_root,
+            TABLE,
+            "p",
+            file_size=self.file_size,
+            clock=self.clock,
+            index=self.index if kept else None,
+            index_memory=self.index_memory,
+        )
 
     def reopen(self, *, close: bool = True) -> None:
         """A process ends, well or not, and the next one begins."""
@@ -192,7 +203,12 @@ class Subject:
         self.snapshot = self.lake.load()
 
     def close(self, *, save: bool = True) -> None:
-        """Let go of the table."""
+        """Let go of the table, as a process does that ends, or, without `save`, is killed."""
+        if save:
+            self.lake.close()
+        else:
+            self.lake.index.forget()
+            self.lake.index._release()
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
@@ -256,9 +272,20 @@ class Subject:
 
     def save_index(self) -> None:
         """What the merger does now and then."""
+        self.lake.index.save()
 
-    def check_index(self) -> None:
+    def check_index(self, why: str = "") -> None:
         """The index says of every key what one that is built anew says."""
+        keys = table_of([self.kind.key(number) for number in range(NUMBERS)], key_columns(self.schema))
+        fresh = self.opened(indexed=False)
+        found = []
+        for lake in (self.lake, fresh):
+            lake.index.sync(self.snapshot, lake.vectors)
+            places = lake.index.locate(keys)
+            at = zip(places.file.tolist(), places.row.tolist(), strict=True)
+            found.append([(places.paths[file], row) if file >= 0 else None for file, row in at])
+        assert found[0] == found[1], why
+        assert [place is not None for place in found[0]] == [number in self.expected for number in range(NUMBERS)], why
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
