@@ -448,7 +448,7 @@ class _Table:
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def read_lake(self, snapshot: Snapshot, only: pa.Table | None = None) -> Iterator[Rows]:
-        found: Iterable[pa.RecordBatch] = self.lake.scan(snapshot)
+        found: Iterable[pa.RecordBatch] = self.lake.scan(snapshot, live=True)
         if only is not None:
             try:
                 found = self.lake.rows(snapshot, only).to_batches()

@@ -279,7 +279,7 @@ class LakeKeys:
         if self._shard is not None:
             names = [self._shard.column, *names]
             bounds = (self._shard.value, f"{self._shard.value}\0")
-        for batch in self._lake.scan(self._snapshot, names, bounds):
+        for batch in self._lake.scan(self._snapshot, names, bounds, live=True):
             there = pa.Table.from_batches([batch])
             if self._shard is not None:
                 there = there.filter(pc.equal(there.column(self._shard.column), pa.scalar(self._shard.value)))

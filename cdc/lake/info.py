@@ -6,6 +6,11 @@ holds: bootstrapped + inserted - removed - truncated = rows_added - rows_deleted
 `live_before` is 0 and a bootstrap's own counts also delete what it replaces. `logged` are inserts, updates, deletes and, where there
 are some, rows of windowed reads. `foreign` is how many rows others brought (negative: took) since the
 commit before.
+
+A table that keeps what was there counts its physical rows too, and loses none: `removed` and `truncated` are 0. In mode `history`
+`inserted` is a version that began, whether or not it ended another one; `replaced` one that ended without another; `absent` an end of
+what was not there, or a row read again that is there as it is. In mode `soft-delete` a row that is marked, or comes back, is `replaced`
+(`softdelete`, `history`).
 """
 
 from __future__ import annotations
@@ -25,8 +30,9 @@ from cdc.schema import TableSchema
 VERSION = 1
 """Of `commitInfo.lakesync`."""
 ENGINE = "lakesync"
-Kind = Literal["bootstrap", "create", "merge", "adopt", "optimize", "restate"]
-"""`optimize` moves rows and changes none; `restate` says the position again. Both go on from what was said before, as a merge does."""
+Kind = Literal["bootstrap", "create", "merge", "adopt", "rejoin", "optimize", "restate"]
+"""`rejoin`: a table that keeps what was there is followed again, from another epoch on. `optimize` moves rows and changes none; `restate` says
+ the position again. Both go on from what was said before, as a merge does."""
 FOLLOWING: frozenset[Kind] = frozenset({"merge", "optimize", "restate"})
 
 _SUMS = (
@@ -104,7 +110,9 @@ def commit_info(
 
 
 def _counts(change: Change, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    rows_added = sum(file.rows for file in change.added)
+    # A table that goes on as it is begins with the rows that it has, as if they were put in place of themselves.
+    kept = change.live_before if change.kind == "rejoin" else 0
+    rows_added, rows_deleted = sum(file.rows for file in change.added) + kept, change.rows_deleted + kept
     fold = change.merged.fold if change.merged else None
     return {
         "logged": (fold.logged if fold else Counts()).to_list(),
@@ -115,9 +123,9 @@ def _counts(change: Change, before: Mapping[str, Any] | None) -> dict[str, Any]:
         "bootstrapped": 0 if change.kind in FOLLOWING else rows_added,
         **change.effects._asdict(),
         "rows_added": rows_added,
-        "rows_deleted": change.rows_deleted,
+        "rows_deleted": rows_deleted,
         "live_before": change.live_before,
-        "live_after": change.live_before + rows_added - change.rows_deleted,
+        "live_after": change.live_before + rows_added - rows_deleted,
         "files_added": len(change.added) + len(change.updated),
         "files_removed": len(change.removed) + len(change.updated),
         "bytes_added": sum(file.size for file in change.added),
@@ -140,7 +148,13 @@ def _totals(change: Change, counts: Mapping[str, Any], before: Mapping[str, Any]
 
 
 def _operation(change: Change) -> str:
-    names = {"create": "CREATE TABLE", "adopt": "ADOPT", "optimize": "OPTIMIZE", "restate": "RESTATE"}
+    names = {
+        "create": "CREATE TABLE",
+        "adopt": "ADOPT",
+        "rejoin": "REJOIN",
+        "optimize": "OPTIMIZE",
+        "restate": "RESTATE",
+    }
     if change.kind in names:
         return names[change.kind]
     return "MERGE" if change.kind == "merge" and change.layout.mode != "append" else "WRITE"

@@ -20,7 +20,7 @@ from cdc.config import Mode
 from cdc.epoch import Counts
 from cdc.errors import LakeConflictError, LakeError, LakeOccupiedError
 from cdc.journal import logger
-from cdc.lake import checkpoint, deltalog, features, feed, index, partition, points, reading
+from cdc.lake import checkpoint, deltalog, features, feed, index, keeping, partition, points, reading
 from cdc.lake.changes import TRUNCATED, Effects, Folded, MergeCounts
 from cdc.lake.checkpoint import Action
 from cdc.lake.columns import (
@@ -46,6 +46,7 @@ from cdc.lake.layout import PLAIN, Layout
 from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, opened
 from cdc.lake.points import Places
 from cdc.lake.snapshot import AddFile, Applied, Snapshot, decoded
+from cdc.lake.steps import Steps
 from cdc.lake.store import TEMPORARY, Folder, failed, open_folder
 from cdc.lake.vectors import FOLDER, Vectors, name_of
 from cdc.lake.writing import Writing
@@ -129,15 +130,20 @@ class LakeTable:
         snapshot: Snapshot,
         columns: Sequence[str] | None = None,
         key_range: tuple[Any | None, Any | None] | None = None,
+        *,
+        live: bool = False,
     ) -> Iterator[pa.RecordBatch]:
-        """The rows, in no order, in batches of bounded size. `key_range`: `low <= first key column < high`, None: no bound.
+        """The rows, in no order, in batches of bounded size. `key_range`: `low <= first key column < high`, None: no bound. `live`: only
+        rows that the source has, and not those that a table keeps besides.
 
         Raises `LakeError`, `LakeDamagedError`.
         """
         have = self._readable(snapshot)
         wanted = have.names if columns is None else list(columns)
-        for _, rows in self._numbered(snapshot, wanted, key_range):
-            yield from rows.select(wanted).to_batches()
+        more = [name for name in keeping.told_by(snapshot.mode) if live and name not in wanted]
+        for _, rows in self._numbered(snapshot, [*wanted, *more], key_range):
+            found = keeping.live(rows, snapshot.mode) if live else rows
+            yield from found.select(wanted).to_batches()
 
     def _numbered(
         self, snapshot: Snapshot, wanted: Sequence[str], key_range: tuple[Any | None, Any | None] | None = None
@@ -161,14 +167,16 @@ class LakeTable:
         return self.scan(snapshot, snapshot.schema.key)
 
     def rows(self, snapshot: Snapshot, keys: pa.Table) -> pa.Table:
-        """The rows with these keys (the key columns, each key once), all lake columns, in no order."""
+        """The rows with these keys (the key columns, each key once) that the source has, all lake columns, in no order."""
         columns = self._readable(snapshot)
         wanted = conform(keys, key_columns(snapshot.schema), str(self.table))
         if self.index.cheap:
             distinct(wanted, str(self.table))
             self.index.sync(snapshot, self.vectors)
-            return points.read(snapshot, self.index.locate(wanted), columns, self.vectors)
-        return pa.concat_tables([columns.empty_table(), *self._searched(snapshot, wanted, columns)])
+            found = points.read(snapshot, self.index.locate(wanted), columns, self.vectors)
+        else:
+            found = pa.concat_tables([columns.empty_table(), *self._searched(snapshot, wanted, columns)])
+        return keeping.live(found, snapshot.mode)
 
     def _searched(self, snapshot: Snapshot, keys: pa.Table, columns: pa.Schema) -> Iterator[pa.Table]:
         """The rows with these keys, of the files that can hold any. For who has no index and reads but once."""
@@ -286,15 +294,41 @@ class LakeTable:
         taken = dict(gone.by_path())
         found = Places.nowhere()
         for value in values.to_pylist():
-            if not isinstance(value, str):
-                raise LakeError("the key of a table of shards begins with the shard's name", where=str(self.table))
-            # In the order of strings by their bytes nothing is between a text and the same with a NUL.
-            for path, rows in self._numbered(on, [name], (value, value + "\0")):
+            for path, rows in self._numbered(on, [name], _of_shard(value, str(self.table))):
                 numbers = np.asarray(rows.column(reading.ROW.name).to_numpy(), np.int64)
                 if path in taken:
                     numbers = np.setdiff1d(numbers, taken[path])
                 found = found.plus(Places.in_file(path, numbers))
         return found
+
+    def keep(self, on: Snapshot, steps: Steps, applied: Applied, merged: MergeCounts) -> Snapshot:
+        """One commit to a table that keeps what was there: what its mode (`softdelete`, `history`) makes of these steps. Raises as
+        `upsert`."""
+        mode, key = keeping.MODES[on.mode], key_columns(on.schema)
+        if by := partition.names(on.layout.partition_by):
+            # As the table has them, so that what is read again is found to be equal.
+            steps = replace(steps, rows=partition.fitted(steps.rows, set(by) & set(on.schema.names), on.schema.key))
+        keys = conform(steps.keys, key, str(self.table))
+        self.index.sync(on, self.vectors)
+        places, others = self.index.locate(keys), None
+        if steps.truncated is not None:
+            others = self._other_keys(on, steps.truncated, keys)
+            places = places.plus(self.index.locate(others))
+        found = places.found
+        needed = found & mode.needs(steps, len(places) - keys.num_rows)
+        base = points.read(on, places.take(needed), self._readable(on), self.vectors)
+        plan = mode.plan(steps, found, base, others)
+        images, columns = self._images(on, on.mode, plan.images)
+        return self._merge(on, columns, images, places.take(plan.gone), plan.effects, applied, merged)
+
+    def _other_keys(self, on: Snapshot, values: pa.Array[Any], keys: pa.Table) -> pa.Table:
+        """Keys that begin with one of these values, of rows that the source has, less these."""
+        known, found = KeyIndex(keys, str(self.table)), [keys.slice(0, 0)]
+        for value in values.to_pylist():
+            for batch in self.scan(on, keys.column_names, _of_shard(value, str(self.table)), live=True):
+                there = pa.Table.from_batches([batch])
+                found.append(there.filter(pc.is_null(known.locate(there))))
+        return pa.concat_tables(found)
 
     def append(self, on: Snapshot, rows: pa.Table, applied: Applied, merged: MergeCounts) -> Snapshot:
         """One commit: `rows` (the source's columns, `_cdc_ts_ms`, `_cdc_seq`, `_cdc_op`, `_cdc_gid`, `_cdc_unfit` or not) are added.
@@ -453,6 +487,12 @@ class LakeTable:
             actions.append({"metaData": metadata})
         return self._commit(on, change, actions)
 
+    def rejoin(self, on: Snapshot, applied: Applied) -> Snapshot:
+        """One commit of kind `rejoin`: the table as it is, followed from `applied` on. Its totals begin anew, with the rows that it has.
+        Raises as `bootstrap`."""
+        self._readable(on)
+        return self._commit(on, Change("rejoin", on.layout, on.schema, applied, live_before=reading.live(on)), [])
+
     def take_over(self, on: Snapshot, change: Change, actions: Sequence[Action], files: Sequence[AddFile]) -> Snapshot:
         """One commit of kind `adopt`: the table that someone else wrote, `on`, is this pipeline's. `files` are its files, all of them, as
         they are from now on said to be; `actions` its protocol and metadata. For `adopt.adopt`; raises as `bootstrap`."""
@@ -587,6 +627,14 @@ def _widening(on: Snapshot, columns: pa.Schema) -> list[Action]:
     if has_unfit(on.metadata) or not unfit.is_last(columns):
         return []
     return [{"metaData": {**on.metadata, "schemaString": delta_schema(columns)}}]
+
+
+def _of_shard(value: Any, where: str) -> tuple[str, str]:
+    """The range of the key's first column that has a shard's rows. In the order of strings by their bytes nothing is between a text and
+    the same with a NUL."""
+    if not isinstance(value, str):
+        raise LakeError("the key of a table of shards begins with the shard's name", where=where)
+    return value, value + "\0"
 
 
 def _stamped(rows: pa.Table, ts_ms: int, seq: int) -> pa.Table:
