@@ -15,7 +15,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdc.lake.store import Folder
+from cdc import faults
+from cdc.lake.store import Folder, failed
 
 Action = Mapping[str, Any]
 """A line of a commit: one key, the action's name, and the action."""
@@ -25,12 +26,17 @@ _NAME = re.compile(
 )
 _OURS = re.compile(r"\d{20}\.checkpoint\.parquet")
 KEPT = 3
-"""Checkpoints that stay: a reader may be on its way to an older one."""
+"""The newest checkpoints, which stay: a reader may be on its way to an older one."""
+SPREAD = 8
 _FIELDS = {
     "protocol": None,
     "metaData": None,
     "txn": ("appId", "version"),
-    "add": ("path", "size", "modificationTime", "partitionValues", "stats", "deletionVector"),
+    "domainMetadata": ("domain", "configuration", "removed"),
+    "add": (
+        *("path", "size", "modificationTime", "partitionValues", "stats", "deletionVector"),
+        *("tags", "baseRowId", "defaultRowCommitVersion", "clusteringProvider"),
+    ),
     "remove": ("path", "deletionTimestamp", "size", "deletionVector"),
     "sidecar": ("path",),
 }
@@ -60,6 +66,10 @@ _SCHEMA = pa.schema(
                     ("dataChange", pa.bool_()),
                     ("stats", pa.string()),
                     ("deletionVector", _VECTOR),
+                    ("tags", _MAP),
+                    ("baseRowId", pa.int64()),
+                    ("defaultRowCommitVersion", pa.int64()),
+                    ("clusteringProvider", pa.string()),
                 ]
             ),
         ),
@@ -102,6 +112,10 @@ _SCHEMA = pa.schema(
                     ("writerFeatures", pa.list_(pa.string())),
                 ]
             ),
+        ),
+        (
+            "domainMetadata",
+            pa.struct([("domain", pa.string()), ("configuration", pa.string()), ("removed", pa.bool_())]),
         ),
     ]
 )
@@ -173,14 +187,32 @@ def write(log: Folder, version: int, actions: Sequence[Action]) -> None:
     pq.write_table(table, sink, compression="zstd", store_schema=False)
     data = sink.getvalue().to_pybytes()
     log.replace(f"{version:020}.checkpoint.parquet", data)
+    try:
+        faults.point("lake.checkpoint")
+    except OSError as error:
+        raise failed(error, "the checkpoint cannot be named", log) from error
     adds = sum("add" in action for action in actions)
     hint = {"version": version, "size": len(actions), "sizeInBytes": len(data), "numOfAddFiles": adds}
     log.replace("_last_checkpoint", orjson.dumps(hint))
 
 
 def expire(log: Folder) -> None:
-    """Delete all but the newest `KEPT` checkpoints of the form that is written here: every version can be read without them. Where
-    someone cleaned the log's beginning away the oldest one stays too: it is what the commits behind it follow."""
-    there = sorted(name for name in log.names() if _OURS.fullmatch(name))
-    whole = log.holds(f"{0:020}.json")
-    log.delete(there[0 if whole else 1 : -KEPT])
+    """Delete checkpoints of the form that is written here, but the newest `KEPT` and, spread over the others, about `SPREAD`: older
+    versions are read from those, and the log is cleaned up to one of them. Where its beginning was cleaned away the oldest one stays:
+    it is what the commits behind it follow."""
+    names = {int(name[:20]): name for name in log.names() if _OURS.fullmatch(name)}
+    log.delete(names[version] for version in superfluous(sorted(names)))
+
+
+def superfluous(versions: Sequence[int]) -> list[int]:
+    """Of the versions that have a checkpoint, ascending, those that need none. Pure."""
+    if len(versions) <= KEPT:
+        return []
+    last, apart = versions[0], (versions[-1] - versions[0]) / SPREAD
+    found = []
+    for version in versions[1:-KEPT]:
+        if version - last < apart:
+            found.append(version)
+        else:
+            last = version
+    return found

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
-from cdc.errors import LakeDamagedError, LakeError
+from cdc.errors import LakeConflictError, LakeDamagedError, LakeError
 from cdc.journal import logger
 from cdc.lake import checkpoint
 from cdc.lake.checkpoint import Action
@@ -63,8 +63,20 @@ def app_id(pipeline: str, table: str) -> str:
 
 def load(folder: Folder) -> Snapshot | None:
     """The newest version; None where there is no table. Raises `LakeDamagedError`, `LakeError`."""
+    before: list[str] = []
+    while True:
+        names = sorted(folder.folder(LOG).names())
+        try:
+            return _load(folder, names)
+        except LakeDamagedError:
+            # It may have been cleaned between: then what is listed now can be read.
+            if names == before:
+                raise
+        before = names
+
+
+def _load(folder: Folder, names: Sequence[str]) -> Snapshot | None:
     log = folder.folder(LOG)
-    names = log.names()
     versions = {int(name[:20]) for name in names if _COMMIT.fullmatch(name)}
     checkpoints = checkpoint.complete(names)
     if not versions and not checkpoints:
@@ -98,13 +110,21 @@ def refresh(snapshot: Snapshot) -> Snapshot:
         return found
     version = snapshot.version
     replay: _Replay | None = None
-    while log.holds(_name(version + 1)):
-        version += 1
-        replay = replay or _Replay(snapshot.folder, snapshot)
-        replay.apply(version, _read(log, version))
-    if log.holds(_name(version + 2)) and not log.holds(_name(version + 1)):
-        raise _damaged(log, version + 1, f"is missing; version {version + 2} is there")
-    return replay.snapshot(version) if replay else snapshot
+    try:
+        while log.holds(_name(version + 1)):
+            version += 1
+            replay = replay or _Replay(snapshot.folder, snapshot)
+            replay.apply(version, _read(log, version))
+        if log.holds(_name(version + 2)) and not log.holds(_name(version + 1)):
+            raise _damaged(log, version + 1, f"is missing; version {version + 2} is there")
+        return replay.snapshot(version) if replay else snapshot
+    except LakeDamagedError:
+        if log.tail(_name(snapshot.version)) == snapshot.tail:
+            raise
+        found = load(snapshot.folder)  # it was cleaned away
+        if found is None:
+            raise _damaged(log, snapshot.version, "is missing, and so is the whole log") from None
+    return found
 
 
 def commits(folder: Folder, after: int = -1) -> Iterator[Commit]:
@@ -114,7 +134,13 @@ def commits(folder: Folder, after: int = -1) -> Iterator[Commit]:
     """
     log = folder.folder(LOG)
     for version in sorted(v for name in log.names() if _COMMIT.fullmatch(name) and (v := int(name[:20])) > after):
-        for action in _read(log, version):
+        try:
+            actions = _read(log, version)
+        except LakeDamagedError:
+            if log.holds(_name(version)):
+                raise
+            continue  # it was cleaned away
+        for action in actions:
             if info := _lakesync(action):
                 yield Commit(version, info)
 
@@ -129,6 +155,7 @@ class _Replay:
         self.files = dict(on.files) if on else {}
         self.tombstones = dict(on.tombstones) if on else {}
         self.txns = dict(on.txns) if on else {}
+        self.domains = dict(on.domains) if on else {}
         self.info = on.info if on else None
         self.info_version = on.info_version if on else None
         self.checkpoint = on.checkpoint if on else None
@@ -148,6 +175,10 @@ class _Replay:
                     self.tombstones.pop(body["path"], None)
                 elif body := action.get("txn"):
                     self.txns[body["appId"]] = body["version"]
+                elif body := action.get("domainMetadata"):
+                    self.domains.pop(body["domain"], None)
+                    if not body.get("removed"):
+                        self.domains[body["domain"]] = body
                 elif body := action.get("protocol"):
                     self.protocol = dict(body)
                 elif body := action.get("metaData"):
@@ -169,6 +200,7 @@ class _Replay:
             files=self.files,
             tombstones=self.tombstones,
             txns=self.txns,
+            domains=self.domains,
             info=self.info,
             info_version=self.info_version,
             checkpoint=self.checkpoint,
@@ -289,6 +321,13 @@ def commit(folder: Folder, on: Snapshot | None, actions: Sequence[Action]) -> Sn
     after = replay.snapshot(version)  # what cannot be replayed is not committed
     data = b"".join(orjson.dumps(action) + b"\n" for action in actions)
     folder.settle()
+    if on is not None and log.tail(_name(on.version)) != on.tail:
+        # Commits are cleaned away from the oldest on. Without that one, it says nothing that the next one's name is free.
+        raise LakeConflictError(
+            f"version {on.version} is not there any more, or another one",
+            where=f"{log}/{_name(on.version)}",
+            hint="the table is read again, and the merge decided anew",
+        )
     log.put_if_absent(_name(version), data)
     return replace(after, tail=log.tail(_name(version)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -58,6 +58,10 @@ class Applied:
         )
 
 
+EXTRA = ("tags", "baseRowId", "defaultRowCommitVersion", "clusteringProvider")
+"""Fields of an `add` that lakesync has no use for."""
+
+
 @dataclass(frozen=True)
 class AddFile:
     """A live data file. `path` is as the log writes it: relative to the table's folder, percent-encoded."""
@@ -70,6 +74,8 @@ class AddFile:
     modified_ms: int = 0
     partition: Mapping[str, str | None] | None = None
     deletion_vector: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] | None = None
+    """What others said of it beside that (`tags` and its like); it stays with the file."""
 
     @cached_property
     def statistics(self) -> Mapping[str, Any]:
@@ -88,6 +94,7 @@ class AddFile:
             add.get("modificationTime") or 0,
             add.get("partitionValues") or None,
             add.get("deletionVector"),
+            {name: add[name] for name in EXTRA if add.get(name) is not None} or None,
         )
 
     @property
@@ -110,6 +117,7 @@ class AddFile:
             "modificationTime": self.modified_ms,
             "dataChange": True,
             "stats": self.stats,
+            **(self.extra or {}),
         }
         return action | ({"deletionVector": dict(self.deletion_vector)} if self.deletion_vector else {})
 
@@ -165,6 +173,8 @@ class Snapshot:
     applied: Applied | None
     """From `info`, checked against `txns`; None in a table that lakesync did not write."""
     tail: Tail | None = None
+    domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """`domainMetadata` of others, by domain."""
     """Which file the newest commit is."""
 
     @cached_property
@@ -229,6 +239,8 @@ class Snapshot:
         yield {"metaData": dict(self.metadata)}
         for app, version in self.txns.items():
             yield {"txn": {"appId": app, "version": version}}
+        for domain in self.domains.values():
+            yield {"domainMetadata": dict(domain)}
         for path, dead in self.tombstones.items():
             if dead.removed_ms >= keep_since_ms:
                 remove = {"path": path, "deletionTimestamp": dead.removed_ms, "dataChange": False, "size": dead.size}

@@ -93,8 +93,8 @@ class Folder(Protocol):
     def names(self) -> list[str]:
         """Files and folders directly in it; none where nothing is."""
 
-    def walk(self) -> Iterator[Entry]:
-        """Every file in it and below."""
+    def walk(self, without: str = "") -> Iterator[Entry]:
+        """Every file in it and below; nothing of the folder `without`, which is directly in it."""
 
     def holds(self, name: str) -> bool:
         """Whether a file or folder of this name is there."""
@@ -230,14 +230,16 @@ class LocalFolder:
         except OSError as error:
             raise failed(error, "cannot be read", self) from error
 
-    def walk(self) -> Iterator[Entry]:
+    def walk(self, without: str = "") -> Iterator[Entry]:
         """As `Folder.walk`. What is gone by the time that it is looked at is passed over."""
 
         def stop(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise failed(error, "cannot be read", self) from error
 
-        for top, _, files in os.walk(self._path, onerror=stop):
+        for top, folders, files in os.walk(self._path, onerror=stop):
+            if without and Path(top) == self._path and without in folders:
+                folders.remove(without)
             for name in files:
                 path = Path(top, name)
                 with suppress(OSError):
