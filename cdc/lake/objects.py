@@ -87,7 +87,7 @@ class _Bucket:
             if self._probed:
                 return
             key = "/".join(part for part in (self.prefix, PROBE + uuid.uuid4().hex) if part)
-            with _asked("cannot be written", self.url):
+            with _asked("cannot be written", self.url), _no_bucket(self.url):
                 try:
                     with suppress(AlreadyExistsError):  # its answer was lost, and it was repeated
                         obstore.put(self.store, key, b"1", mode="create", use_multipart=False)
@@ -195,7 +195,7 @@ class ObjectFolder:
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return [name for path in paths if (name := path.rstrip("/").rpartition("/")[2])]
 
-    def walk(self) -> Iterator[Entry]:
+    def walk(self, without: str = "") -> Iterator[Entry]:
         """As `Folder.walk`."""
         import obstore
 
@@ -204,7 +204,9 @@ class ObjectFolder:
             for some in obstore.list(self._store, self._path or None):
                 for found in some:
                     modified_ms = int(found["last_modified"].timestamp() * 1000)
-                    yield Entry(found["path"][before:], found["size"], modified_ms)
+                    name = found["path"][before:]
+                    if not without or not name.startswith(f"{without}/"):
+                        yield Entry(name, found["size"], modified_ms)
 
     def holds(self, name: str) -> bool:
         """As `Folder.holds`."""
@@ -500,7 +502,8 @@ def _certain(error: Exception) -> bool:
 
 
 def _status(error: Exception) -> int | None:
-    found = re.search(r"status(?: code)?:? \(?(\d{3})\b|\b(\d{3}) [A-Z][a-z]", str(error))
+    """Of the last answer, by the error's text: nothing else has it."""
+    found = re.search(r"\bstatus: (\d{3})\b|status code: (\d{3})\b", str(error))
     return int(found[1] or found[2]) if found else None
 
 
@@ -508,17 +511,15 @@ def _reason(error: Exception) -> str:
     """Short, and without what the store or the network wrote."""
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in str(error):
         return "there is no such bucket"
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+    status, kind = _status(error), re.search(r"\bkind: (Timeout|Connect)\b", str(error))
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
         return "the store refuses these credentials"
-    status, text = _status(error), str(error).lower()
     if status is not None:
         return f"the store answers {status}"
-    if "timed out" in text or "timedout" in text or "timeout" in text:
-        return "the store did not answer in time"
-    if "connect" in text:
-        return "the store was not reached"
+    if kind:
+        return "the store did not answer in time" if kind[1] == "Timeout" else "the store was not reached"
     return f"no answer that can be used ({type(error).__name__})"
 
 

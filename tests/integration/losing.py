@@ -15,7 +15,8 @@ from typing import Literal
 What = Literal["503", "lost", "late", "stored-500", "half", "unconditional"]
 """`503`: it is not passed on, and answered by 503. `lost`: it is passed on, and the connection closed without the answer. `late`: the
 connection is closed at once, and it is passed on after `delay_s`. `stored-500`: passed on, and answered by 500. `half`: of the answer's
-body only half comes. `unconditional`: its conditions are taken from it, as a store does that does not know them."""
+body only half comes. `unconditional`: it is said to be stored although its condition failed, as by a store that does
+not know conditions."""
 
 
 @dataclass
@@ -116,11 +117,11 @@ def _handler(proxy: LosingProxy) -> type[BaseHTTPRequestHandler]:
                 proxy.later(threading.Thread(target=pass_on))
                 self._hang_up()
                 return
-            if what == "unconditional":
-                del self.headers["If-None-Match"]
             status, headers, data = self._pass_on(body)
             if what == "lost":
                 self._hang_up()
+            elif what == "unconditional" and status == 412:
+                self._answer(200, {"ETag": '"x"'}, b"")
             elif what == "stored-500":
                 self._answer(500, {}, b"")
             else:
