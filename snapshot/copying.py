@@ -21,7 +21,6 @@ from cdc import faults, unfit
 from cdc.config import PipelineConfig
 from cdc.journal import logger
 from cdc.lake import DataFile, LakeTable
-from cdc.lake.parquet import new_name
 from cdc.log.base import Log
 from cdc.position import BinlogEnd
 from cdc.state import State
@@ -276,17 +275,17 @@ class Copy:
         files: list[DataFile] = []
         taken = _Peekable(batches)
         while taken.more():
-            name = new_name()
-            self._progress.announce(name)
-            file = self._lake.write_file(
+            written = self._lake.write_files(
                 taken.upto(int(self._sizes.wanted * SLACK)),
                 purpose.schema,
+                purpose.layout,
+                self._progress.announce,
                 ts_ms=purpose.record.ts_ms,
                 seq=purpose.record.seq,
-                name=name,
+                scratch=self._progress.folder,
             )
-            self._sizes.wrote(taken.bytes, file.size)
-            files.append(file)
+            self._sizes.wrote(taken.bytes, sum(file.size for file in written))
+            files += written
         return files
 
     def _say(self, *, now: bool = False) -> None:

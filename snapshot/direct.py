@@ -16,7 +16,7 @@ from cdc import faults
 from cdc.config import KEEPING, PipelineConfig
 from cdc.errors import LakeConflictError, LakeUnknownError, TableStoppedError
 from cdc.journal import logger
-from cdc.lake import Applied, LakeTable, Layout, Snapshot
+from cdc.lake import Applied, LakeTable, Layout, Snapshot, partition
 from cdc.log import captured
 from cdc.log.base import Log
 from cdc.names import TableName
@@ -153,7 +153,7 @@ class Bootstrap:
             record = oldest
         base = -1 if present is None else present.version
         self._abandon()
-        progress = Progress.begin(self._folder, Purpose(record, schema, found.totals, base))
+        progress = Progress.begin(self._folder, Purpose(record, schema, Layout.of(found.options), found.totals, base))
         entered = self.state.set_table(
             self.table,
             "snapshot",
@@ -264,7 +264,7 @@ class Bootstrap:
             and present.applied.epoch == purpose.e0
             and progress.planned
             and not progress.open_parts()
-            and set(present.files) == {f.name for f in progress.files()}
+            and set(present.files) == {partition.logged(f.name) for f in progress.files()}
         )
 
     def _commit(self, progress: Progress) -> Snapshot:
@@ -278,7 +278,7 @@ class Bootstrap:
             faults.point("snapshot.before-commit")
             try:
                 return self._lake.bootstrap(
-                    progress.files(), purpose.schema, Layout(), applied, present, purpose.logged
+                    progress.files(), purpose.schema, purpose.layout, applied, present, purpose.logged
                 )
             except (LakeConflictError, LakeUnknownError):
                 # Neither says that nothing was committed: look before deciding.

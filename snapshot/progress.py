@@ -17,11 +17,11 @@ import orjson
 
 from cdc.epoch import CommitRecord, Counts, EpochId
 from cdc.errors import StateError
-from cdc.lake import DataFile
+from cdc.lake import DataFile, Layout
 from cdc.schema import TableSchema
 from snapshot.chunks import Bound, Part, bound_from_json, bound_to_json
 
-VERSION = 2
+VERSION = 3
 FILE = "progress.db"
 
 _SCHEMA = """
@@ -40,6 +40,7 @@ class Purpose:
 
     record: CommitRecord
     schema: TableSchema
+    layout: Layout
     logged: Counts
     """The table's totals in the log, as of e0."""
     base: int
@@ -56,6 +57,7 @@ class Purpose:
             "v": VERSION,
             "record": self.record.payload.decode(),
             "schema": self.schema.to_dict(),
+            "layout": self.layout.to_dict(),
             "logged": list(self.logged),
             "base": self.base,
         }
@@ -68,7 +70,8 @@ class Purpose:
         if data["v"] != VERSION:
             raise ValueError("of another version")
         record = CommitRecord.parse(data["record"].encode())
-        return cls(record, TableSchema.from_dict(data["schema"]), Counts(*data["logged"]), data["base"])
+        schema, layout = TableSchema.from_dict(data["schema"]), Layout.of(data["layout"])
+        return cls(record, schema, layout, Counts(*data["logged"]), data["base"])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -43,9 +43,10 @@ from cdc.lake.index import MEMORY, TableIndex
 from cdc.lake.info import FOLLOWING, Change, commit_info
 from cdc.lake.keys import KeyIndex, distinct
 from cdc.lake.layout import PLAIN, Layout
-from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, opened
+from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, new_name, opened
 from cdc.lake.points import Places
 from cdc.lake.snapshot import AddFile, Applied, Snapshot, decoded
+from cdc.lake.sorting import Sorting
 from cdc.lake.steps import Steps
 from cdc.lake.store import TEMPORARY, Folder, failed, open_folder
 from cdc.lake.vectors import FOLDER, Vectors, name_of
@@ -122,7 +123,13 @@ class LakeTable:
 
     def _check_empty(self) -> None:
         """An unfinished bootstrap of ours leaves data files that no commit names: that is no one else's table."""
-        if any(name not in (LOG, FOLDER) and not NAME.fullmatch(name) for name in self.folder.names()):
+        tops = {name for name in self.folder.names() if name not in (LOG, FOLDER)}
+        if not any("=" in name for name in tops):
+            strange = any(not NAME.fullmatch(name) for name in tops)
+        else:  # folders of partitions
+            files = [e.name for e in self.folder.walk() if e.name.partition("/")[0] not in (LOG, FOLDER)]
+            strange = any(not NAME.fullmatch(name.rpartition("/")[2]) for name in files)
+        if strange:
             raise LakeOccupiedError("holds files that are no Delta table", where=str(self.folder), hint=_OCCUPIED)
 
     def scan(
@@ -226,6 +233,43 @@ class LakeTable:
             writer.abandon()
             raise
         return file
+
+    def write_files(
+        self,
+        batches: Iterable[pa.RecordBatch],
+        schema: TableSchema,
+        layout: Layout,
+        announce: Callable[[str], None],
+        *,
+        ts_ms: int,
+        seq: int,
+        scratch: Path | None = None,
+    ) -> list[DataFile]:
+        """Durable Parquet files of an upsert table with these rows, all of one time, one file for each partition; not yet visible. `batches`
+        have the source's columns, and `_cdc_unfit` as the last or not: all of them, where there are no partitions. `announce` is told each
+        file's name before it is written; `scratch` is a local folder for what does not fit into memory meanwhile.
+
+        Raises `TableStoppedError` for a key that can be in no partition; `LakeError`.
+        """
+        names = partition.names(layout.partition_by)
+        if not names:
+            name = new_name()
+            announce(name)
+            return [self.write_file(batches, schema, ts_ms=ts_ms, seq=seq, name=name, layout=layout)]
+        sorting = Sorting(self.folder, names, schema.key, announce, scratch)
+        try:
+            for batch in batches:
+                rows = partition.prepared(_stamped(pa.table(batch), ts_ms, seq), layout.partition_by, schema.key)
+                columns = lake_columns(schema, layout, unfit.is_last(rows.schema))
+                sorting.write(conform(rows, columns, str(self.table)))
+            files = sorting.close()
+            for name in sorted({file.name.rpartition("/")[0] for file in files}):
+                self.folder.folder(name).settle()
+            self._data_written(self.folder)
+        except BaseException:
+            sorting.abandon()
+            raise
+        return files
 
     def _data_written(self, files: Folder | Writing) -> None:
         """The files are durable, now their names."""
@@ -602,13 +646,11 @@ class LakeTable:
 
     def discard(self, names: Iterable[str]) -> int:
         """Delete those of these data files that are there and that no commit names. How many. Raises as `load`."""
-        there = {name for name in names if NAME.fullmatch(name) and self.folder.holds(name)}
+        there = {name for name in names if NAME.fullmatch(name.rpartition("/")[2]) and self.folder.holds(name)}
         if not there:
             return 0
         snapshot = self.load()
-        return self.folder.delete(
-            there - set(snapshot.files if snapshot else ()) - set(snapshot.tombstones if snapshot else ())
-        )
+        return self.folder.delete(there - _decoded((*snapshot.files, *snapshot.tombstones) if snapshot else ()))
 
     # -- what may be read and written ------------------------------------------------------------------------------------
 

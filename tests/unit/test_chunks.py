@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cdc import unfit
 from cdc.epoch import CommitRecord, Counts
 from cdc.errors import TableStoppedError
-from cdc.lake import DataFile
+from cdc.lake import DataFile, Layout
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
 from cdc.schema import Column, TableSchema
@@ -303,7 +303,7 @@ def test_floats_are_exact_as_text_too() -> None:
 def purpose(**changes: Any) -> Purpose:
     position = Position(GtidSet({}), "3e11fa47-71ca-11e1-9e33-c80aa9429562", BinlogEnd("binlog.000001", 4))
     record = CommitRecord("log", 7, "ab", position, position, 5, 5000, 9, 1, {}, {}, 1, 1, **changes)
-    return Purpose(record, TableSchema((ID,), ("id",)), Counts(1, 2, 3), -1)
+    return Purpose(record, TableSchema((ID,), ("id",)), Layout(), Counts(1, 2, 3), -1)
 
 
 def test_progress_goes_on_where_it_was_left(tmp_path: Path) -> None:
