@@ -37,7 +37,7 @@ from cdc.lake.history import IS_CURRENT
 from cdc.lake.parquet import ROW_GROUP_ROWS, opened
 from cdc.lake.points import Places
 from cdc.lake.snapshot import AddFile, Snapshot
-from cdc.lake.vectors import Vectors, identity
+from cdc.lake.vectors import Vectors, alive, identity
 
 FORM: Final = 1
 """Of the stamp."""
@@ -105,10 +105,11 @@ class TableIndex:
         assert self._index is not None
         if not keys.num_rows:
             return Places.nowhere()
-        found: Any = pa.array(self._index.locate(_batch(keys)))
+        made: Any = pa.array
+        found = made(self._index.locate(_batch(keys)))
         files: Any = pc.dictionary_encode(found.field("file").filter(found.is_valid()))
         at, row = np.full(len(found), -1, np.int64), np.full(len(found), -1, np.int64)
-        valid = np.asarray(found.is_valid().to_numpy(zero_copy_only=False), bool)
+        valid = found.is_valid().to_numpy(zero_copy_only=False)
         at[valid] = files.indices.to_numpy()
         row[valid] = found.field("row").filter(found.is_valid()).to_numpy()
         return Places([self._paths[number] for number in files.dictionary.to_pylist()], at, row)
@@ -214,10 +215,8 @@ class TableIndex:
         keys, out = _split(rows, first, dead, snapshot)
         if not keys.num_rows:
             return 0
-        kept = (
-            np.asarray(pa.array(out.kept(first, keys.num_rows)).to_numpy(zero_copy_only=False), bool) if out else None
-        )
-        live = keys if kept is None else keys.filter(pa.array(kept))
+        kept = alive(out, first, keys.num_rows).to_numpy(zero_copy_only=False) if out else None
+        live = keys if kept is None else keys.filter(kept)
         twice = self.locate(live).count()
         self._add(number, first, rows, dead, snapshot)
         rows_now = np.arange(first, first + keys.num_rows)
@@ -360,12 +359,38 @@ def _holds(now: Bitmap | None, known: _Known, vectors: Vectors) -> bool:
 def _split(rows: pa.Table, first: int, dead: Bitmap | None, snapshot: Snapshot) -> tuple[pa.Table, Bitmap | None]:
     """The keys, and which of these rows of a file are not to be found."""
     names = list(snapshot.schema.key)
+    rows = _without_nulls(rows, names, first, dead, snapshot)
     if snapshot.mode != "history":
         return rows.select(names), dead
-    past = np.flatnonzero(~np.asarray(pc.fill_null(rows.column(IS_CURRENT), False).to_numpy(), bool)) + first
+    current: Any = rows.column(IS_CURRENT)
+    past = np.flatnonzero(pc.invert(current.fill_null(False)).to_numpy()) + first
     if len(past):
         dead = (dead or Bitmap()).add(pa.array(past.astype(np.uint32)))
     return rows.select(names), dead
+
+
+def _without_nulls(
+    rows: pa.Table, names: Sequence[str], first: int, dead: Bitmap | None, snapshot: Snapshot
+) -> pa.Table:
+    """The same rows; where a key has a NULL in it, which only a row that others deleted may, any value stands in for it."""
+    for name in names:
+        column: Any = rows.column(name)
+        if not column.null_count:
+            continue
+        live: Any = pc.is_null(column)
+        if dead is not None:
+            live = pc.and_(live, alive(dead, first, rows.num_rows))
+        if pc.any(live).as_py():
+            raise LakeDamagedError(
+                f"holds rows with a NULL in column {name} of the key",
+                where=str(snapshot.folder),
+                hint="look who else writes to it, and resync the table",
+            )
+        some = column.drop_null()
+        if not len(some):
+            return rows.slice(0, 0)
+        rows = rows.set_column(rows.column_names.index(name), rows.field(name), column.fill_null(some[0]))
+    return rows
 
 
 def _pieces(snapshot: Snapshot, files: Sequence[AddFile]) -> Iterator[tuple[AddFile, int, pa.Table]]:

@@ -71,14 +71,14 @@ class Places:
         counts = np.bincount(self.file[self.found], minlength=1)
         numbers = np.flatnonzero(counts)
         if len(numbers) <= _FEW:  # a pass for each is faster than to sort
-            parts_of = ((number, self.row[self.file == number]) for number in numbers.tolist())
+            parts = [self.row[self.file == number] for number in numbers.tolist()]
         else:
             order = np.argsort(self.file, kind="stable")[int(np.count_nonzero(~self.found)) :]
-            parts_of = zip(numbers.tolist(), np.split(self.row[order], np.cumsum(counts[numbers])[:-1]), strict=True)
-        for number, part in parts_of:
+            parts = np.split(self.row[order], np.cumsum(counts[numbers])[:-1])
+        for number, part in zip(numbers.tolist(), parts, strict=True):
             rows.setdefault(self.paths[number], []).append(part)
-        for path, parts in rows.items():
-            yield path, parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for path, found in rows.items():
+            yield path, found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def read(snapshot: Snapshot, places: Places, columns: pa.Schema, vectors: Vectors) -> pa.Table:
@@ -104,7 +104,7 @@ def read(snapshot: Snapshot, places: Places, columns: pa.Schema, vectors: Vector
     together = pa.concat_tables(tables)
     back = np.empty(len(wanted), np.int64)
     back[np.concatenate(at)] = np.arange(len(wanted))
-    return together.take(pa.array(back))
+    return together.take(back)
 
 
 def _gone(snapshot: Snapshot, path: str) -> LakeDamagedError:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from cdc.errors import LakeDamagedError
 from cdc.lake.parquet import opened, row_groups
 from cdc.lake.snapshot import AddFile, Snapshot
-from cdc.lake.vectors import Vectors
+from cdc.lake.vectors import Vectors, alive
 
 ROW = pa.field("row", pa.uint32())
 """The number of a row in its file, deleted ones counted: the last column of rows that are numbered."""
@@ -38,7 +38,7 @@ def groups(
             numbers = pa.array(np.arange(first, first + count, dtype=np.uint32))
             rows = rows.append_column(ROW, numbers)
         if dead is not None:
-            rows = rows.filter(pa.array(dead.kept(first, count)))
+            rows = rows.filter(alive(dead, first, count))
         first += count
         if rows.num_rows:
             yield rows
@@ -59,7 +59,7 @@ def rows_at(
     """The live ones of the rows with these numbers (ascending), reading only the row groups that hold any. Raises as `groups`."""
     dead = vectors.of(file)
     stored, filled = _filled(snapshot, file, columns)
-    found = []
+    found: list[pa.Table] = []
     with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
         _check(snapshot, file, parquet)
         sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
@@ -79,9 +79,8 @@ def _taken(pieces: Iterator[pa.Table], rows: npt.NDArray[np.int64], start: int, 
         if low < high:
             at = rows[low:high] - start
             if dead is not None:
-                kept = np.asarray(pa.array(dead.kept(start, piece.num_rows)).to_numpy(zero_copy_only=False), bool)
-                at = at[kept[at]]
-            yield piece.take(pa.array(at))
+                at = at[alive(dead, start, piece.num_rows).to_numpy(zero_copy_only=False)[at]]
+            yield piece.take(at)
         start += piece.num_rows
 
 

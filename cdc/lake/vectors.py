@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import threading
 import uuid
 import zlib
 from collections import OrderedDict
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
 
 from cdc import faults
 from cdc._native import Bitmap
@@ -71,24 +74,32 @@ def name_of(vector: Descriptor, root: str = "") -> str | None:
     return None
 
 
+def alive(dead: Bitmap, first: int, count: int) -> Any:
+    """Of so many rows from number `first` on, which are not deleted: an Arrow array of booleans."""
+    made: Any = pa.array
+    return made(dead.kept(first, count))
+
+
 class Vectors:
-    """The vectors of one table's files, read when they are asked for. For one thread."""
+    """The vectors of one table's files, read when they are asked for. For any threads."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._held: OrderedDict[str, tuple[int, Bitmap]] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def of(self, file: AddFile) -> Bitmap | None:
         """The rows of the file that are deleted; None: none. Raises `LakeDamagedError`, `LakeError`."""
         if not file.deletion_vector:
             return None
         name = identity(file.deletion_vector)
-        found = self._held.get(name)
-        if found is None:
-            return self._keep(file.deletion_vector, self._read(file.deletion_vector))
-        self._held.move_to_end(name)
-        return found[1]
+        with self._lock:
+            found = self._held.get(name)
+            if found is not None:
+                self._held.move_to_end(name)
+                return found[1]
+        return self._keep(file.deletion_vector, self._read(file.deletion_vector))
 
     def load(self, files: Iterable[AddFile]) -> dict[str, Bitmap]:
         """The vectors of all of these files that have one, by path; several of one file are read at once. Raises as `of`."""
@@ -152,12 +163,13 @@ class Vectors:
 
     def _keep(self, vector: Descriptor, bitmap: Bitmap) -> Bitmap:
         name, size = identity(vector), int(vector.get("sizeInBytes") or 0)
-        if name not in self._held and size <= HELD_BYTES:
-            self._held[name] = size, bitmap
-            self._bytes += size
-        while self._bytes > HELD_BYTES:
-            _, (size, _) = self._held.popitem(last=False)
-            self._bytes -= size
+        with self._lock:
+            if name not in self._held and size <= HELD_BYTES:
+                self._held[name] = size, bitmap
+                self._bytes += size
+            while self._bytes > HELD_BYTES:
+                _, (size, _) = self._held.popitem(last=False)
+                self._bytes -= size
         return bitmap
 
     # -- from where they are -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -105,5 +105,6 @@ def _pieces(rows: pa.Table) -> Iterator[pa.Table]:
         yield rows.slice(start, ROW_GROUP_ROWS)
 
 
-def _repeated(text: str | None, kind: pa.DataType, count: int) -> pa.Array[object]:
-    return pa.repeat(partition.read(text, kind), count)
+def _repeated(text: str | None, kind: pa.DataType, count: int) -> pa.Array[Any]:
+    repeated: pa.Array[Any] = pa.repeat(partition.read(text, kind), count)
+    return repeated
