@@ -37,6 +37,7 @@ from cdc.lake.columns import (
     lake_columns,
     protocol,
 )
+from cdc.lake.compaction import Compacted, Mapped
 from cdc.lake.deltalog import LOG, app_id
 from cdc.lake.feed import FeedFile
 from cdc.lake.index import MEMORY, TableIndex
@@ -48,7 +49,7 @@ from cdc.lake.points import Places
 from cdc.lake.snapshot import AddFile, Applied, Snapshot, decoded
 from cdc.lake.sorting import Sorting
 from cdc.lake.steps import Steps
-from cdc.lake.store import TEMPORARY, Folder, failed, open_folder
+from cdc.lake.store import TEMPORARY, Folder, failed, open_folder, unknown
 from cdc.lake.vectors import FOLDER, Vectors, name_of
 from cdc.lake.writing import Writing
 from cdc.names import TableName
@@ -56,8 +57,6 @@ from cdc.roots import Root
 from cdc.schema import TableSchema
 
 FILE_SIZE = 128 * 1024 * 1024
-CHECKPOINT_EVERY = 100
-"""Commits."""
 RETENTION_S = 7 * 86400.0
 """For how long a file that a commit removed stays, for readers of older versions; Delta's default."""
 STALE_S = 12 * 3600.0
@@ -571,7 +570,7 @@ class LakeTable:
         adds = [*(after for _, after in change.updated), *adds]
         removes = [*(before for before, _ in change.updated), *change.removed]
         data = {"dataChange": change.data_change}
-        snapshot = deltalog.commit(
+        return deltalog.commit(
             self.folder,
             on,
             [
@@ -583,18 +582,60 @@ class LakeTable:
                 *({"add": file.to_action() | {"dataChange": False}} for file in restated),
             ],
         )
-        if snapshot.version - (snapshot.checkpoint or 0) >= CHECKPOINT_EVERY:
-            try:
-                return self.checkpoint(snapshot)
-            except (LakeError, pa.ArrowException) as error:
-                LOGGER.warning("checkpoint-failed", table=self.table.id, version=snapshot.version, error=str(error))
-        return snapshot
 
     # -- maintenance ---------------------------------------------------------------------------------------------------
 
+    @property
+    def clock(self) -> Clock:
+        """As it was given."""
+        return self._clock
+
+    def columns(self, snapshot: Snapshot) -> pa.Schema:
+        """The table's columns. Raises `LakeError` for a table that others changed in a way that lakesync does not follow."""
+        return self._readable(snapshot)
+
+    def optimized(
+        self, on: Snapshot, applied: Applied, made: Compacted, found: Mapped, vector: Mapping[str, Any] | None
+    ) -> Snapshot:
+        """One commit: a compacted file in place of those that it was made of, as `found` on this version; `vector` is that of its rows
+        that died meanwhile. For `cdc.lake.maintain`; raises as `upsert`."""
+        file, dead = made.file, len(found.dead) if found.dead is not None else 0
+        gone = sum(reading.count(on, old) - old.deleted for old in found.removed)
+        if gone != file.rows - dead:
+            raise LakeError(
+                f"the files do not balance: {gone} rows are live in the old ones, {file.rows - dead} in the new one",
+                where=str(self.folder),
+                hint="nothing was committed; report this",
+            )
+        change = Change(
+            "optimize",
+            on.layout,
+            on.schema,
+            applied,
+            [file] if file.name else [],
+            found.removed,
+            rows_deleted=gone + dead,
+            live_before=reading.live(on),
+            data_change=False,
+        )
+        now_ms = self._clock.now_us() // 1000
+        add = AddFile(partition.logged(file.name), file.size, file.rows, file.stats, now_ms, file.partition)
+        add = add.without(vector, file.rows) if vector else add
+        after = self._commit(on, change, (), adds=[add] if file.name else [])
+        try:
+            faults.point("lake.compact-committed")
+        except OSError as error:
+            raise unknown("fault", str(self.folder)) from error
+        self._index_follows(after, {add.path: made.keys} if made.keys is not None else {})
+        return after
+
+    def restate(self, on: Snapshot, applied: Applied) -> Snapshot:
+        """One commit that says again what the table contains, and nothing else. Raises as `upsert`."""
+        live = reading.live(on)
+        return self._commit(on, Change("restate", on.layout, on.schema, applied, live_before=live, data_change=False), ())
+
     def checkpoint(self, snapshot: Snapshot) -> Snapshot:
-        """Write a checkpoint of this version; the snapshot that knows of it. `upsert` and the others do so every 100 commits; a
-        failure there only warns. Raises `LakeError`."""
+        """Write a checkpoint of this version; the snapshot that knows of it. Raises `LakeError`."""
         since_ms = self._clock.now_us() // 1000 - int(RETENTION_S * 1000)
         log = self.folder.folder(LOG)
         checkpoint.write(log, snapshot.version, list(snapshot.actions(since_ms)))
