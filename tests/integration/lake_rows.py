@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from cdc.lake.adopt import adopt
 from cdc.lake.columns import key_columns, lake_columns
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
+from cdc.roots import ObjectRoot, Root
 from cdc.schema import Column, TableSchema
 
 UUID = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
@@ -208,8 +210,11 @@ DELETED: list[Row] = [(i,) for i in range(10)]
 AFTER: list[Row] = [row for row in BEFORE if 10 <= row[0] < 95] + CHANGED
 
 
-def main(root: Path, steps: Sequence[str]) -> None:
-    """Do the steps."""
+def main(where: str, steps: Sequence[str]) -> None:
+    """Do the steps. For an object store its options are in the environment."""
+    root: Root = Path(where)
+    if where.startswith("s3://"):
+        root = ObjectRoot(where, tuple(sorted(json.loads(os.environ["LAKE_OPTIONS"]).items())))
     lake = LakeTable(root, TABLE, "p")
     for step in steps:
         if step == "bootstrap":
@@ -223,13 +228,15 @@ def main(root: Path, steps: Sequence[str]) -> None:
     print("done", flush=True)
 
 
-def write_and_die(root: Path, steps: str, faults: str) -> int:
+def write_and_die(root: Root, steps: str, faults: str) -> int:
     """Run the writer with these faults armed; its exit code."""
     command = [sys.executable, "-m", "tests.integration.lake_rows", str(root), steps]
     here = Path(__file__).parents[2]
     environment = os.environ | {"LAKESYNC_FAULTS": faults}
+    if isinstance(root, ObjectRoot):
+        environment["LAKE_OPTIONS"] = json.dumps(dict(root.options))
     return subprocess.run(command, cwd=here, env=environment, capture_output=True, check=False).returncode
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2].split(","))
+    main(sys.argv[1], sys.argv[2].split(","))
