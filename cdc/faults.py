@@ -39,6 +39,7 @@ POINTS = frozenset(
         "window.emitting",  # capture has put them into the next epoch
         "window.emitted",  # the epoch is durable, the job's progress is not recorded
         "merge.round",  # a round begins
+        "merge.asked-again",  # keys are asked to be read again, the commit that passes over them is not made
         "merge.after-round",  # all tables are committed, the manifest is not written
         "lake.after-data-files",  # data files are written and fsynced, their folder is not
         "lake.after-vectors",  # the deletion vectors are durable, the commit is not written

@@ -156,17 +156,27 @@ def _what(spec: ReadSpec) -> str:
     return " and ".join([*parts, *(["a condition"] if spec.where else [])])
 
 
-def find(db: sqlite3.Connection, job: str | None = None, *, open_only: bool = False) -> list[Read]:
+def find(
+    db: sqlite3.Connection, job: str | None = None, *, open_only: bool = False, why: Why | None = None
+) -> list[Read]:
     """Jobs, oldest first."""
     where, values = ["1"], []
     if job is not None:
         where.append("job = ?")
         values.append(job)
+    if why is not None:
+        where.append("why = ?")
+        values.append(why)
     if open_only:
         where.append(f"phase IN ({', '.join('?' * len(OPEN))})")
         values += OPEN
     rows = db.execute(f"SELECT {_COLUMNS} FROM reads WHERE {' AND '.join(where)} ORDER BY number", values).fetchall()
     return [_read(row) for row in rows]
+
+
+def forget(db: sqlite3.Connection, job: str) -> None:
+    """Without a trace."""
+    db.execute("DELETE FROM reads WHERE job = ?", (job,))
 
 
 def ask(db: sqlite3.Connection, table: TableName, target: TableName, spec: ReadSpec, why: Why, job: str = "") -> Read:

@@ -260,6 +260,16 @@ class State:
         with self._transaction() as db:
             return reads.find(db, open_only=open_only)
 
+    def reads_of(self, why: Why) -> list[Read]:
+        """The jobs that were asked for so, oldest first."""
+        with self._transaction() as db:
+            return reads.find(db, why=why)
+
+    def forget_read(self, job: str) -> None:
+        """A job is over, and nobody asks for it any more."""
+        with self._transaction() as db:
+            reads.forget(db, job)
+
     def read(self, job: str) -> Read | None:
         """One job; None if there is none of this name."""
         with self._transaction() as db:

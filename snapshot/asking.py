@@ -24,7 +24,7 @@ from snapshot.reader import check_where
 POLL_S = 0.2
 _LIVE = ("ready", "catching-up", "reading")
 _FIRST = ("new", "added", "snapshot")
-_FIRST_READS = ("backfill", "shard", "adopt", "first")
+_FIRST_READS = ("repair", "backfill", "shard", "adopt", "first")
 
 
 def ask(

@@ -231,7 +231,7 @@ class Job:
             raise self._lost()
         after: int | None = None
         if read.epoch is None:
-            after = newest.number if read.why == "asked" else state.since - 1
+            after = newest.number if read.why in ("asked", "repair") else state.since - 1
         elif captured.has(self._log, read.epoch):
             after = read.epoch.number
         else:

@@ -110,6 +110,8 @@ class _Node:
         phase = status.phase if status is not None else "new"
         if phase in _SOON:
             return
+        if phase not in _LIVE and read.why == "repair" and phase == "stopped":
+            return  # it is resumed with keys that are wrong still, or copied anew
         if phase not in _LIVE:
             self._fail(read, _not_live(read, status))
             return
@@ -177,7 +179,9 @@ class _Node:
         if found is None:
             return
         jobs = [self._job(status.table, found, table) for table in _sources(status.table, found)]
-        if any(job.phase != "done" for job in jobs):
+        if any(job.phase != "done" for job in jobs) or any(
+            read.open and read.target == status.table for read in self.state.reads_of("repair")
+        ):
             return
         ends = [job.last for job in jobs if job.last is not None]
         for job in jobs:
@@ -269,8 +273,14 @@ class _Node:
             return
         LOG.error("reading-failed", table=str(read.table), job=read.job, error=error.code, what=error.what)
         status = self.state.table(read.target)
-        if status is not None and read.why != "asked" and read.spec.whole and self._lacks(read, status):
+        if status is not None and self._is_needed(read, status):
             self.state.stop_table(read.target, NODE, error)
+
+    def _is_needed(self, read: Read, status: TableStatus) -> bool:
+        """Whether a table that a job failed for cannot go on."""
+        if read.why == "repair":
+            return status.phase in _LIVE
+        return read.why != "asked" and read.spec.whole and self._lacks(read, status)
 
     def _lacks(self, read: Read, status: TableStatus) -> bool:
         """Whether a table without a job's rows is not what it is said to be: of a table that was ready before, a shard's."""

@@ -35,7 +35,7 @@ class TableChanges:
 
     `presence` and `diffs` are None unless a row is incomplete (row images without all columns, differences of JSON values). Then
     each has a value a row: `presence` fixed-size binary, bit i (from the lowest of the first byte) says whether column i of the
-    schema has a value; `diffs` a list of `{column, op, path, value}` in order, `op` 0 replace, 1 insert, 2 remove.
+    schema has a value; `diffs` a list of `{column, op, path, value}` in order, as in `cdc.log.codec.Incomplete`.
     """
 
     table: TableName

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from cdc import faults, sharding
 from cdc.capture.base import FRAMING, Drained, Stop, TableChanges
+from cdc.capture.complete import incomplete
 from cdc.capture.rows import SEQ, TXN, Gaps, completed, counts, encoded, numbered
 from cdc.capture.shards import Source, dropped, sources
 from cdc.clock import Clock
@@ -265,7 +266,8 @@ class Chain:
             self._pending.stopped[source.target] = error
             return
         table, schema = source.target.id, source.schema.hash
-        records, kept, failed = encoded(source.mapped(batch), gtids, schema)
+        lacking = source.lacking(incomplete(changes)) if changes.presence is not None else None
+        records, kept, failed = encoded(source.mapped(batch), gtids, schema, lacking)
         if failed is not None:
             failed.where = f"{changes.table} at {failed.where}"
             self._pending.stopped[source.target] = failed

@@ -1,56 +1,74 @@
-"""Rows that the binary log holds in part only. Until they can be completed, the first of them stops its table. Pure."""
+"""Rows that the binary log holds in part only. The merger completes them from the row before, which it finds by the key (`cdc.merge.completing`);
+what has none stops its table. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cdc.capture.base import TableChanges
 from cdc.errors import TableStoppedError
+from cdc.log.codec import DIFF, UNKNOWN, Incomplete
 from cdc.names import TableName
 
 _TXN = 1
 
 
 def complete(changes: TableChanges) -> tuple[TableChanges, int | None, TableStoppedError | None]:
-    """The changes before the first transaction with an incomplete row; that transaction's index, and the error, if there is one."""
+    """The changes before the first transaction with an incomplete row that nothing can complete; that transaction's index, and the error, if
+    there is one."""
     if changes.presence is None:
         return changes, None, None
-    incomplete = np.flatnonzero(~_whole(changes.presence, len(changes.schema.columns)))
-    if not len(incomplete):
-        return replace(changes, presence=None, diffs=None), None, None
-    row = int(incomplete[0])
+    schema = changes.schema
+    known = incomplete(changes).known(len(schema.columns))
+    if schema.key:
+        hopeless = np.flatnonzero(~known[:, [schema.names.index(name) for name in schema.key]].all(axis=1))
+    else:
+        hopeless = np.flatnonzero(~known.all(axis=1))
+    if not len(hopeless):
+        whole = bool(known.all())
+        return (replace(changes, presence=None, diffs=None) if whole else changes), None, None
+    row = int(hopeless[0])
     txns = changes.batch.column(_TXN).to_numpy()
-    kept = changes.batch.slice(0, int(txns.searchsorted(txns[row])))
-    is_difference = changes.diffs is not None and bool(pc.list_value_length(changes.diffs)[row].as_py())
-    return replace(changes, batch=kept, presence=None, diffs=None), int(txns[row]), _error(changes.table, is_difference)
+    return first(changes, int(txns.searchsorted(txns[row]))), int(txns[row]), _error(changes, row)
 
 
-def _whole(presence: pa.Array[Any], columns: int) -> npt.NDArray[np.bool_]:
-    """Which rows have a value for each of the columns."""
-    width = presence.type.byte_width
-    buffer = presence.buffers()[1]
-    if not width or buffer is None:
-        return np.ones(len(presence), np.bool_)
-    bits = np.frombuffer(memoryview(buffer), np.uint8)[presence.offset * width :][: len(presence) * width].reshape(
-        -1, width
-    )
-    full = np.packbits(np.arange(width * 8) < columns, bitorder="little")
-    return np.asarray((bits & full == full).all(axis=1), np.bool_)
+def incomplete(changes: TableChanges) -> Incomplete:
+    """What is known of its rows, of which one is incomplete."""
+    assert changes.presence is not None
+    diffs = pa.nulls(0, pa.list_(DIFF)) if changes.diffs is None else changes.diffs
+    if len(diffs) != len(changes.presence):
+        diffs = pa.array([[]] * len(changes.presence), pa.list_(DIFF))
+    return Incomplete(changes.presence, diffs)
 
 
-def _error(table: TableName, is_difference: bool) -> TableStoppedError:
-    if is_difference:
+def first(changes: TableChanges, count: int) -> TableChanges:
+    """The first so many rows."""
+    presence, diffs = (None if a is None else a.slice(0, count) for a in (changes.presence, changes.diffs))
+    return replace(changes, batch=changes.batch.slice(0, count), presence=presence, diffs=diffs)
+
+
+def _error(changes: TableChanges, row: int) -> TableStoppedError:
+    table = changes.table
+    if changes.schema.key:
         return TableStoppedError(
-            "the binary log has differences of JSON values in place of the values (binlog_row_value_options=PARTIAL_JSON)",
-            hint=f"SET GLOBAL binlog_row_value_options = '', and in sessions that set it; then `lakesync resync {table}`",
+            "the binary log has a new row without its key (binlog_row_image=MINIMAL), where a column of the key took its default",
+            hint=f"name all columns of the key in the INSERT, or take the column's DEFAULT away; then `lakesync resync {table}`",
+        )
+    if changes.diffs is not None and any(diff["op"] != UNKNOWN for diff in changes.diffs[row].as_py() or ()):
+        return TableStoppedError(
+            "the binary log has differences of JSON values in place of the values (binlog_row_value_options=PARTIAL_JSON), and the table has "
+            "no key to find them by",
+            hint=_of_session(table, "binlog_row_value_options = ''"),
         )
     return TableStoppedError(
-        "the binary log has row images without all columns (binlog_row_image=MINIMAL or NOBLOB)",
-        hint=f"SET GLOBAL binlog_row_image = FULL, and in sessions that set it; then `lakesync resync {table}`",
+        "the binary log has row images without all columns (binlog_row_image=MINIMAL or NOBLOB), and the table has no key to find the row "
+        "before by",
+        hint=_of_session(table, "binlog_row_image = FULL"),
     )
+
+
+def _of_session(table: TableName, setting: str) -> str:
+    return f"give the table a primary key, or SET GLOBAL {setting}, and in sessions that set it; then `lakesync resync {table}`"

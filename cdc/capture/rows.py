@@ -1,8 +1,7 @@
-"""Decoded row changes on their way into an epoch: cut before what is incomplete, numbered, encoded, counted. Pure."""
+"""Decoded row changes on their way into an epoch: cut before what nothing can complete, numbered, encoded, counted. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc.capture.base import Drained, Stop, TableChanges
-from cdc.capture.complete import complete
+from cdc.capture.complete import complete, first
 from cdc.epoch import Counts, Op
 from cdc.errors import TableStoppedError
-from cdc.log.codec import METADATA, encode
+from cdc.log.codec import METADATA, Incomplete, encode
 from cdc.names import TableName
 
 TXN, TS_MS, SEQ = (METADATA.get_field_index(name) for name in ("_txn", "_ts_ms", "_seq"))
@@ -21,8 +20,8 @@ TXN, TS_MS, SEQ = (METADATA.get_field_index(name) for name in ("_txn", "_ts_ms",
 
 
 def completed(drained: Drained) -> list[tuple[TableChanges, Stop | None]]:
-    """The changes before each table's first transaction with an incomplete row, and the stop there. That transaction's rows may be in
-    several batches."""
+    """The changes before each table's first transaction with a row that nothing can complete, and the stop there. That transaction's rows may be
+    in several batches."""
     found: list[tuple[TableChanges, Stop | None]] = []
     ends: dict[TableName, int] = {}
     for changes in drained.changes:
@@ -41,8 +40,7 @@ def completed(drained: Drained) -> list[tuple[TableChanges, Stop | None]]:
 
 
 def _before(changes: TableChanges, txn: int) -> TableChanges:
-    count = int(changes.batch.column(TXN).to_numpy().searchsorted(txn))
-    return replace(changes, batch=changes.batch.slice(0, count))
+    return first(changes, int(changes.batch.column(TXN).to_numpy().searchsorted(txn)))
 
 
 class Gaps:
@@ -79,20 +77,24 @@ def numbered(changes: TableChanges, times: pa.Int64Array, first_seq: int, gaps: 
 
 
 def encoded(
-    batch: pa.RecordBatch, gtids: pa.StringArray, schema: str
+    batch: pa.RecordBatch, gtids: pa.StringArray, schema: str, incomplete: Incomplete | None = None
 ) -> tuple[list[memoryview], pa.RecordBatch, TableStoppedError | None]:
     """The records, the rows that they hold, and why not all: a row is too large, and its transaction is left out with all after it."""
+
+    def records(start: int, count: int) -> list[memoryview]:
+        part = incomplete and incomplete.slice(start, count)
+        return encode(batch.slice(start, count), gtids, schema, incomplete=part)
+
     try:
-        return encode(batch, gtids, schema), batch, None
+        return records(0, batch.num_rows), batch, None
     except TableStoppedError as error:
         txns = batch.column(TXN).to_numpy()
         for txn in np.unique(txns):
-            rows = batch.slice(int(txns.searchsorted(txn)), int((txns == txn).sum()))
+            start = int(txns.searchsorted(txn))
             try:
-                encode(rows, gtids, schema)
+                records(start, int((txns == txn).sum()))
             except TableStoppedError as this:
-                kept = batch.slice(0, int(txns.searchsorted(txn)))
-                return encode(kept, gtids, schema), kept, this
+                return records(0, start), batch.slice(0, start), this
         raise error
 
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc import sharding, unfit
 from cdc.capture.base import TableChanges
 from cdc.epoch import Op, TableState
-from cdc.log.codec import METADATA, WIDTH, Changes
+from cdc.log.codec import METADATA, WIDTH, Changes, Incomplete
 from cdc.names import TableName
 from cdc.schema import TableSchema
 
@@ -46,6 +47,13 @@ class Source:
         columns.insert(place, column)
         fields.insert(place, self.schema.arrow.field(len(self.schema.columns) - 1))
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+    def lacking(self, incomplete: Incomplete) -> Incomplete:
+        """What is known of changes of this table, of them as changes of the target."""
+        if not self.is_shard:
+            return incomplete
+        known = incomplete.known(len(self.own.columns))
+        return Incomplete.of(np.concatenate([known, np.ones((len(known), 1), np.bool_)], axis=1), incomplete.diffs)
 
     def truncation(self, txn: int, row: int, seq: int, *, is_gone: bool = False) -> TableChanges:
         """The change that says that all rows of this shard are gone, the `row`th of its transaction; `is_gone`: and the shard itself. Of its

@@ -5,6 +5,9 @@ are told apart by place, since a source's column may have any name. A last one, 
 the record has a value that its column's type cannot hold; it is the only map. The schema's metadata holds `lakesync.v` (`1`),
 `lakesync.schema` (hash of the table's schema) and `lakesync.gtids` (JSON list of the GTIDs that this record uses; `_txn`
 indexes it). Types are plain: no extension types, dictionaries, unions or views, so that any Arrow reads them. Pure: no I/O.
+
+A record with an incomplete row (`Incomplete`) is of format `2`: two columns more, behind all others, `_cdc_present` and `_cdc_diffs`, with
+a value a row. A value that is not present is NULL in its column, and not known: it is completed from the row before.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +29,12 @@ from cdc.log.base import RECORD_LIMIT, RECORD_MAXIMUM, Payload
 
 FORMAT = b"1"
 """`lakesync.v`. A record of another format is refused, never guessed at."""
+INCOMPLETE = b"2"
+"""`lakesync.v` of a record with an incomplete row. Those who do not know of them refuse it."""
+PRESENT, DIFFS = "_cdc_present", "_cdc_diffs"
+DIFF = pa.struct([("column", pa.int32()), ("op", pa.int8()), ("path", pa.string()), ("value", pa.string())])
+UNKNOWN = 3
+"""The `op` of a difference that is none: the row before does not have the column's value either."""
 METADATA = pa.schema(
     [
         pa.field("_op", pa.int8(), nullable=False),  # an `Op`
@@ -45,12 +56,49 @@ NESTING_LIMIT = 8
 
 
 @dataclass(frozen=True)
+class Incomplete:
+    """Which values of rows are known, one a row each.
+
+    `present`: fixed-size binary; bit i, from the lowest of the first byte, says whether the source's column i has a value; the bits beyond are
+    0. `diffs`: lists of `DIFF`, the differences of JSON values in their order: the column, then `op` 0 to replace, 1 to insert and 2 to remove,
+    as `path` and `value` (its text) say; a column that has any is not present. `op` 3, `UNKNOWN`, has neither.
+    """
+
+    present: pa.Array[Any]
+    diffs: pa.Array[Any]
+
+    def slice(self, start: int, count: int) -> Incomplete:
+        """That of these rows."""
+        return Incomplete(self.present.slice(start, count), self.diffs.slice(start, count))
+
+    def known(self, columns: int) -> npt.NDArray[np.bool_]:
+        """Rows by columns: whether there is a value."""
+        width = self.present.type.byte_width
+        buffer = self.present.buffers()[1]
+        if not len(self.present) or buffer is None:
+            return np.ones((len(self.present), columns), np.bool_)
+        bytes_ = np.frombuffer(memoryview(buffer), np.uint8)[self.present.offset * width :][: len(self.present) * width]
+        found = np.unpackbits(bytes_.reshape(-1, width), axis=1, count=columns, bitorder="little")
+        return found.view(np.bool_)
+
+    @classmethod
+    def of(cls, known: npt.NDArray[np.bool_], diffs: pa.Array[Any]) -> Incomplete:
+        """The way back from `known`."""
+        packed = np.packbits(known, axis=1, bitorder="little")
+        buffers = [None, pa.py_buffer(packed.tobytes())]
+        present: Any = pa.Array.from_buffers(pa.binary(packed.shape[1]), len(known), buffers)
+        return cls(present, diffs)
+
+
+@dataclass(frozen=True)
 class Changes:
-    """Row changes of one table, of one record: `METADATA`'s columns, the source's, `_cdc_unfit` if a row needs it. `_txn` indexes `gtids`."""
+    """Row changes of one table, of one record: `METADATA`'s columns, the source's, `_cdc_unfit` if a row needs it. `_txn` indexes `gtids`.
+    `incomplete`: what of them is known, None if all is."""
 
     batch: pa.RecordBatch
     gtids: tuple[str, ...]
     schema_hash: str
+    incomplete: Incomplete | None = None
 
     @property
     def unfit(self) -> pa.Array[Any] | None:
@@ -70,26 +118,36 @@ class Changes:
 
 
 def encode(
-    changes: pa.RecordBatch, gtids: Sequence[str] | pa.StringArray, schema_hash: str, limit: int = RECORD_LIMIT
+    changes: pa.RecordBatch,
+    gtids: Sequence[str] | pa.StringArray,
+    schema_hash: str,
+    limit: int = RECORD_LIMIT,
+    incomplete: Incomplete | None = None,
 ) -> list[memoryview]:
     """`changes` as records of at most `limit` bytes, in order; a single row may take more. No rows give no records.
 
-    `changes` has `METADATA`'s columns, with `_txn` an index into `gtids`, the source's, and `_cdc_unfit` or not. Raises
+    `changes` has `METADATA`'s columns, with `_txn` an index into `gtids`, the source's, and `_cdc_unfit` or not. `incomplete`: what of the
+    rows is known; records without a row that lacks something do not mention it. Raises
     `TableStoppedError` for a row that needs more than `RECORD_MAXIMUM` bytes, `ValueError` for columns that are not as described.
     """
     batch = _plain(changes)
     if batch.num_rows == 0:
         return []
+    columns = batch.num_columns - WIDTH - unfit.is_last(batch.schema)
+    lacking = None if incomplete is None else _lacking(incomplete, columns)
     names = gtids if isinstance(gtids, pa.StringArray) else pa.array(gtids, pa.string())
     # A first guess; the loop below makes it exact.
     guess = batch.nbytes + names.nbytes * 5 // 4
+    if incomplete is not None:
+        guess += incomplete.present.nbytes + incomplete.diffs.nbytes
     step = max(1, -(-batch.num_rows // max(1, -(-guess * 17 // 16 // limit))))
     todo = [(start, min(step, batch.num_rows - start)) for start in range(0, batch.num_rows, step)]
     todo.reverse()
     records: list[memoryview] = []
     while todo:
         start, count = todo.pop()
-        record = _record(batch.slice(start, count), names, schema_hash)
+        needs = incomplete if lacking is not None and lacking[start : start + count].any() else None
+        record = _record(batch.slice(start, count), names, schema_hash, needs and needs.slice(start, count))
         size = _size(record)
         if size <= limit or (count == 1 and size <= RECORD_MAXIMUM):
             records.append(_payload(record, size))
@@ -119,7 +177,14 @@ class _FramingError(ValueError):
     """What is wrong with a record, in words that hold no values."""
 
 
-def _record(batch: pa.RecordBatch, names: pa.StringArray, schema_hash: str) -> pa.RecordBatch:
+def _lacking(incomplete: Incomplete, columns: int) -> npt.NDArray[np.bool_]:
+    """Which rows lack a value."""
+    return np.asarray(~incomplete.known(columns).all(axis=1), np.bool_)
+
+
+def _record(
+    batch: pa.RecordBatch, names: pa.StringArray, schema_hash: str, incomplete: Incomplete | None = None
+) -> pa.RecordBatch:
     """The batch as it is written: with its own GTIDs only, and all that the schema's metadata says."""
     last = batch.num_columns - 1
     if unfit.is_last(batch.schema) and not unfit.needed(batch.column(last)):
@@ -128,9 +193,13 @@ def _record(batch: pa.RecordBatch, names: pa.StringArray, schema_hash: str) -> p
     used = pc.unique(txn)
     columns = batch.columns
     columns[1] = pc.index_in(txn, value_set=used)
-    schema = batch.schema.with_metadata(
+    fields = list(batch.schema)
+    if incomplete is not None:
+        columns += [incomplete.present, incomplete.diffs]
+        fields += [pa.field(PRESENT, incomplete.present.type), pa.field(DIFFS, incomplete.diffs.type)]
+    schema = pa.schema(fields).with_metadata(
         {
-            b"lakesync.v": FORMAT,
+            b"lakesync.v": FORMAT if incomplete is None else INCOMPLETE,
             b"lakesync.schema": schema_hash.encode(),
             b"lakesync.gtids": orjson.dumps(names.take(used).to_pylist()),
         }
@@ -182,9 +251,11 @@ def _decode(payload: Payload) -> Changes:
     source = pa.BufferReader(payload)
     with pa.ipc.open_stream(source) as reader:
         metadata = reader.schema.metadata or {}
-        if metadata.get(b"lakesync.v") != FORMAT:
+        is_incomplete = metadata.get(b"lakesync.v") == INCOMPLETE
+        if metadata.get(b"lakesync.v") != FORMAT and not is_incomplete:
             raise _FramingError("not a record of this format")
-        for column in list(reader.schema)[: len(reader.schema) - unfit.is_last(reader.schema)]:
+        schema = pa.schema(list(reader.schema)[:-2]) if is_incomplete else reader.schema
+        for column in list(schema)[: len(schema) - unfit.is_last(schema)]:
             _check_type(column.type.storage_type if isinstance(column.type, pa.BaseExtensionType) else column.type)
         batches = iter(reader)
         batch = next(batches, None)
@@ -197,6 +268,9 @@ def _decode(payload: Payload) -> Changes:
     batch.validate(full=True)  # before anything else looks at the buffers, even their size
     if batch.nbytes > len(payload):  # compressed, or buffers that overlap
         raise _FramingError("it claims more bytes than it has")
+    incomplete = None
+    if is_incomplete:
+        batch, incomplete = _split(batch)
     batch = _plain(batch)
     gtids = orjson.loads(metadata[b"lakesync.gtids"])
     if not isinstance(gtids, list) or not all(isinstance(gtid, str) for gtid in gtids):
@@ -209,7 +283,36 @@ def _decode(payload: Payload) -> Changes:
         least, most = (pc.min_max(batch.column(place))[key].as_py() for key in ("min", "max"))
         if least < 0 or (highest is not None and most > highest):
             raise _FramingError(f"{METADATA.field(place).name} is out of range")
-    return Changes(batch, tuple(gtids), metadata[b"lakesync.schema"].decode())
+    return Changes(batch, tuple(gtids), metadata[b"lakesync.schema"].decode(), incomplete)
+
+
+def _split(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Incomplete]:
+    """Without the last two columns, and those."""
+    end = batch.num_columns - 2
+    if end <= WIDTH or batch.schema.names[end:] != [PRESENT, DIFFS]:
+        raise _FramingError("its last columns do not say what is known")
+    present: Any
+    diffs: Any
+    present, diffs = batch.columns[end:]
+    batch = batch.select(range(end))
+    columns = end - WIDTH - unfit.is_last(batch.schema)
+    if present.type != pa.binary(-(-columns // 8)) or present.null_count or diffs.null_count:
+        raise _FramingError("what it says is known is of another form")
+    if diffs.type != pa.list_(DIFF):  # whatever its fields are called by who made it
+        diffs = diffs.cast(pa.list_(DIFF))
+    found: Any = diffs.flatten()
+    # Unset where they have to be: `flatten` gives what is in lists alone.
+    for name, highest in (("column", columns - 1), ("op", UNKNOWN)):
+        values = found.field(name)
+        least, most = (pc.min_max(values)[key].as_py() for key in ("min", "max"))
+        if values.null_count or (len(values) and (least < 0 or most > highest)):
+            raise _FramingError(f"the {name} of a difference is out of range")
+    if found.null_count or found.field("path").null_count:
+        raise _FramingError("a difference without its path")
+    incomplete = Incomplete(present, diffs)
+    if not _lacking(incomplete, columns).any():
+        raise _FramingError("it lacks no value")
+    return batch, incomplete
 
 
 def _check_metadata(batch: pa.RecordBatch) -> None:

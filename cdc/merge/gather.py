@@ -18,7 +18,8 @@ from cdc.log.codec import Changes
 from cdc.position import Gtid, Position
 from cdc.schema import TableSchema
 
-_UNFIT = "unfit"
+UNFIT = "unfit"
+"""The column of what does not fit, in what `gather` gives."""
 _NO_EVENT = 2**32
 _GID = ["gtid", "event", "row"]
 """Columns that name a change."""
@@ -33,7 +34,8 @@ def gather(
     """All changes that are not before `exclude` and of no `dropped` window as one table, in the order given, and the count of all.
 
     Columns by place, since a source's column may have any name: `op`, `gtid` (a number, the same for the same transaction), `name` (index
-    into all `gtids` in a row), `event`, `row`, `ts_ms`, `order`, then `c0`, `c1` … the source's, and `unfit` if a record has it.
+    into all `gtids` in a row), `at` (the row's place among all that were given), `event`, `row`, `ts_ms`, `order`, then `c0`, `c1` … the
+    source's, and `unfit` if a record has it.
     """
     for one in changes:
         if one.schema_hash != schema.hash or one.types != schema.arrow.types:
@@ -46,7 +48,7 @@ def gather(
     plain = pa.schema(list(zip(names, types, strict=True)))
     batches = [one.batch.columns for one in changes]
     if any(one.unfit is not None for one in changes):
-        plain = plain.append(pa.field(_UNFIT, unfit.TYPE))
+        plain = plain.append(pa.field(UNFIT, unfit.TYPE))
         batches = [
             columns if one.unfit is not None else [*columns, pa.nulls(one.batch.num_rows, unfit.TYPE)]
             for one, columns in zip(changes, batches, strict=True)
@@ -64,6 +66,7 @@ def gather(
         rows.drop_columns(["txn", "seq"])
         .append_column("gtid", gtids.indices.take(name))
         .append_column("name", name)
+        .append_column("at", pa.arange(0, rows.num_rows))  # type: ignore[attr-defined]
         .append_column("order", order)
     )
     if exclude:
@@ -180,7 +183,7 @@ def lake_rows(rows: pa.Table, schema: TableSchema, more: Mapping[str, Any] | Non
         "_cdc_seq": pc.shift_right(rows.column("order"), 1),
         **(more or {}),
     }
-    if _UNFIT in rows.column_names and unfit.needed(found := rows.column(_UNFIT)):
+    if UNFIT in rows.column_names and unfit.needed(found := rows.column(UNFIT)):
         columns[unfit.NAME] = found
     fields = [*schema.arrow, *(pa.field(name, column.type) for name, column in columns.items())]
     source = [rows.column(f"c{i}") for i in range(len(schema.columns))]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc import faults
@@ -23,9 +24,11 @@ from cdc.lake import Applied, LakeTable, MergeCounts, Snapshot
 from cdc.lake.columns import GID
 from cdc.log.base import Log
 from cdc.log.codec import Changes, decode
+from cdc.merge.completing import Completed, complete
 from cdc.merge.decide import Decision, Gap, Part, Skip, advance, decide
 from cdc.merge.fold import fold, sequence
 from cdc.merge.keeping import steps
+from cdc.merge.repairing import latest
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
 from cdc.state import TableStatus
@@ -63,6 +66,7 @@ class TableMerge:
         *,
         leaving: bool = False,
         dropped: Callable[[WindowId], None] = lambda _: None,
+        hopeless: Callable[[pa.Table], None] = lambda _: None,
     ) -> None:
         self._log = log
         self.lake = lake
@@ -74,6 +78,8 @@ class TableMerge:
         """It is not captured any more: what the log still has of it is applied, up to the record that removed it."""
         self._dropped = dropped
         """Told of each window whose rows the table never gets, before the commit that passes over them."""
+        self._hopeless = hopeless
+        """The same, of keys that have to be read again."""
         self._new = False
         """Whether the records are none of those that led to what the table has."""
         self._applied: frozenset[str] = frozenset()
@@ -201,20 +207,22 @@ class TableMerge:
 
     def _commit(self, batch: _Batch, at: Applied) -> None:
         schema, first = self.snapshot.schema, batch.touched[0].number
+        completed = self._completed(batch)
+        count = completed.counted if completed is not None else lambda counts: counts
         write: Callable[[Snapshot], Snapshot]
         if self.snapshot.mode == "append":
             appended = sequence(batch.changes, schema, batch.exclude, batch.dropped)
-            counts = appended.counts
+            counts = count(appended.counts)
             merged = MergeCounts(counts, first, len(batch.touched))
             write = lambda on: self.lake.append(on, appended.rows, at, merged)  # noqa: E731
         elif self.snapshot.mode in KEEPING:
             found = steps(self.snapshot.mode, batch.changes, schema, batch.exclude, batch.dropped)
-            counts = found.counts
+            counts = count(found.counts)
             merged = MergeCounts(counts, first, len(batch.touched))
             write = lambda on: self.lake.keep(on, found, at, merged)  # noqa: E731
         else:
             folded = fold(batch.changes, schema, batch.exclude, batch.dropped)
-            counts = folded.counts
+            counts = count(folded.counts)
             merged = MergeCounts(counts, first, len(batch.touched))
             write = lambda on: self.lake.upsert(on, folded, at, merged)  # noqa: E731
         said = Counts()
@@ -227,6 +235,10 @@ class TableMerge:
                 hint=f"`lakesync resync {self.table}`",
             )
         batch.changes.clear()
+        if completed is not None and completed.hopeless.num_rows and not self.leaving:
+            # Before the commit that passes over them: whoever dies between has them read once too often.
+            self._hopeless(completed.hopeless)
+            faults.point("merge.asked-again")
         if faults.mutant("applied_from_other_snapshot"):
             self.snapshot = self.lake.refresh(self.snapshot)
         try:
@@ -236,6 +248,31 @@ class TableMerge:
                 raise
             self.snapshot = write(self.lake.refresh(self.snapshot))
         self.commits += 1
+
+    def _completed(self, batch: _Batch) -> Completed | None:
+        """Complete the batch's incomplete rows, from the version that is written on. None: it has none."""
+        if all(one.incomplete is None for one in batch.changes):
+            return None
+        on, mode = self.snapshot, self.snapshot.mode
+        appended = mode == "append"
+        completed = complete(
+            batch.changes,
+            on.schema,
+            lambda keys: latest(self.lake, on, keys) if appended else self.lake.rows(on, keys),
+            batch.exclude,
+            batch.dropped,
+            trusted=self._is_exact,
+            appended=appended,
+        )
+        batch.changes = completed.changes
+        return completed
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether what the table has of a key is what the source had where the table is: not of rows that were read at any later time, or
+        that someone else wrote."""
+        phase = self.status.phase if self.status is not None else "ready"
+        return phase != "catching-up" and not (phase == "reading" and self.snapshot.mode == "upsert")
 
     # -- ready -------------------------------------------------------------------------------------------------------
 
