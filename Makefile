@@ -22,7 +22,7 @@ WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-lake test-spark test-windows \
-  test-spec fuzz fetch lint format bench bench-decode bench-snapshot bench-quick clean
+  test-spec fuzz fetch lint format bench bench-decode bench-snapshot bench-upsert bench-quick clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,7 +60,7 @@ test-faults: fetch ## Kills, power loss and planted mistakes: everything
 	$(PYTEST) tests/faults $(ARGS)
 
 test-lake: setup ## A lake table against a dictionary: merges, clean-up, others' commits, crashes; EXAMPLES=1000 for more
-	LAKE_EXAMPLES=$(EXAMPLES) $(PYTEST) -s tests/lake $(ARGS)
+	LAKE_EXAMPLES=$(EXAMPLES) $(PYTEST) -s --show-capture=no tests/lake $(ARGS)
 
 test-spark: setup ## Spark with Delta Lake reads our tables, changes them, and we go on from there; needs a JDK and Maven
 	$(PYTEST) tests/spark $(ARGS)
@@ -98,6 +98,9 @@ bench-decode: fetch ## Measure decoding and capture beside mysql-replication, My
 
 bench-snapshot: fetch ## Measure a first reading beside the mysql client and Debezium, and a stream beside a re-read
 	$(BIN)/python -m bench snapshot reread $(ARGS)
+
+bench-upsert: fetch ## Measure upserts beside deltalake's MERGE, MySQL to Delta beside Debezium to Kafka (JDK, Maven), and what reading costs
+	$(BIN)/python -m bench upsert grown aged endtoend latency
 
 bench-quick: fetch ## The same with small sizes, to see that it works
 	$(BIN)/python -m bench --quick

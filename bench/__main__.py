@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from bench import (
+    aged,
     captured,
     decode,
     endtoend,
     flat,
+    grown,
     large,
     latency,
     reconcile,
@@ -35,6 +37,8 @@ BENCHMARKS = {
     "latency": latency,
     "reread": reread,
     "upsert": upsert,
+    "grown": grown,
+    "aged": aged,
     "endtoend": endtoend,
     "reconcile": reconcile,
 }
@@ -49,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         ("snapshot_rows", "of the table that is read for the first time"),
         ("changes", "of the stream's backlog"),
         ("seconds", "of writing, for latencies"),
+        ("commits", "before a table is read that has aged"),
         ("turns", "of each contestant; figures are medians"),
     ):
         standard = getattr(Sizes(), field)

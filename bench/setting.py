@@ -42,11 +42,13 @@ class Sizes:
     """Row changes of a backlog."""
     seconds: int = 30
     """Of writing, for latencies."""
+    commits: int = 10_000
+    """Of a table that is read when it has aged."""
     turns: int = 3
     """Of each contestant, in turn; figures are medians."""
 
 
-QUICK = Sizes(rows=20_000, snapshot_rows=20_000, changes=5_200, seconds=3, turns=1)
+QUICK = Sizes(rows=20_000, snapshot_rows=20_000, changes=5_200, seconds=3, commits=50, turns=1)
 
 
 class Setting:

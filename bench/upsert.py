@@ -1,4 +1,8 @@
-"""Random changes into a table: `LakeTable.upsert` beside deltalake's MERGE, on the same rows, each in a process of its own."""
+"""Random changes into a table: `LakeTable.upsert` beside deltalake's MERGE, on the same rows, each in a process of its own.
+
+With a warm index the process has committed once before; a cold one has no index, and the first upsert builds it from the key columns.
+The peer has nothing to keep between merges.
+"""
 
 from __future__ import annotations
 
@@ -6,145 +10,176 @@ import json
 import os
 import random
 import shutil
+import statistics
 import sys
+import time
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bench.measure import FailedError, Process, Usage, measured, medians
+from bench.measure import FailedError, Process, Usage, medians
 from bench.report import Table, thousands
 from bench.rows import SCHEMA, arrow
 from bench.setting import Setting
 from cdc.epoch import Counts, EpochId
-from cdc.lake import Applied, FoldCounts, Folded, LakeTable, Layout, MergeCounts
+from cdc.lake import Applied, FoldCounts, Folded, LakeTable, MergeCounts
 from cdc.lake.columns import key_columns, lake_columns
+from cdc.lake.layout import Layout
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
 
-OPTIONS = ("rows", "turns")
-SHARES = (100, 10)
+OPTIONS = ("snapshot_rows", "turns")
+SHARES = (100, 1_000, 10_000)
 """Changes are one in so many of the table's rows."""
-FILES = 4
+REPEATS = 5
+"""Commits of the smallest size are measured so many times: one is over too soon."""
+FILE_ROWS = 1_000_000
 NAME = TableName("bench", "upserted")
 PIPELINE = "bench"
 UUID = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
 SEED = 11
 
-OURS, PEER = "`LakeTable.upsert`", "deltalake `MERGE`"
+WARM, COLD, PEER = "`LakeTable.upsert`, warm index", "… cold: the index is built first", "deltalake `MERGE`"
 
 
 def measure(setting: Setting) -> list[Table]:
     """One table."""
-    rows = setting.sizes.rows
+    rows = setting.sizes.snapshot_rows
     base = setting.folder("upsert-base")
-    _make(base, rows)
+    make(base / "lake", rows)
+    _copy_to_peer(base, rows)
     result = Table(
-        f"Upserts (8 of 10), new rows and deletes (1 of 10 each), at random keys of {rows:,} rows in {FILES} files",
+        f"Updates (85 of 100), new rows (10) and deletes (5) at random keys of {rows:,} rows",
         ("", "changes", "s", "changes/s", "CPU s", "peak MiB", "speed"),
     )
     for share in SHARES:
+        number = max(20, rows // share)
         changes = base / f"changes-{share}"
-        number = _write_changes(changes, rows, rows // share)
+        repeats = REPEATS if share == SHARES[-1] else 1
+        write_changes(changes, rows, [number] * (1 + repeats))
         turns: dict[str, list[Usage]] = defaultdict(list)
         for _ in range(setting.sizes.turns):
             contents = {}
-            for name in (OURS, PEER):
+            for name in (WARM, COLD, PEER):
                 used, contents[name] = _turn(setting, base, changes, name)
                 turns[name].append(used)
-            if contents[OURS] != contents[PEER]:
+            if len({*contents.values()}) != 1:
                 raise FailedError(f"the tables differ: (rows, sum of changes) {contents}")
         found_of = {name: medians(used) for name, used in turns.items()}
         for name, used in found_of.items():
-            speed = f"{found_of[OURS].wall_s / used.wall_s:.2f}"
-            figures = (f"{used.wall_s:.2f}", thousands(number / used.wall_s), f"{used.cpu_s:.2f}")
+            seconds = f"{used.wall_s:.4f}" if used.wall_s < 0.1 else f"{used.wall_s:.2f}"
+            figures = (seconds, thousands(number / used.wall_s), f"{used.cpu_s:.3f}")
+            speed = f"{found_of[PEER].wall_s / used.wall_s:.1f}"
             result.add(name, f"{number:,}", *figures, f"{used.peak_mib:.0f}", speed)
     return [result]
 
 
 def _turn(setting: Setting, base: Path, changes: Path, name: str) -> tuple[Usage, tuple[int, int]]:
-    """One contestant on a copy of the table; what it took, and a summary of what the table then holds."""
+    """One contestant on a copy of the table; what one commit took, and a summary of what the table then holds."""
     import deltalake
 
     folder = setting.folder("upsert")
     target = folder / "lake"
     # Files of a Delta table are never changed, so links are a copy.
-    shutil.copytree(base / ("lake" if name == OURS else "peer"), target, copy_function=os.link)
-    if name == OURS:
+    shutil.copytree(base / ("peer" if name == PEER else "lake"), target, copy_function=os.link)
+    if name == PEER:
+        command = [sys.executable, "-m", "bench.peers", "merge", target, *sorted(changes.glob("*-merge.arrow"))]
+        table = target
+    else:
         command = [sys.executable, "-m", "bench.upsert", target, changes]
         table = target / NAME.folder
-    else:
-        command = [sys.executable, "-m", "bench.peers", "merge", target, changes / "merge.arrow"]
-        table = target
     process = Process([str(part) for part in command], folder)
     used = process.wait()
-    used = replace(used, **json.loads(process.output.read_text()))
+    # Of each commit in turn: what is cold is so in the first one alone.
+    commits = [json.loads(line) for line in process.output.read_text().splitlines()]
+    counted = commits[:1] if name == COLD else commits[1:]
+    wall_s, cpu_s = (statistics.median(commit[what] for commit in counted) for what in ("wall_s", "cpu_s"))
     found: Any = pa.table(deltalake.DeltaTable(str(table)).scan(columns=["change_no"])).column("change_no")
-    return used, (len(found), pc.sum(found).as_py())
+    return Usage(wall_s, cpu_s, used.peak_mib), (len(found), pc.sum(found).as_py())
 
 
-def _make(base: Path, rows: int) -> None:
-    """The table twice: by lakesync and by deltalake, in as many files of the same rows."""
+def make(lake: Path, rows: int) -> None:
+    """A table of so many rows."""
+    table = LakeTable(lake, NAME, PIPELINE)
+    parts = (arrow(range(first, min(first + FILE_ROWS, rows))) for first in range(0, rows, FILE_ROWS))
+    files = [table.write_file(part.to_batches(), SCHEMA, ts_ms=1000, seq=1) for part in parts]
+    table.bootstrap(files, SCHEMA, Layout(), applied(1), None, Counts(0, 0, 0))
+
+
+def _copy_to_peer(base: Path, rows: int) -> None:
+    """The same rows in as many files, by deltalake."""
     import deltalake
 
-    lake = LakeTable(base / "lake", NAME, PIPELINE)
-    size = -(-rows // FILES)
-    files = []
-    for first in range(0, rows, size):
-        part = arrow(range(first, min(first + size, rows)))
-        file = lake.write_file(part.to_batches(), SCHEMA, ts_ms=1000, seq=1)
-        files.append(file)
-        stamped = _stamped(part, 1)
-        deltalake.write_deltalake(base / "peer", stamped, mode="append")
-    lake.bootstrap(files, SCHEMA, Layout(), _applied(1), None, Counts(0, 0, 0))
+    for first in range(0, rows, FILE_ROWS):
+        part = stamped(arrow(range(first, min(first + FILE_ROWS, rows))), 1)
+        deltalake.write_deltalake(base / "peer", part, mode="append")
 
 
-def _stamped(rows: pa.Table, epoch: int) -> pa.Table:
+def stamped(rows: pa.Table, epoch: int) -> pa.Table:
+    """As the lake has them."""
     stamps = [pa.repeat(pa.scalar(stamp, pa.int64()), rows.num_rows) for stamp in (epoch * 1000, epoch)]
     return pa.table([*rows.columns, *stamps], schema=lake_columns(SCHEMA, Layout()))
 
 
-def _write_changes(folder: Path, rows: int, number: int) -> int:
-    """`upserts.arrow`, `deletes.arrow` and, all in one, `merge.arrow`; how many changes."""
+def write_changes(folder: Path, rows: int, sizes: Sequence[int]) -> None:
+    """For each of these numbers of changes, one commit after the other: `upserts.arrow`, `deletes.arrow` and, all in one, `merge.arrow`."""
     folder.mkdir()
-    tenth = number // 10
-    old = random.Random(SEED).sample(range(rows), 9 * tenth)
-    new = list(range(rows, rows + tenth))
-    upserts = _stamped(arrow(old[tenth:] + new, change_no=1), 2)
-    deletes = pa.table([pa.array(old[:tenth], pa.int64())], schema=key_columns(SCHEMA))
-    nulls = [pa.nulls(tenth, f.type) for f in upserts.schema if f.name != "id"]
-    gone = pa.table([deletes.column("id"), *nulls], schema=upserts.schema)
-    both = pa.concat_tables([upserts, gone])
-    both = both.append_column("op", pa.array(["u"] * upserts.num_rows + ["d"] * tenth, pa.string()))
-    for name, table in (("upserts", upserts), ("deletes", deletes), ("merge", both)):
-        with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-    return upserts.num_rows + tenth
+    dice = random.Random(SEED)
+    gone: set[int] = set()
+    for commit, number in enumerate(sizes):
+        old = [key for key in dice.sample(range(rows), number) if key not in gone][: number * 90 // 100]
+        deleted = old[: number * 5 // 100]
+        gone.update(deleted)
+        new = list(range(rows, rows + number // 10))
+        rows += len(new)
+        upserts = stamped(arrow(old[len(deleted) :] + new, change_no=commit + 1), commit + 2)
+        deletes = pa.table([pa.array(deleted, pa.int64())], schema=key_columns(SCHEMA))
+        nulls = [pa.nulls(len(deleted), f.type) for f in upserts.schema if f.name != "id"]
+        both = pa.concat_tables([upserts, pa.table([deletes.column("id"), *nulls], schema=upserts.schema)])
+        both = both.append_column("op", pa.array(["u"] * upserts.num_rows + ["d"] * len(deleted), pa.string()))
+        for name, table in (("upserts", upserts), ("deletes", deletes), ("merge", both)):
+            path = folder / f"{commit:03}-{name}.arrow"
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
 
 
-def _applied(epoch: int) -> Applied:
+def applied(epoch: int) -> Applied:
+    """What a table has that is at this epoch."""
     position = Position(GtidSet.parse(f"{UUID}:1-{epoch}"), UUID, BinlogEnd("binlog.000001", epoch))
     return Applied("bench", EpochId(epoch, f"{epoch:064x}"), position, epoch * 1000, epoch * 1_000_000, epoch)
 
 
-def upsert(root: Path, changes: Path) -> None:
-    """What is measured: load the table, upsert, commit; prints what it took."""
-    tables = []
-    for name in ("upserts", "deletes"):
-        with pa.OSFile(str(changes / f"{name}.arrow"), "rb") as file:
-            tables.append(pa.ipc.open_file(file).read_all())
-    number = sum(table.num_rows for table in tables)
-    counts = FoldCounts(Counts(0, number, 0), effective=number)
+def folded(upserts: pa.Table, deletes: pa.Table) -> Folded:
+    """The changes of a merge."""
+    number = upserts.num_rows + deletes.num_rows
+    return Folded(upserts, deletes, FoldCounts(Counts(0, number, 0), effective=number))
+
+
+def main(root: str, changes: str) -> None:
+    """What is measured: load the table, upsert, commit, once for each file of changes; prints what each took."""
+    files = [sorted(Path(changes).glob(f"*-{name}.arrow")) for name in ("upserts", "deletes")]
     pa.array([0])  # the first one imports pandas, where that is installed: once a process, and no part of an upsert
-    with measured():
-        lake = LakeTable(root, NAME, PIPELINE)
-        snapshot = lake.load()
-        assert snapshot is not None
-        lake.upsert(snapshot, Folded(tables[0], tables[1], counts), _applied(2), MergeCounts(counts, 2))
+    snapshot = None
+    for number, paths in enumerate(zip(*files, strict=True), start=2):
+        tables = [_read(path) for path in paths]
+        began = time.monotonic(), time.process_time()
+        if snapshot is None:
+            lake = LakeTable(Path(root), NAME, PIPELINE, index=Path(root).parent / "index")
+            snapshot = lake.load()
+            assert snapshot is not None
+        change = folded(*tables)
+        snapshot = lake.upsert(snapshot, change, applied(number), MergeCounts(change.counts, number))
+        print(json.dumps({"wall_s": time.monotonic() - began[0], "cpu_s": time.process_time() - began[1]}))
+
+
+def _read(path: Path) -> pa.Table:
+    with pa.OSFile(str(path), "rb") as file:
+        return pa.ipc.open_file(file).read_all()
 
 
 if __name__ == "__main__":
-    upsert(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*sys.argv[1:])

@@ -173,18 +173,18 @@ def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
     return pa.record_batch(arrays, schema=SCHEMA.arrow)
 
 
-def merge(folder: str, changes: str) -> None:
-    """deltalake's MERGE of upserts and deletes (`op` is 'd') from an Arrow file; prints what it took."""
+def merge(folder: str, *files: str) -> None:
+    """deltalake's MERGE of upserts and deletes (`op` is 'd') from Arrow files, one after the other; prints what each took."""
     import deltalake
 
-    with pa.OSFile(changes, "rb") as file:
-        source = pa.ipc.open_file(file).read_all()
-    columns = [name for name in source.column_names if name != "op"]
-    with measured():
-        merger = deltalake.DeltaTable(folder).merge(source, "t.id = s.id", "s", "t").when_matched_delete("s.op = 'd'")
-        every = {name: f"s.{name}" for name in columns}
-        merger = merger.when_matched_update(every, "s.op = 'u'").when_not_matched_insert(every, "s.op = 'u'")
-        merger.execute()
+    for changes in files:
+        with pa.OSFile(changes, "rb") as file:
+            source = pa.ipc.open_file(file).read_all()
+        every = {name: f"s.{name}" for name in source.column_names if name != "op"}
+        with measured():
+            merger = deltalake.DeltaTable(folder).merge(source, "t.id = s.id", "s", "t")
+            merger = merger.when_matched_delete("s.op = 'd'").when_matched_update(every, "s.op = 'u'")
+            merger.when_not_matched_insert(every, "s.op = 'u'").execute()
 
 
 PROGRAMS: dict[str, Callable[..., None]] = {p.__name__: p for p in (snapshot, replication, recorded, follow, merge)}
