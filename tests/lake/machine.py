@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 import shutil
 import tempfile
@@ -14,17 +15,25 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cdc import unfit
 from cdc.errors import LakeConflictError, LakeError, LakeUnknownError
-from cdc.lake import Layout, MergeCounts
-from cdc.lake.columns import lake_columns
-from tests.integration.lake_rows import applied, read_deltalake, read_polars, table_of
+from cdc.lake import Layout, partition
+from cdc.lake.columns import has_unfit, lake_columns
+from tests.integration.lake_rows import Row, read_deltalake, read_polars, table_of
 from tests.lake.readers import ClickHouse
-from tests.lake.subject import KINDS, SHARDS, Crash, Subject, at_point, frozen
+from tests.lake.subject import KINDS, SHARDS, Crash, Held, Step, Subject, Version, at_point, frozen
 
 NUMBERS = st.integers(0, 39)
 VALUES = st.integers(0, 200)
-CHANGES = st.dictionaries(NUMBERS, st.none() | VALUES, max_size=12)
+CHANGES = st.lists(st.tuples(NUMBERS, st.none() | VALUES), max_size=12)
 """None: the key is deleted."""
+LAYOUTS = tuple(
+    Layout(mode, partition_by, change_feed)
+    for mode in ("upsert", "soft-delete", "history")
+    for partition_by in ((), ("region",), ("month(at)",), ("region", "year(at)"))
+    for change_feed in (False, True)
+)
+Changes = list[Step]
 
 MERGE_POINTS = (
     "lake.after-data-files",
@@ -51,15 +60,11 @@ DONE: Counter[str] = Counter()
 CLICKHOUSE: list[ClickHouse] = []
 
 
-def split(changes: dict[int, int | None]) -> tuple[dict[int, int], set[int]]:
-    """Upserts and deletes."""
-    return {n: v for n, v in changes.items() if v is not None}, {n for n, v in changes.items() if v is None}
-
-
 class LakeMachine(RuleBasedStateMachine):
     """One table's life. `make` and `Subject` do the work; here is only what can happen, and in what order is hypothesis's choice."""
 
-    kinds = tuple(KINDS)
+    kinds = tuple(sorted(KINDS))
+    layouts = LAYOUTS
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +72,7 @@ class LakeMachine(RuleBasedStateMachine):
             tempfile.mkdtemp(prefix="lakesync-model-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
         )
         self.subject: Subject
-        self.versions: dict[int, dict[int, int]] = {}
+        self.versions: dict[int, Held] = {}
         """What was in versions that must still be readable."""
         self.steps = 0
 
@@ -81,22 +86,24 @@ class LakeMachine(RuleBasedStateMachine):
         shutil.rmtree(self.root, ignore_errors=True)
 
     @initialize(
-        kind=st.sampled_from(sorted(KINDS)),
         start=st.dictionaries(NUMBERS, VALUES, max_size=30),
         files=st.integers(1, 4),
         file_size=st.sampled_from([2500, 4000, 100_000]),
         data=st.data(),
     )
-    def begin(self, kind: str, start: dict[int, int], files: int, file_size: int, data: st.DataObject) -> None:
-        self.subject = Subject(self.root, KINDS[kind], file_size=file_size)
+    def begin(self, start: dict[int, int], files: int, file_size: int, data: st.DataObject) -> None:
+        kind, layout = data.draw(st.sampled_from(self.kinds)), data.draw(st.sampled_from(self.layouts))
+        self.subject = Subject(self.root, KINDS[kind], layout, file_size=file_size)
         self.subject.bootstrap(start, files)
+        DONE[f"tables of mode {layout.mode}"] += 1
+        DONE["tables with partitions"] += bool(layout.partition_by)
         self._remember()
 
     # -- what lakesync does --------------------------------------------------------------------------------------------
 
     @rule(changes=CHANGES)
-    def merge(self, changes: dict[int, int | None]) -> None:
-        self.subject.merge(*split(changes))
+    def merge(self, changes: Changes) -> None:
+        self.subject.apply(changes)
         DONE["merged"] += 1
 
     @rule(old=NUMBERS, new=NUMBERS, value=VALUES)
@@ -107,8 +114,8 @@ class LakeMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.subject.kind.name == "composite")
     @rule(shard=st.sampled_from(SHARDS), changes=CHANGES)
-    def truncate_a_shard(self, shard: str, changes: dict[int, int | None]) -> None:
-        self.subject.merge(*split(changes), shard)
+    def truncate_a_shard(self, shard: str, changes: Changes) -> None:
+        self.subject.apply(changes, shard)
         DONE["truncated a shard"] += 1
 
     @rule(start=st.dictionaries(NUMBERS, VALUES, max_size=20), files=st.integers(1, 3))
@@ -153,15 +160,13 @@ class LakeMachine(RuleBasedStateMachine):
         nth=st.integers(1, 2),
         index=st.sampled_from(["kept", "lost"]),
     )
-    def crash_in_a_merge(self, changes: dict[int, int | None], point: str, nth: int, index: str) -> None:
-        upserts, deletes = split(changes)
-
+    def crash_in_a_merge(self, changes: Changes, point: str, nth: int, index: str) -> None:
         def act() -> None:
-            self.subject.merge(upserts, deletes)
+            self.subject.apply(changes)
             if point in INDEX_POINTS:
                 self.subject.save_index()
 
-        self._crash(act, point, nth, index, self.subject.after(upserts, deletes))
+        self._crash(act, point, nth, index, self.subject.after(changes))
 
     @rule(
         point=st.sampled_from(UPKEEP_POINTS + INDEX_POINTS),
@@ -175,12 +180,12 @@ class LakeMachine(RuleBasedStateMachine):
             self.clean()
             self.subject.save_index()
 
-        self._crash(act, point, nth, index, dict(self.subject.expected))
+        self._crash(act, point, nth, index, self.subject.held)
 
-    def _crash(self, act: Callable[[], None], point: str, nth: int, index: str, after: dict[int, int]) -> None:
+    def _crash(self, act: Callable[[], None], point: str, nth: int, index: str, after: Held) -> None:
         """Like a kill: what is on disk at the point is all that is left, and the same is done again."""
         subject, left = self.subject, self.root.with_name(self.root.name + ".left")
-        before, epoch = dict(subject.expected), subject.epoch
+        before, epoch = subject.held, subject.epoch
 
         def die() -> None:
             frozen(self.root, left)
@@ -191,7 +196,7 @@ class LakeMachine(RuleBasedStateMachine):
                 act()
         except Crash:
             DONE[f"crashed at {point}"] += 1
-            subject.expected = before
+            subject.held = before
             subject.close(save=False)
             shutil.rmtree(self.root)
             left.rename(self.root)
@@ -201,15 +206,15 @@ class LakeMachine(RuleBasedStateMachine):
             assert subject.snapshot.applied is not None
             committed = subject.snapshot.applied.epoch.number > epoch
             subject.epoch = subject.snapshot.applied.epoch.number
-            subject.expected = after if committed else before
+            subject.held = after if committed else before
             subject.check(f"after a crash at {point}")
             if not committed:
                 act()
 
     @rule(changes=CHANGES, stored=st.booleans())
-    def lose_the_answer(self, changes: dict[int, int | None], stored: bool) -> None:
+    def lose_the_answer(self, changes: Changes, stored: bool) -> None:
         """The commit fails, before or after it is visible; the merger looks, and does it again if it has to."""
-        subject, (upserts, deletes) = self.subject, split(changes)
+        subject = self.subject
         point = "lake.after-commit" if stored else "lake.before-commit"
 
         def fail() -> None:
@@ -217,32 +222,33 @@ class LakeMachine(RuleBasedStateMachine):
 
         epoch, before = subject.epoch, subject.snapshot
         with at_point(point, 1, fail), pytest.raises(LakeError) as found:
-            subject.merge(upserts, deletes)
+            subject.apply(changes)
         assert isinstance(found.value, LakeUnknownError) == stored
         subject.epoch = epoch
         subject.snapshot = subject.lake.refresh(before)
         assert (subject.snapshot.version > before.version) == stored
         if stored:
-            subject.epoch, subject.expected = epoch + 1, subject.after(upserts, deletes)
+            subject.held, subject.epoch = subject.after(changes), epoch + 1
         else:
-            subject.merge(upserts, deletes)
+            subject.apply(changes)
         DONE["lost an answer"] += 1
 
     @rule(theirs=CHANGES, ours=CHANGES)
-    def another_writer(self, theirs: dict[int, int | None], ours: dict[int, int | None]) -> None:
+    def another_writer(self, theirs: Changes, ours: Changes) -> None:
         """A merger that does not know of us commits first; ours loses, looks again, and goes on from there."""
         subject = self.subject
         stale, own = subject.snapshot, subject.lake
         subject.lake = subject.opened(indexed=False)
         subject.snapshot = subject.lake.load()
-        subject.merge(*split(theirs))
+        subject.apply(theirs)
         subject.lake.close()
         subject.lake, subject.snapshot = own, stale
-        change = subject.folded(*split(ours))
+        subject.epoch += 1
         with pytest.raises(LakeConflictError):
-            own.upsert(stale, change, applied(subject.epoch + 1), MergeCounts(change.counts, subject.epoch + 1))
+            subject.commit(stale, ours)
+        subject.epoch -= 1
         subject.snapshot = own.refresh(stale)
-        subject.merge(*split(ours))
+        subject.apply(ours)
         DONE["lost to another writer"] += 1
 
     @rule(harm=st.sampled_from(["gone", "cut", "flipped", "older", "empty"]), chance=st.randoms(use_true_random=False))
@@ -278,22 +284,30 @@ class LakeMachine(RuleBasedStateMachine):
 
     @rule(new=st.dictionaries(NUMBERS, VALUES, max_size=5))
     def they_append(self, new: dict[int, int]) -> None:
-        subject = self.subject
-        rows = {n: v for n, v in new.items() if n not in subject.expected}
-        columns = lake_columns(subject.schema, Layout())
-        table = table_of([(*subject.kind.row(*item), 5, 5) for item in rows.items()], columns)
+        subject, layout = self.subject, self.subject.layout
+        taken = subject.expected if layout.mode == "history" else subject.held.versions
+        rows = {n: v for n, v in new.items() if n not in taken}
+        plain = Layout(layout.mode)
+        columns = lake_columns(subject.schema, plain)
+        modes: dict[str, Row] = {"soft-delete": (None,), "history": (_long_ago(), None, True)}
+        own = modes.get(layout.mode, ())
+        table = table_of([(*subject.kind.row(*item), 5, 5, *own) for item in rows.items()], columns)
+        table = partition.prepared(table, layout.partition_by, subject.schema.key)
+        if unfit.is_last(table.schema) and not has_unfit(subject.snapshot.metadata):
+            return  # they do not know of that column
         deltalake.write_deltalake(str(subject.folder), table, mode="append")
-        self._theirs(subject.expected | rows, "appended")
+        added = Held(layout.mode, {n: (*subject.held.versions.get(n, ()), Version(v, 5)) for n, v in rows.items()})
+        self._theirs(Held(layout.mode, {**subject.held.versions, **added.versions}), "appended")
 
     @rule(value=VALUES)
     def they_delete(self, value: int) -> None:
         deltalake.DeltaTable(str(self.subject.folder)).delete(f"v >= {value}")
-        self._theirs({n: v for n, v in self.subject.expected.items() if v < value}, "deleted")
+        self._theirs(self.subject.held.without(lambda version: version.value >= value), "deleted")
 
     @rule()
     def they_optimize(self) -> None:
         deltalake.DeltaTable(str(self.subject.folder)).optimize.compact()
-        self._theirs(dict(self.subject.expected), "optimized")
+        self._theirs(self.subject.held, "optimized")
 
     @rule()
     def they_vacuum(self) -> None:
@@ -301,22 +315,22 @@ class LakeMachine(RuleBasedStateMachine):
         table = deltalake.DeltaTable(str(self.subject.folder))
         table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
         self.versions.clear()
-        self._theirs(dict(self.subject.expected), "vacuumed")
+        self._theirs(self.subject.held, "vacuumed")
 
     @rule()
     def they_checkpoint(self) -> None:
         deltalake.DeltaTable(str(self.subject.folder)).create_checkpoint()
-        self._theirs(dict(self.subject.expected), "checkpointed")
+        self._theirs(self.subject.held, "checkpointed")
 
-    def _theirs(self, expected: dict[int, int], what: str) -> None:
-        self.subject.expected = expected
+    def _theirs(self, held: Held, what: str) -> None:
+        self.subject.held = held
         self.subject.snapshot = self.subject.lake.refresh(self.subject.snapshot)
         DONE[f"they {what}"] += 1
 
     # -- after each of them --------------------------------------------------------------------------------------------
 
     def _remember(self) -> None:
-        self.versions[self.subject.snapshot.version] = dict(self.subject.expected)
+        self.versions[self.subject.snapshot.version] = self.subject.held
 
     @invariant()
     def the_table_is_the_dictionary(self) -> None:
@@ -333,3 +347,7 @@ class LakeMachine(RuleBasedStateMachine):
         if self.steps % 9 == 0:
             self.subject.check_by(read_polars)
             self.subject.check_index()
+
+
+def _long_ago() -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(5, datetime.UTC)

@@ -11,19 +11,22 @@ import decimal
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from cdc import faults
+from cdc.config import Mode
 from cdc.epoch import Counts
-from cdc.lake import FoldCounts, Folded, LakeTable, MergeCounts, Snapshot
+from cdc.lake import FoldCounts, Folded, LakeTable, MergeCounts, Snapshot, history, softdelete
 from cdc.lake.columns import key_columns, lake_columns
 from cdc.lake.layout import Layout
+from cdc.lake.steps import END, PUT, TRUNCATION, Steps
 from cdc.schema import Column, TableSchema
 from tests.integration.lake_rows import TABLE, Row, applied, table_of
 
@@ -87,6 +90,62 @@ KINDS: Mapping[str, Kind] = {
         ),
     )
 }
+
+
+class Version(NamedTuple):
+    """A value that a key had, from the change of one epoch to that of another; None: it has it still."""
+
+    value: int
+    since: int
+    until: int | None = None
+
+
+Step = tuple[int, int | None]
+"""A change: a key's number, and its value from then on; None: it is deleted."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What must be in a table, by its mode: of each key the values that it keeps, the oldest first."""
+
+    mode: Mode
+    versions: Mapping[int, tuple[Version, ...]]
+
+    @classmethod
+    def of(cls, mode: Mode, values: Values, epoch: int = 1) -> Held:
+        """A table that holds these values and was never changed."""
+        return cls(mode, {number: (Version(value, epoch),) for number, value in values.items()})
+
+    @property
+    def live(self) -> dict[int, int]:
+        """What the source has."""
+        return {n: versions[-1].value for n, versions in self.versions.items() if versions[-1].until is None}
+
+    def after(self, steps: Sequence[Step], epoch: int) -> Held:
+        """What must be there after these changes, one after the other."""
+        found = dict(self.versions)
+        for number, value in steps:
+            versions = found.pop(number, ())
+            if versions and versions[-1].until is None and (value is None or self.mode == "history"):
+                versions = (*versions[:-1], versions[-1]._replace(until=epoch))
+            if value is not None:
+                versions = (*versions, Version(value, epoch))
+            if self.mode != "history":
+                versions = versions[-1:]
+            if self.mode == "upsert" and versions and versions[-1].until is not None:
+                versions = ()
+            if versions:
+                found[number] = versions
+        return Held(self.mode, found)
+
+    def without(self, gone: Callable[[Version], bool]) -> Held:
+        """What is left when someone deletes rows."""
+        left = {n: tuple(v for v in versions if not gone(v)) for n, versions in self.versions.items()}
+        return Held(self.mode, {n: versions for n, versions in left.items() if versions})
+
+    def rows(self) -> Iterator[tuple[int, Version]]:
+        """Every row that the table has."""
+        return ((number, version) for number, versions in self.versions.items() for version in versions)
 
 
 class Clock:
@@ -155,7 +214,7 @@ class Subject:
         self.schema = kind.schema
         self.clock = clock or Clock()
         self.file_size, self.indexed, self.index_memory = file_size, indexed, index_memory
-        self.expected: dict[int, int] = {}
+        self.held = Held(self.layout.mode, {})
         self.epoch = 0
         self.lake = self.opened()
         self._snapshot: Snapshot | None = None
@@ -212,53 +271,105 @@ class Subject:
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
+    @property
+    def expected(self) -> dict[int, int]:
+        """What the source has."""
+        return self.held.live
+
+    @expected.setter
+    def expected(self, values: Values) -> None:
+        self.held = Held.of(self.layout.mode, values)
+
     def bootstrap(self, values: Values, files: int = 3) -> None:
         """The table anew, with these rows."""
         self.epoch += 1
+        on = self.lake.load()
+        if self.layout.mode != "upsert" or self.layout.partition_by:
+            self.snapshot = self.lake.create(self.schema, self.layout, applied(self.epoch), Counts(), on)
+            self.held = Held(self.layout.mode, {})
+            self.merge(values)
+            return
         rows = [self.kind.row(*item) for item in values.items()]
         size = max(1, -(-len(rows) // files))
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
         written = [
             self.lake.write_file(
-                table_of(part, self.schema.arrow).to_batches(),
+                table_of(rows[i : i + size], self.schema.arrow).to_batches(),
                 self.schema,
                 ts_ms=self.epoch * 1000,
                 seq=self.epoch * 10,
+                layout=self.layout,
             )
-            for part in parts
+            for i in range(0, len(rows), size)
         ]
-        on = self.lake.load()
-        self.snapshot = self.lake.bootstrap(written, self.schema, Layout(), applied(self.epoch), on, Counts())
-        self.expected = dict(values)
+        self.snapshot = self.lake.bootstrap(written, self.schema, self.layout, applied(self.epoch), on, Counts())
+        self.held = Held.of("upsert", values, self.epoch)
 
     def folded(self, upserts: Values, deletes: Collection[int] = (), truncated: str | None = None) -> Folded:
         """Changes as a fold gives them."""
         epoch = self.epoch
         stamp = (epoch * 1000, epoch * 10)
         counts = FoldCounts(Counts(len(upserts), 0, len(deletes)), effective=len(upserts) + len(deletes))
+        columns = lake_columns(self.schema, Layout())
         return Folded(
-            table_of(
-                [(*self.kind.row(*item), *stamp) for item in upserts.items()], lake_columns(self.schema, Layout())
-            ),
+            table_of([(*self.kind.row(*item), *stamp) for item in upserts.items()], columns),
             table_of([self.kind.key(number) for number in deletes], key_columns(self.schema)),
             counts,
             pa.array([truncated]) if truncated is not None else None,
         )
 
-    def after(self, upserts: Values, deletes: Collection[int] = (), truncated: str | None = None) -> dict[int, int]:
-        """What must be in the table after these changes."""
-        stays = {n: v for n, v in self.expected.items() if truncated is None or self.kind.shard(n) != truncated}
-        return {n: v for n, v in (stays | dict(upserts)).items() if n not in deletes}
+    def steps(self, changes: Sequence[Step], truncated: str | None = None) -> Steps:
+        """The same for modes that fold nothing."""
+        columns = lake_columns(self.schema, Layout())
+        nothing = [None] * len(self.schema.columns)
+        rows: list[Row] = []
+        kinds: list[int] = []
+        if truncated is not None:
+            row = [*nothing]
+            row[self.schema.names.index(self.schema.key[0])] = truncated  # type: ignore[call-overload]
+            rows, kinds = [tuple(row)], [TRUNCATION]
+        for number, value in changes:
+            known = dict(zip(self.schema.key, self.kind.key(number), strict=True))
+            ended = tuple(known.get(name) for name in self.schema.names)
+            rows.append(ended if value is None else self.kind.row(number, value))
+            kinds.append(END if value is None else PUT)
+        numbers = list(dict.fromkeys(number for number, _ in changes))
+        of_key = [-1] * (truncated is not None) + [numbers.index(number) for number, _ in changes]
+        stamped = [(*row, self.epoch * 1000, self.epoch * 1000 + i) for i, row in enumerate(rows)]
+        keys = table_of([self.kind.key(number) for number in numbers], key_columns(self.schema))
+        puts = sum(kind == PUT for kind in kinds)
+        effective = len(changes) if self.layout.mode == "history" else len(numbers)
+        counts = FoldCounts(
+            Counts(puts, 0, len(changes) - puts), superseded=len(changes) - effective, effective=effective
+        )
+        return Steps(table_of(stamped, columns), np.array(kinds, np.int8), keys, np.array(of_key, np.int64), counts)
+
+    def after(self, changes: Sequence[Step], truncated: str | None = None) -> Held:
+        """What must be in the table after the next epoch, if it brings these changes."""
+        first = [(n, None) for n in self.expected if truncated is not None and self.kind.shard(n) == truncated]
+        return self.held.after([*first, *changes], self.epoch + 1)
 
     def merge(self, upserts: Values, deletes: Collection[int] = (), truncated: str | None = None) -> None:
+        """One epoch's changes, one a key. Raises as `LakeTable.upsert`."""
+        self.apply([*((number, None) for number in deletes), *upserts.items()], truncated)
+
+    def apply(self, changes: Sequence[Step], truncated: str | None = None) -> None:
         """One epoch's changes. Raises as `LakeTable.upsert`."""
+        wanted = self.after(changes, truncated)
         self.epoch += 1
-        change = self.folded(upserts, deletes, truncated)
-        before = self.snapshot
-        self.snapshot = self.lake.upsert(before, change, applied(self.epoch), MergeCounts(change.counts, self.epoch))
-        wanted = self.after(upserts, deletes, truncated)
-        self.expected = wanted
-        assert self.snapshot.counts["live_after"] == len(wanted)
+        self.snapshot = self.commit(self.snapshot, changes, truncated)
+        self.held = wanted
+        assert self.snapshot.counts["live_after"] == sum(1 for _ in wanted.rows())
+
+    def commit(self, on: Snapshot, changes: Sequence[Step], truncated: str | None = None) -> Snapshot:
+        """These changes as the present epoch, on this version."""
+        to = applied(self.epoch)
+        if self.layout.mode == "upsert":
+            last = dict(changes)
+            upserts = {n: v for n, v in last.items() if v is not None}
+            folded = self.folded(upserts, [n for n, v in last.items() if v is None], truncated)
+            return self.lake.upsert(on, folded, to, MergeCounts(folded.counts, self.epoch))
+        steps = self.steps(changes, truncated)
+        return self.lake.keep(on, steps, to, MergeCounts(steps.counts, self.epoch))
 
     def maintain(self) -> None:
         """What the merger does between commits."""
@@ -285,25 +396,45 @@ class Subject:
             at = zip(places.file.tolist(), places.row.tolist(), strict=True)
             found.append([(places.paths[file], row) if file >= 0 else None for file, row in at])
         assert found[0] == found[1], why
-        assert [place is not None for place in found[0]] == [number in self.expected for number in range(NUMBERS)], why
+        there = self.held.versions if self.layout.mode == "soft-delete" else self.expected
+        assert [place is not None for place in found[0]] == [number in there for number in range(NUMBERS)], why
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
-    def wanted(self, values: Values | None = None) -> list[str]:
+    @property
+    def columns(self) -> pa.Schema:
+        """What is compared: the source's columns, and those of the mode."""
+        own = {"soft-delete": softdelete.FIELDS, "history": history.FIELDS}.get(self.layout.mode, ())
+        return pa.schema([*self.schema.arrow, *own])
+
+    def row(self, number: int, version: Version) -> Row:
+        """What a reader sees."""
+        row = list(self.kind.row(number, version.value))
+        at = self.schema.names.index("region")
+        if "region" in self.layout.partition_by:
+            row[at] = row[at] or None  # Delta has no empty values of partitions
+        since, until = _time(version.since), None if version.until is None else _time(version.until)
+        match self.layout.mode:
+            case "soft-delete":
+                row.append(until)
+            case "history":
+                row += [since, until, until is None]
+        return tuple(row)
+
+    def wanted(self, held: Held | None = None) -> list[str]:
         """The rows that must be there, as `seen` gives them."""
-        rows = self.expected if values is None else values
-        return sorted(repr(self.kind.row(*item)) for item in rows.items())
+        rows = (self.held if held is None else held).rows()
+        return self.seen(table_of([self.row(*item) for item in rows], self.columns))
 
     def seen(self, rows: pa.Table) -> list[str]:
-        """Rows of any reader, by `repr` of the source's columns."""
-        names = self.schema.names
-        found = rows.select(names).cast(self.schema.arrow)
+        """Rows of any reader, by `repr`."""
+        found = rows.select(self.columns.names).cast(self.columns)
         return sorted(repr(tuple(row.values())) for row in found.to_pylist())
 
     def read(self) -> list[str]:
         """By ourselves, on the snapshot at hand."""
-        batches = list(self.lake.scan(self.snapshot, self.schema.names))
-        return self.seen(pa.Table.from_batches(batches, self.schema.arrow))
+        batches = list(self.lake.scan(self.snapshot, self.columns.names))
+        return self.seen(pa.Table.from_batches(batches, self.columns))
 
     def check(self, why: str = "") -> None:
         """What we read is what must be there, and so is what a new process reads."""
@@ -313,10 +444,14 @@ class Subject:
         loaded = other.load()
         assert loaded is not None
         assert loaded.version == self.snapshot.version, why
-        batches = list(other.scan(loaded, self.schema.names))
-        assert self.seen(pa.Table.from_batches(batches, self.schema.arrow)) == wanted, why
+        batches = list(other.scan(loaded, self.columns.names))
+        assert self.seen(pa.Table.from_batches(batches, self.columns)) == wanted, why
         assert loaded.rows == len(wanted), why
 
-    def check_by(self, reader: Any, version: int | None = None, values: Values | None = None) -> None:
+    def check_by(self, reader: Any, version: int | None = None, held: Held | None = None) -> None:
         """The same by a reader of others."""
-        assert self.seen(reader(self.folder, version)) == self.wanted(values), reader.__name__
+        assert self.seen(reader(self.folder, version)) == self.wanted(held), reader.__name__
+
+
+def _time(epoch: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(epoch, datetime.UTC)

@@ -1,4 +1,5 @@
-"""Whatever happens to a lake table, it equals a dictionary. `LAKE_EXAMPLES=1000` for a longer run (`make test-lake`)."""
+"""Whatever happens to a lake table, it equals a dictionary. `LAKE_EXAMPLES=1000` for a longer run (`make test-lake`), `LAKE_SHRINK=1` for a
+short story of what it found."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.lake.machine import CLICKHOUSE, DONE, LakeMachine
@@ -19,6 +20,8 @@ SETTINGS = settings(
     stateful_step_count=STEPS,
     deadline=None,
     suppress_health_check=list(HealthCheck),
+    # What was found is made shorter for up to five minutes: only on demand.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if os.environ.get("LAKE_SHRINK") else [])],
     print_blob=True,
 )
 
