@@ -27,6 +27,7 @@ from cdc.epoch import Counts
 from cdc.errors import ConfigError, NotFollowingError
 from cdc.lake import LakeTable, Snapshot, applied_everywhere
 from cdc.lake.parquet import opened
+from cdc.lake.vectors import Vectors
 from cdc.log.base import Log
 from cdc.names import TableName
 from cdc.trace.project import project
@@ -207,7 +208,8 @@ def _table(
     trace: _Trace, name: TableName, commits: Sequence[dict[str, Any]], snapshot: Snapshot, newest: str
 ) -> TableLedger:
     table = name.id
-    start = max(i for i, c in enumerate(commits) if c["node"] == "snapshot")
+    # Where the commit that began it was cleaned away before the trace had it, the oldest one is: it says what it found.
+    start = max((i for i, c in enumerate(commits) if c["node"] == "snapshot"), default=0)
     base, merges = commits[start], commits[start + 1 :]
     none = _Rows()
     covered: list[str] = []
@@ -304,9 +306,11 @@ def _first_gap(trace: _Trace, table: str, hashes: Sequence[str]) -> str:
 
 
 def _live(snapshot: Snapshot) -> int:
-    """Rows in the live files, by their own footers."""
+    """Rows in the live files, by their own footers, less those that their deletion vectors delete, by the vectors' own bits."""
+    vectors = Vectors(snapshot.folder)
     rows = 0
     for file in snapshot.files.values():
         with opened(snapshot.folder, snapshot.path(file), file.size) as parquet:
             rows += parquet.metadata.num_rows
+        rows -= len(vectors.of(file) or ())
     return rows

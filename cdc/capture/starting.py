@@ -16,6 +16,7 @@ from cdc.capture.session import LOG, Session, is_out
 from cdc.errors import SourceIdentityError, SourcePurgedError, TableStoppedError
 from cdc.lake import Applied, applied_everywhere, manifest, open_folder
 from cdc.lake.deltalog import commits
+from cdc.lake.info import FOLLOWING
 from cdc.names import TableName
 from cdc.position import Fingerprint, Gtid, GtidSet, Position
 from cdc.source.catalogue import Target
@@ -264,7 +265,7 @@ class _Start:
         for table, version in newest.tables.items() if newest else ():
             if version.state not in ("ready", "reading"):
                 continue
-            if all(c.info["kind"] == "merge" for c in commits(lake.folder(table.folder), version.commit)):
+            if all(c.info["kind"] in FOLLOWING for c in commits(lake.folder(table.folder), version.commit)):
                 found[table] = "ready" if version.state == "ready" else "reading"
         return found
 

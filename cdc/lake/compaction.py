@@ -213,11 +213,12 @@ def mapped(done: Compacted, on: Snapshot, vectors: Vectors) -> Mapped | None:
         now, then = vectors.of(file) or Bitmap(), done.dead[path] or Bitmap()
         if now.lacks(then):
             return None  # someone restored rows that are not in the new file
-        gone: Any = pa.array(now.rows())
-        dead.append(here[np.isin(rows, np.asarray(gone.to_numpy(), np.uint32), assume_unique=True)])
+        numbers: Any = now.rows()
+        gone = np.asarray(pa.array(numbers).to_numpy(), np.uint32)
+        dead.append(here[np.isin(rows, gone, assume_unique=True)])
     count = sum(len(rows) for rows in dead)
     if not removed or (count == first and first):
         return None
-    rows_dead: Any = np.concatenate(dead) if count else None
-    bitmap = Bitmap().add(pa.array(rows_dead)) if count else None
-    return Mapped(tuple(removed), bitmap, first - count)
+    if not count:
+        return Mapped(tuple(removed), None, first)
+    return Mapped(tuple(removed), Bitmap().add(pa.array(np.concatenate(dead))), first - count)

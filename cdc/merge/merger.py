@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from typing import Any
 
+import pyarrow as pa
+
 from cdc import faults, sharding
 from cdc.clock import Clock
 from cdc.config import PipelineConfig
@@ -23,7 +25,6 @@ from cdc.epoch import CommitRecord, EpochId, TableState, WindowId
 from cdc.errors import (
     LakeConflictError,
     LakeDamagedError,
-    LakeError,
     LakesyncError,
     LakeUnknownError,
     LogDamagedError,
@@ -34,9 +35,10 @@ from cdc.lake import Applied, LakeTable, Snapshot, deltalog, manifest
 from cdc.lake.manifest import Manifest, TableVersion
 from cdc.log import captured
 from cdc.log.base import Log
-from cdc.merge import adding, adopting, resuming, trim
+from cdc.merge import adding, adopting, repairing, resuming, trim
 from cdc.merge.decide import applied_at
 from cdc.merge.table import TableMerge
+from cdc.merge.tidying import Tidying
 from cdc.names import TableName
 from cdc.reads import run_of
 from cdc.state import Phase, State, TableStatus
@@ -54,9 +56,8 @@ LOOK_S = 0.25
 LOOK_BACK_S = 3.0
 """How often the newest record is looked at although none with a higher number came: a log that was rolled back has another one."""
 TRIM_S = 60.0
-CLEAN_S = 600.0
-ORPHANS_S = 86400.0
-"""Data files that no commit names are of a writer that was killed, once they are so old."""
+TIDY_S = 5.0
+"""How often tables are tidied up although no round came."""
 MERGED: tuple[Phase, ...] = ("catching-up", "reading", "ready")
 
 
@@ -119,7 +120,9 @@ class Merger:
         """Tables that are not captured any more and have all that the log had of them."""
         self._blind: dict[TableName, int] = {}
         self._looking = adopting.Looking()
-        self._tidied: set[TableName] = set()
+        self._tidying = Tidying(config, clock)
+        self._settled_tables: set[TableName] = set()
+        """Those that the last round left as they should be."""
         self._stop = threading.Event()
 
     # -- rounds --------------------------------------------------------------------------------------------------------
@@ -133,7 +136,7 @@ class Merger:
         done: tuple[EpochId | None, Mapping[TableName, tuple[Phase, int]]] | None = None
         read: set[str] = set()
         info: dict[str, Any] = {}
-        round_s = trim_s = clean_s = self._clock.monotonic()
+        round_s = trim_s = tidy_s = self._clock.monotonic()
         beat_s = look_s = -LOOK_BACK_S
         while not stop.is_set():
             now_s = self._clock.monotonic()
@@ -143,9 +146,9 @@ class Merger:
             if now_s - trim_s >= TRIM_S:
                 self.trim()
                 trim_s = now_s
-            if now_s - clean_s >= CLEAN_S:
-                self.clean()
-                clean_s = now_s
+            if now_s - tidy_s >= TIDY_S:
+                self.tidy()
+                tidy_s = self._clock.monotonic()
             if now_s < round_s and not (done and self._is_awaited(done[1])):
                 stop.wait(min(LOOK_S, round_s - now_s))
                 continue
@@ -166,6 +169,8 @@ class Merger:
                 done, read = (result.newest, phases), reads
                 info = self._info(result)
                 beat_s = -LOOK_BACK_S
+                self.tidy()
+                tidy_s = self._clock.monotonic()
 
     def _is_awaited(self, known: Mapping[TableName, tuple[Phase, int]]) -> bool:
         """Whether a table waits for the next round since the last one: it was added, or its first rows are in the lake."""
@@ -191,6 +196,7 @@ class Merger:
                 break
             self._stop.wait(pause_s)
             pause_s *= 2
+        self._settled_tables = {table for table in work.moving if work.phases.get(table) in MERGED}
         if work.target is None or self._known is None:
             return RoundResult(None, {}, passes)
         faults.point("merge.after-round")
@@ -315,7 +321,17 @@ class Merger:
         leaving: bool = False,
     ) -> TableMerge:
         told = self._read_again
-        merge = TableMerge(self._log, lake, table, snapshot, applied, status, leaving=leaving, dropped=told)
+        merge = TableMerge(
+            self._log,
+            lake,
+            table,
+            snapshot,
+            applied,
+            status,
+            leaving=leaving,
+            dropped=told,
+            hopeless=lambda keys: self._keys_again(table, keys),
+        )
         merge.blind_after = self._blind.get(table, -1)
         return merge
 
@@ -323,6 +339,11 @@ class Merger:
         """A table passes over a window's rows: they were read before what it has."""
         why = f"the log lost records, and the table was ahead of window {window.number}"
         self._state.restart_read(window.job, why, run_of(window.number))
+
+    def _keys_again(self, table: TableName, keys: pa.Table) -> None:
+        """A table passes over changes of these keys, which nothing completes."""
+        if found := self._tables.get(table.id):
+            repairing.ask(self._state, table, found, keys)
 
     def _load(self, table: TableName) -> tuple[LakeTable, Snapshot | None]:
         lake, known = self._snapshots.pop(table, (None, None))
@@ -347,6 +368,7 @@ class Merger:
 
     def close(self) -> None:
         """Save the tables' key indexes and let go of them; another merger may take them."""
+        self._tidying.close()
         for lake in self._lakes.values():
             lake.close()
         self._lakes.clear()
@@ -437,6 +459,8 @@ class Merger:
             if later and later.id == found.applied.epoch:
                 return  # another merger was faster
         applied = applied_at(target)
+        at_target = {t for t, merge in work.moving.items() if merge.applied.epoch.number >= target.number}
+        lacking = repairing.settle(self._state, self._log, target, at_target)
         tables: dict[TableName, TableVersion] = {}
         for table, known in found.tables.items() if found else ():
             status = work.statuses.get(table)
@@ -466,7 +490,7 @@ class Merger:
                 snapshot.version,
                 snapshot.info_version,
                 snapshot.applied.epoch,
-                self._said(table, work.phases[table], target),
+                "reading" if table in lacking and work.phases[table] == "ready" else self._said(table, work.phases[table], target),
                 None if there else merge.applied,
             )
         manifest.write(self._root, self._config.name, Manifest(applied, tables, self._clock.now_us()))
@@ -548,20 +572,11 @@ class Merger:
             LOG.info("log-trimmed", epoch=kept)
         return kept
 
-    def clean(self) -> int:
-        """Delete what no reader needs any more: files that were replaced longer than `merge.keep_files` ago, and what killed processes
-        left. How many. What cannot be deleted now is the next time."""
-        deleted = 0
-        for table, (lake, snapshot) in list(self._snapshots.items()):
-            try:
-                deleted += lake.vacuum(snapshot, self._config.merge.keep_files)
-                self._snapshots[table] = (lake, lake.forget(snapshot, self._config.merge.keep_files))
-                if table not in self._tidied:
-                    deleted += lake.remove_orphans((), ORPHANS_S)
-                    self._tidied.add(table)
-            except LakeError as error:
-                LOG.warning("not-cleaned", table=str(table), error=error.code, what=error.what)
-        return deleted
+    def tidy(self) -> None:
+        """Small files, deleted rows, the tables' logs, what killed processes left: what is due, for about `merge.maintain` seconds."""
+        tables = {t: found for t, found in self._snapshots.items() if t in self._settled_tables}
+        for table, snapshot in self._tidying.tidy(tables).items():
+            self._snapshots[table] = (tables[table][0], snapshot)
 
 
 def _may_resume(status: TableStatus) -> bool:

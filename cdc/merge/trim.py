@@ -9,6 +9,7 @@ import orjson
 
 from cdc.epoch import CommitRecord, EpochId
 from cdc.log.base import Log
+from cdc.names import TableName
 
 TRACE_EPOCHS = 100_000
 """The trace may hold the log back by so many epochs; what it misses then is detail, the running totals bridge it."""
@@ -29,6 +30,15 @@ def traced(state: Path, newest: CommitRecord) -> int:
     except (OSError, ValueError, TypeError, KeyError):
         epoch = 0
     return max(epoch, newest.number - TRACE_EPOCHS)
+
+
+def traced_version(state: Path, table: TableName, newest: int) -> int:
+    """The newest version of a lake table that the trace has; at most so far behind as it may hold the log back."""
+    try:
+        version = int(orjson.loads((state / "trace.json").read_bytes())["versions"][table.id])
+    except (OSError, ValueError, TypeError, KeyError):
+        version = -1
+    return max(version, newest - TRACE_EPOCHS)
 
 
 def trim(log: Log, oldest: CommitRecord, needed: Iterable[int], written_before_us: int) -> int | None:

@@ -27,6 +27,7 @@ from cdc.epoch import WINDOW, CommitRecord, Counts, Op
 from cdc.lake import folders
 from cdc.lake.changes import Effects
 from cdc.lake.deltalog import commits as lake_commits
+from cdc.lake.info import FOLLOWING
 from cdc.log.base import Log
 from cdc.log.codec import decode
 from cdc.trace.tables import ARROW, CREATE, NODES, widen
@@ -198,7 +199,7 @@ def _lake_row(pipeline: str, table: str, version: int, info: Mapping[str, Any]) 
     measured = ("rows_added", "rows_deleted", "live_before", "live_after")
     return {
         "pipeline": pipeline,
-        "node": "merge" if info["kind"] == "merge" else "snapshot",
+        "node": "merge" if info["kind"] in FOLLOWING else "snapshot",
         "table": table,
         # A version of its own: a table that is bootstrapped twice at one epoch has two rows.
         "hash": f"{info['hash']}@{version}",
