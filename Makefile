@@ -100,7 +100,7 @@ bench-snapshot: fetch ## Measure a first reading beside the mysql client and Deb
 	$(BIN)/python -m bench snapshot reread $(ARGS)
 
 bench-upsert: fetch ## Measure upserts beside deltalake's MERGE, MySQL to Delta beside Debezium to Kafka (JDK, Maven), and what reading costs
-	$(BIN)/python -m bench upsert grown aged endtoend latency
+	$(BIN)/python -m bench upsert grown aged endtoend latency $(ARGS)
 
 bench-quick: fetch ## The same with small sizes, to see that it works
 	$(BIN)/python -m bench --quick

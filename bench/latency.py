@@ -95,7 +95,9 @@ def _script(setting: Setting, rows: int) -> Run:
     setting.create(table, rows)
     folder = setting.folder("latency-script")
     program = [sys.executable, "-m", "bench.peers"]
-    Process([*program, "snapshot", str(setting.server.socket), table, folder / "table"], folder / "snapshot").wait()
+    Process(
+        [*program, "snapshot", str(setting.server.socket), table, str(rows), folder / "table"], folder / "snapshot"
+    ).wait()
     follow = [*program, "follow", str(setting.server.port), table, setting.server.gtid_executed, str(folder / "table")]
     process = Process(follow, folder / "run", servers=(setting.server,))
     try:
@@ -167,7 +169,7 @@ def _write(setting: Setting, table: str, rows: int, process: Process) -> list[fl
     dice = random.Random(SEED)
     sent: list[float] = []
     values = ", ".join(("n", "%s", *EXPRESSIONS[2:]))
-    with setting.server.root(DATABASE) as connection, connection.cursor() as cursor:
+    with setting.server.root(DATABASE, autocommit=False) as connection, connection.cursor() as cursor:
         cursor.execute("SET SESSION time_zone = '+00:00'")
         began = time.monotonic()
         for first in range(1, RATE * setting.sizes.seconds + 1, SIZE):
