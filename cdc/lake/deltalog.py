@@ -21,7 +21,7 @@ from cdc.lake import checkpoint
 from cdc.lake.checkpoint import Action
 from cdc.lake.info import VERSION as INFO_VERSION
 from cdc.lake.snapshot import AddFile, Applied, Snapshot, Tombstone
-from cdc.lake.store import Folder
+from cdc.lake.store import Folder, Tail
 
 __all__ = [
     "LOG",
@@ -93,10 +93,11 @@ def _load(folder: Folder, names: Sequence[str]) -> Snapshot | None:
             why = f"is missing; version {newest} is there"
             why += f", and checkpoint {', '.join(map(str, unreadable))} cannot be read" if unreadable else ""
             raise _damaged(log, version, why)
-        replay.apply(version, _read(log, version))
+    for version, actions in _read_all(log, range(start, newest + 1)):
+        replay.apply(version, actions)
     if replay.info is None:
         _look_back(replay, log, versions, start - 1)
-    return replay.snapshot(newest)
+    return replay.snapshot(newest, log.tail(_name(newest)))
 
 
 def refresh(snapshot: Snapshot) -> Snapshot:
@@ -111,13 +112,13 @@ def refresh(snapshot: Snapshot) -> Snapshot:
     version = snapshot.version
     replay: _Replay | None = None
     try:
-        while log.holds(_name(version + 1)):
+        while log.size(_name(version + 1)) is not None:
             version += 1
             replay = replay or _Replay(snapshot.folder, snapshot)
             replay.apply(version, _read(log, version))
-        if log.holds(_name(version + 2)) and not log.holds(_name(version + 1)):
+        if log.size(_name(version + 2)) is not None and log.size(_name(version + 1)) is None:
             raise _damaged(log, version + 1, f"is missing; version {version + 2} is there")
-        return replay.snapshot(version) if replay else snapshot
+        return replay.snapshot(version, log.tail(_name(version))) if replay else snapshot
     except LakeDamagedError:
         if log.tail(_name(snapshot.version)) == snapshot.tail:
             raise
@@ -133,14 +134,11 @@ def commits(folder: Folder, after: int = -1) -> Iterator[Commit]:
     Raises `LakeDamagedError`.
     """
     log = folder.folder(LOG)
-    for version in sorted(v for name in log.names() if _COMMIT.fullmatch(name) and (v := int(name[:20])) > after):
-        try:
-            actions = _read(log, version)
-        except LakeDamagedError:
-            if log.holds(_name(version)):
-                raise
+    versions = sorted(v for name in log.names() if _COMMIT.fullmatch(name) and (v := int(name[:20])) > after)
+    for version, data in zip(versions, log.read_all(map(_name, versions)), strict=True):
+        if data is None:
             continue  # it was cleaned away
-        for action in actions:
+        for action in _parse(log, version, data):
             if info := _lakesync(action):
                 yield Commit(version, info)
 
@@ -188,8 +186,8 @@ class _Replay:
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged(self.log, version, "has an action without what the protocol asks for") from error
 
-    def snapshot(self, version: int) -> Snapshot:
-        """The table as it is after `version`."""
+    def snapshot(self, version: int, tail: Tail | None = None) -> Snapshot:
+        """The table as it is after `version`, whose commit has this identity."""
         if not self.metadata or not self.protocol:
             raise _damaged(self.log, version, "is there, but no commit describes the table")
         return Snapshot(
@@ -205,7 +203,7 @@ class _Replay:
             info_version=self.info_version,
             checkpoint=self.checkpoint,
             applied=self._applied(version),
-            tail=self.log.tail(_name(version)),
+            tail=tail,
         )
 
     def _applied(self, version: int) -> Applied | None:
@@ -259,10 +257,18 @@ def _look_back(replay: _Replay, log: Folder, versions: set[int], version: int) -
 
 
 def _read(log: Folder, version: int) -> list[Action]:
-    try:
-        data = log.read(_name(version))
-    except FileNotFoundError as error:
-        raise _damaged(log, version, "is missing") from error
+    (_, actions), *_ = _read_all(log, [version])
+    return actions
+
+
+def _read_all(log: Folder, versions: Sequence[int]) -> Iterator[tuple[int, list[Action]]]:
+    for version, data in zip(versions, log.read_all(map(_name, versions)), strict=True):
+        if data is None:
+            raise _damaged(log, version, "is missing")
+        yield version, _parse(log, version, data)
+
+
+def _parse(log: Folder, version: int, data: bytes) -> list[Action]:
     if not data.strip():
         raise _damaged(log, version, "is empty")
     actions: list[Action] = []
@@ -328,8 +334,7 @@ def commit(folder: Folder, on: Snapshot | None, actions: Sequence[Action]) -> Sn
             where=f"{log}/{_name(on.version)}",
             hint="the table is read again, and the merge decided anew",
         )
-    log.put_if_absent(_name(version), data)
-    return replace(after, tail=log.tail(_name(version)))
+    return replace(after, tail=log.put_if_absent(_name(version), data))
 
 
 def _name(version: int) -> str:

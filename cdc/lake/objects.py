@@ -13,6 +13,7 @@ import re
 import tempfile
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -41,9 +42,12 @@ REPEAT_S = 60
 PART = 8 * 1024 * 1024
 """Bytes: what is larger is held on disk until it is whole, and put in parts of this size."""
 PARTS_AT_ONCE = 4
-DELETES_AT_ONCE = 8
+AT_ONCE = 8
+"""Requests for many small files."""
 TAIL = 256 * 1024
 """Bytes from a file's end that opening it reads: footers fit, and so do most files of one commit."""
+ENDS = 64
+"""So many of them are kept."""
 AHEAD = 1024 * 1024
 """Bytes that are read at least from where something is wanted: the columns of a row group lie one behind the other."""
 PROBE = "-lakesync/probe-"
@@ -75,6 +79,7 @@ class _Bucket:
         _, _, rest = root.url.partition("://")
         name, _, self.prefix = rest.partition("/")
         self.store = _open(name, dict(root.options), root.url)
+        self.ends = _Ends()
         self._probing = threading.Lock()
         self._probed = False
 
@@ -100,6 +105,35 @@ class _Bucket:
                         obstore.delete(self.store, key)
             if not self._probed:
                 raise LakeError("the store overwrites what it is asked not to", where=self.url, hint=_REFUSED)
+
+
+class _Ends:
+    """The last bytes of files that were opened or written lately, by key: what is opened has a name that is used once, and a file that was
+    just written is the first to be read."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, key: str, size: int, end: bytes) -> None:
+        """Remember a file's size and its end."""
+        with self._lock:
+            self._found[key] = size, end
+            self._found.move_to_end(key)
+            if len(self._found) > ENDS:
+                self._found.popitem(last=False)
+
+    def get(self, key: str) -> tuple[int, bytes] | None:
+        """A file's size and its end, if they are known."""
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+            return self._found.get(key)
+
+    def forget(self, key: str) -> None:
+        """The file was replaced or deleted."""
+        with self._lock:
+            self._found.pop(key, None)
 
 
 def _open(bucket: str, options: Mapping[str, str], url: str) -> S3Store:
@@ -225,7 +259,7 @@ class ObjectFolder:
     def tail(self, name: str) -> Tail | None:
         """As `Folder.tail`: the entity tag."""
         found = self._head(name)
-        return None if found is None else Tail(f"{found['e_tag'] or found['last_modified']}-{found['size']}")
+        return None if found is None else _tail(found["e_tag"] or str(found["last_modified"]), found["size"])
 
     def _head(self, name: str) -> Any:
         import obstore
@@ -242,6 +276,24 @@ class ObjectFolder:
 
         with _asked("cannot be read", f"{self}/{name}"):
             return bytes(obstore.get(self._store, self._key(name)).bytes())
+
+    def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        """As `Folder.read_all`, several at once."""
+
+        def one(name: str) -> bytes | None:
+            try:
+                return self.read(name)
+            except FileNotFoundError:
+                return None
+
+        rest = list(names)
+        if len(rest) < 2:
+            yield from map(one, rest)
+            return
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            while rest:
+                some, rest = rest[: 4 * AT_ONCE], rest[4 * AT_ONCE :]
+                yield from pool.map(one, some)
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """As `Folder.read_range`."""
@@ -261,8 +313,13 @@ class ObjectFolder:
             raise
 
     def open(self, name: str) -> pa.NativeFile:
-        """As `Folder.open`: one request, which brings its end."""
-        return pa.PythonFile(_Reader(self, name, *self._end(name)), mode="r")
+        """As `Folder.open`: one request, which brings its end; none for a file that was just written."""
+        key = self._key(name)
+        found = self._bucket.ends.get(key)
+        if found is None:
+            found = self._end(name)
+            self._bucket.ends.put(key, *found)
+        return pa.PythonFile(_Reader(self, name, *found), mode="r")
 
     def _end(self, name: str) -> tuple[int, bytes]:
         """A file's size and its last bytes."""
@@ -291,6 +348,7 @@ class ObjectFolder:
         """Write or replace a file: bytes, or with `parts` what can be read. Raises `LakeUnavailableError`."""
         import obstore
 
+        self._bucket.ends.forget(self._key(name))
         with _asked("cannot be written", f"{self}/{name}"), _no_bucket(self):
             obstore.put(
                 self._store,
@@ -301,7 +359,11 @@ class ObjectFolder:
                 max_concurrency=PARTS_AT_ONCE,
             )
 
-    def put_if_absent(self, name: str, data: bytes) -> None:
+    def written(self, name: str, size: int, end: bytes) -> None:
+        """What was just put under a name has this size, and ends so."""
+        self._bucket.ends.put(self._key(name), size, end)
+
+    def put_if_absent(self, name: str, data: bytes) -> Tail | None:
         """As `Folder.put_if_absent`."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
@@ -312,9 +374,11 @@ class ObjectFolder:
             faults.point("lake.before-commit")
         except OSError as error:
             raise failed(error, "the commit cannot be written", where) from error
+        tail: Tail | None = None
         mode: Any = "overwrite" if faults.mutant("no_put_if_absent") else "create"
         try:
-            obstore.put(self._store, self._key(name), data, mode=mode, use_multipart=False)
+            put = obstore.put(self._store, self._key(name), data, mode=mode, use_multipart=False)
+            tail = _tail(put["e_tag"], len(data))
         except AlreadyExistsError as error:
             # The first of several requests may have been ours, and its answer lost.
             if self._there(name, where, "the name is taken") != data:
@@ -332,6 +396,10 @@ class ObjectFolder:
             faults.point("lake.after-commit")
         except OSError as error:
             raise unknown(error.strerror or type(error).__name__, where) from error
+        if tail is None:
+            with suppress(LakeError):
+                tail = self.tail(name)
+        return tail
 
     def _there(self, name: str, where: str, reason: str) -> bytes | None:
         """What stands under a commit's name. Raises `LakeUnknownError` if that cannot be read either."""
@@ -366,6 +434,7 @@ class ObjectFolder:
 
         def remove(name: str) -> bool:
             with suppress(LakeError, BaseError, FileNotFoundError):
+                self._bucket.ends.forget(self._key(name))
                 if self.size(name) is not None:
                     obstore.delete(self._store, self._key(name))
                     return True
@@ -374,7 +443,7 @@ class ObjectFolder:
         wanted = list(names)
         if len(wanted) < 2:
             return sum(map(remove, wanted))
-        with ThreadPoolExecutor(min(DELETES_AT_ONCE, len(wanted))) as pool:
+        with ThreadPoolExecutor(min(AT_ONCE, len(wanted))) as pool:
             return sum(pool.map(remove, wanted))
 
     def settle(self) -> None:
@@ -412,6 +481,8 @@ class _ObjectOutput:
                 self._folder.put(self._name, self._file.read())
             else:
                 self._folder.put(self._name, self._file, parts=True)
+            self._file.seek(max(0, size - TAIL))
+            self._folder.written(self._name, size, self._file.read())
         finally:
             self._file.close()
 
@@ -469,6 +540,10 @@ class _Reader(io.RawIOBase):
     def _fetch(self, stop: int) -> None:
         wanted = min(max(stop, self._at + AHEAD), self._end_at)
         self._ahead, self._ahead_at = self._folder.read_range(self._name, self._at, wanted - self._at), self._at
+
+
+def _tail(etag: str | None, size: int) -> Tail | None:
+    return Tail(f"{etag}-{size}") if etag else None
 
 
 @contextmanager

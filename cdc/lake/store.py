@@ -108,6 +108,9 @@ class Folder(Protocol):
     def read(self, name: str) -> bytes:
         """A whole file. Raises `FileNotFoundError`, `LakeError`."""
 
+    def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        """Whole files, small ones, in this order; None for one that is not there."""
+
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """So many bytes from `offset` on, fewer where the file ends. Raises `FileNotFoundError`, `LakeError`."""
 
@@ -118,8 +121,8 @@ class Folder(Protocol):
     def create(self, name: str) -> Output:
         """A new file; folders that are not there are made. Raises `OSError` (a name that is taken, on a disk), `LakeError`."""
 
-    def put_if_absent(self, name: str, data: bytes) -> None:
-        """Make `data` appear under the name of a commit, whole and durable, or not at all.
+    def put_if_absent(self, name: str, data: bytes) -> Tail | None:
+        """Make `data` appear under the name of a commit, whole and durable, or not at all. Which file it is then, if that is known.
 
         Raises `LakeConflictError` if the name is taken, `LakeUnknownError` if the outcome is unknown, `LakeError` if certainly
         nothing became visible.
@@ -279,6 +282,14 @@ class LocalFolder:
         except OSError as error:
             raise failed(error, "cannot be read", path) from error
 
+    def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        """As `Folder.read_all`."""
+        for name in names:
+            try:
+                yield self.read(name)
+            except FileNotFoundError:
+                yield None
+
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """As `Folder.read_range`."""
         path = self._at(name)
@@ -303,7 +314,7 @@ class LocalFolder:
         self._make(path.parent)
         return _LocalOutput(path, _create(path))
 
-    def put_if_absent(self, name: str, data: bytes) -> None:
+    def put_if_absent(self, name: str, data: bytes) -> Tail | None:
         """As `Folder.put_if_absent`."""
         path = self._at(name)
         self._make(path.parent)
@@ -328,6 +339,9 @@ class LocalFolder:
             _fsync_folder(path.parent)
         except OSError as error:
             raise unknown(error.strerror or type(error).__name__, str(path)) from error
+        with suppress(LakeError):
+            return self.tail(name)
+        return None
 
     def replace(self, name: str, data: bytes, point: str = "") -> None:
         """As `Folder.replace`."""

@@ -146,6 +146,16 @@ def test_no_name_leads_out(lake: Folder, name: str) -> None:
     assert lake.delete([name]) == 0
 
 
+def test_many_small_files_at_once(lake: Folder) -> None:
+    names = [f"{i}.json" for i in range(100)]
+    for name in names[::2]:
+        lake.replace(f"log/{name}", name.encode())
+    log = lake.folder("log")
+    assert list(log.read_all(names)) == [name.encode() if int(name[:-5]) % 2 == 0 else None for name in names]
+    assert list(log.read_all(iter(["0.json"]))) == [b"0.json"]
+    assert list(log.read_all([])) == []
+
+
 def test_a_replaced_file_is_the_new_one_and_another_one(lake: Folder) -> None:
     lake.replace("m/manifest.json", b"old")
     tail = lake.tail("m/manifest.json")
@@ -180,7 +190,9 @@ COMMIT = f"{7:020}.json"
 
 def test_the_second_writer_of_a_version_is_told(lake: Folder) -> None:
     log = lake.folder("shop/orders/_delta_log")
-    log.put_if_absent(COMMIT, b"first")
+    tail = log.put_if_absent(COMMIT, b"first")
+    assert tail is not None
+    assert tail == log.tail(COMMIT)
     with pytest.raises(LakeConflictError, match="version 7 was committed by another writer") as caught:
         log.put_if_absent(COMMIT, b"second")
     assert caught.value.where == f"{lake}/shop/orders/_delta_log/{COMMIT}"

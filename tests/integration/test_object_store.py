@@ -131,7 +131,11 @@ def test_a_store_that_takes_no_conditions_is_refused(at: Callable[..., Folder], 
     """As one that ignores If-None-Match: every put of a name that is taken succeeds."""
     lake = at(proxy.endpoint)
     with proxy.rule("unconditional", "PUT"):
-        for use in (lake.probe, lambda: lake.folder("_delta_log").put_if_absent(COMMIT, b"ours")):
+        uses: list[Callable[[], object]] = [
+            lake.probe,
+            lambda: lake.folder("_delta_log").put_if_absent(COMMIT, b"ours"),
+        ]
+        for use in uses:
             with pytest.raises(LakeError, match="overwrites what it is asked not to") as caught:
                 use()
             assert "If-None-Match" in caught.value.hint
@@ -161,6 +165,28 @@ def test_a_large_file_is_put_in_parts_and_parts_are_repeated(at: Callable[..., F
     assert len(busy.done) == 1
     assert sum("partNumber" in path for _, path in proxy.requests) == 6
     assert at().read("part.parquet") == data
+
+
+def test_what_was_just_written_is_opened_without_a_request(at: Callable[..., Folder], proxy: LosingProxy) -> None:
+    lake = at(proxy.endpoint)
+    data = os.urandom(1_000_000)
+    output = lake.create("part")
+    output.write(data)
+    output.finish()
+    proxy.requests.clear()
+    with lake.open("part") as file:
+        assert file.size() == len(data)
+        file.seek(900_000)
+        assert file.read() == data[900_000:]
+        assert proxy.requests == []
+        file.seek(0)
+        assert file.read() == data
+    lake.replace("part", b"other")
+    with lake.open("part") as file:
+        assert file.read() == b"other"
+    lake.delete(["part"])
+    with pytest.raises(FileNotFoundError):
+        lake.open("part")
 
 
 def test_half_an_answer_is_no_file(at: Callable[..., Folder], proxy: LosingProxy) -> None:
