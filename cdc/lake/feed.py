@@ -83,14 +83,21 @@ def _changes(
     on: Snapshot, columns: pa.Schema, images: pa.Table, gone: Places, vectors: Vectors
 ) -> Iterator[tuple[pa.Table, pa.Array[Any]]]:
     """Rows, each with its change type."""
-    identity = [*on.schema.key, *([SEQ] if on.mode == "history" else [])]
-    added = KeyIndex(images.select(identity), str(on.folder))
+    identity, named, number = list(on.schema.key), images, None
+    if on.mode == "history":
+        # A log that lost its tail gives a `_cdc_seq` again: of versions that are named alike the first one is taken.
+        identity.append(SEQ)
+        numbered = images.select(identity).append_column("", pa.array(np.arange(images.num_rows)))
+        named = numbered.group_by(identity, use_threads=False).aggregate([("", "min")])
+        number = named.column("_min").to_numpy()
+    added = KeyIndex(named.select(identity), str(on.folder))
     is_new = np.ones(images.num_rows, np.bool_)
     order: Any = np.lexsort((gone.row, gone.file))
     for start in range(0, len(order), READ_ROWS):
         rows = points.read(on, gone.take(order[start : start + READ_ROWS]), columns, vectors)
         at: Any = added.locate(rows.select(identity)).combine_chunks()
-        is_new[at.drop_null().to_numpy()] = False
+        replaced = at.drop_null().to_numpy()
+        is_new[replaced if number is None else number[replaced]] = False
         yield rows, _either(at.is_valid(), BEFORE, DELETE)
     if images.num_rows:
         yield images, _either(pa.array(is_new), INSERT, AFTER)
