@@ -55,6 +55,8 @@ class Delivery:
     mark: BinlogEnd
     mark_server: str
     progress: dict[str, Any]
+    points: bool = False
+    """Whether it was asked for keys: those of `rows` and `gone`, and no others."""
 
 
 class Window:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -384,7 +384,7 @@ class Job:
     ) -> None:
         found = reader.points(keys, opened, segment)
         if appended:
-            found = Found(segment, None, found.rows, found.suspects, found.gone.slice(0, 0), found.mark)
+            found = replace(found, gone=found.gone.slice(0, 0))
         self._deliver(reader, window, found, segment, completes=completes)
 
     def _deliver(

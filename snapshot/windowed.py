@@ -62,6 +62,8 @@ class Found:
     suspects: pa.Table
     gone: pa.Table
     mark: tuple[BinlogEnd, str] | None = None
+    points: bool = False
+    """Read by keys."""
 
     @property
     def count(self) -> int:
@@ -161,7 +163,7 @@ class WindowReader:
         if faults.mutant("point_read_by_collation"):
             gone = self._gone_by_collation(gone)
         faults.point("window.read")
-        return Found(segment, None, rows.to_batches(), self._key.empty_table(), gone, mark)
+        return Found(segment, None, rows.to_batches(), self._key.empty_table(), gone, mark, points=True)
 
     def _await(self, opened: Opened) -> None:
         """Wait until the server shows C0: a connection of the reader, whichever, then does."""
@@ -187,7 +189,7 @@ class WindowReader:
         """Take the mark, after all that was read, and hand over. Raises `WindowCancelled` as well."""
         mark, server = found.mark or self._reader.mark()
         gone = found.gone if found.gone.num_rows else None
-        window.deliver(Delivery(found.rows, gone, mark, server, progress))
+        window.deliver(Delivery(found.rows, gone, mark, server, progress, found.points))
         faults.point("window.delivered")
 
     def _keys(self, rows: Sequence[pa.RecordBatch]) -> pa.Table:

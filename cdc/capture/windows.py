@@ -16,6 +16,7 @@ from cdc import faults, unfit
 from cdc.capture import identity
 from cdc.capture.base import Decoder, Drained, TableChanges
 from cdc.capture.chain import Chain
+from cdc.capture.partial import Key, Partial
 from cdc.capture.reading import StreamQueue
 from cdc.clock import Clock
 from cdc.epoch import CommitRecord, Op, WindowEntry, WindowId
@@ -23,6 +24,8 @@ from cdc.log.codec import METADATA, WIDTH
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Position
 from cdc.schema import TableSchema
+from cdc.source import canonical
+from cdc.state import ReadSpec, State
 from cdc.window import PROBE, Delivery, Opened, Window, Windows
 
 TOUCHED_LIMIT = 128 * 1024 * 1024
@@ -38,13 +41,49 @@ _GIVE_WAY_S = 0.25
 class Touched:
     """Keys that the stream touched since a window was opened, old ones and new ones, by their bytes."""
 
-    def __init__(self, schema: TableSchema) -> None:
+    def __init__(self, schema: TableSchema, *, appended: bool = False) -> None:
         self.schema = schema
+        self.appended = appended
+        """Every change is a row of the table's: what the merger cannot complete it has read again, and nothing else is mended."""
+        self.partial = Partial(schema, self._told)
         self._types = [schema.arrow.field(name).type for name in schema.key]
         self._places = [WIDTH + schema.names.index(name) for name in schema.key]
         self._parts: list[pa.Table] = []
         self._rows = 0
         self._distinct = 0
+
+    def _told(self, batch: pa.RecordBatch, before: int) -> list[Key]:
+        """The key of each row, of changes or, with nothing `before` them, of a window's rows."""
+        columns = [batch.column(place - WIDTH + before) for place in self._places]
+        return list(zip(*(column.to_pylist() for column in _keys(columns).columns), strict=True))
+
+    def note(self, changes: TableChanges) -> None:
+        """Before `add`: what is incomplete among these changes, and what is not any more."""
+        if self.appended:
+            return
+
+        def before() -> set[Key]:
+            keys = self.keys(changes.batch)
+            if not any(part.num_rows for part in self._parts):
+                return set()
+            found = keys.filter(_among(keys, pa.concat_tables(self._parts)))
+            return set(zip(*(column.to_pylist() for column in found.columns), strict=True))
+
+        self.partial.note(changes, before)
+
+    def doubtful(self, delivery: Delivery) -> pa.Table:
+        """Keys that this window does not settle although it may have been read for them."""
+        keys = None
+        if delivery.points and self.partial:
+            keys = set(zip(*(column.to_pylist() for column in self._read(delivery).columns), strict=True))
+        found = self.partial.doubtful(keys)
+        columns = [pa.array([key[n] for key in found], _bits(kind)) for n, kind in enumerate(self._types)]
+        fields = [self.schema.arrow.field(name) for name in self.schema.key]
+        # By bytes, as they were taken apart.
+        return pa.table(
+            [c.view(f.type) if c.type != f.type else c for c, f in zip(columns, fields, strict=True)],
+            schema=pa.schema(fields),
+        )
 
     def keys(self, batch: pa.RecordBatch) -> pa.Table:
         """The distinct keys of changes, as `add` takes them: a copy, so that nothing holds the changes themselves."""
@@ -72,7 +111,7 @@ class Touched:
     @property
     def nbytes(self) -> int:
         """Memory that they take."""
-        return sum(part.nbytes for part in self._parts)
+        return sum(part.nbytes for part in self._parts) + self.partial.nbytes
 
     def _read(self, delivery: Delivery) -> pa.Table:
         tables = [_keys([batch.column(place - WIDTH) for place in self._places]) for batch in delivery.rows]
@@ -109,6 +148,11 @@ def _plain(column: pa.Array[Any]) -> pa.Array[Any]:
     return column.view(pa.int32()) if pa.types.is_float32(column.type) else column
 
 
+def _bits(kind: pa.DataType) -> pa.DataType:
+    """The type that `_plain` gives."""
+    return pa.int64() if pa.types.is_float64(kind) else pa.int32() if pa.types.is_float32(kind) else kind
+
+
 def _distinct(keys: pa.Table) -> pa.Table:
     if keys.num_columns == 1:
         return pa.table([pc.unique(keys.column(0))], names=keys.column_names)
@@ -131,12 +175,15 @@ def _one(column: pa.ChunkedArray[Any] | pa.Array[Any]) -> pa.Array[Any]:
 
 
 def changes(window: Window, delivery: Delivery, schema: TableSchema, touched: Touched) -> TableChanges:
-    """What a window found, less what the stream touched, as changes: rows as READ, keys that are gone as DELETE.
+    """What a window found, less what the stream touched, as changes: rows as READ, keys that are gone as DELETE; and rows of which the stream
+    only set columns, with these set.
 
     Raises `ValueError` where what was delivered has other columns than the table.
     """
     plain = pa.schema([pa.field(f.name, f.type) for f in schema.arrow])
-    batches = [touched.untouched_rows(_checked(batch, plain)) for batch in delivery.rows]
+    checked = [_checked(batch, plain) for batch in delivery.rows]
+    batches = [touched.untouched_rows(batch) for batch in checked]
+    batches += [row for batch in checked for row in touched.partial.overlaid(batch)]
     rows = sum(batch.num_rows for batch in batches)
     if delivery.gone is not None:
         batches.append(_gone(delivery.gone, schema, plain, touched))
@@ -183,6 +230,7 @@ class Stream(Protocol):
     """What of a session a window needs."""
 
     chain: Chain
+    state: State
     clock: Clock
     decoder: Decoder
     queue: StreamQueue
@@ -271,6 +319,7 @@ class OpenWindows:
             keys = first.keys(changes.batch)
             for window in windows:
                 touched = self._open[window]
+                touched.note(changes)
                 touched.add(keys)
                 if touched.nbytes > TOUCHED_LIMIT:
                     if window.delivery is not None:
@@ -336,7 +385,8 @@ class OpenWindows:
             elif not source.own.key:
                 window.cancel("the table has no primary key")
             else:
-                self._open[window] = Touched(source.own)
+                mode = chain.states[source.target.id].options.get("mode")
+                self._open[window] = Touched(source.own, appended=mode == "append")
                 window.open(Opened(position, source.own))
                 faults.point("window.opened")
         self._asked = waiting
@@ -405,6 +455,12 @@ class OpenWindows:
             window.lose(f"what was read cannot be written: {type(error).__name__}")
             return None
         rows = found.batch.num_rows
+        doubtful = touched.doubtful(delivery)
+        if doubtful.num_rows:
+            # Before the window is in the log: what it says of them is not to be all there is.
+            target = self._session.chain.sources[window.table].target
+            spec = ReadSpec(keys=tuple(canonical.key_texts(schema, doubtful)))
+            self._session.state.ask_read(window.table, target, spec, "repair")
         read = sum(batch.num_rows for batch in delivery.rows) + (
             delivery.gone.num_rows if delivery.gone is not None else 0
         )

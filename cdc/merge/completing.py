@@ -159,7 +159,11 @@ class _Batch:
             shards = self.rows.column(self._places[0]).to_pylist()
         truncated: dict[Any, int] = {}
         since: dict[int, int] = {}
-        gids = list(zip(*(self.rows.column(c).to_pylist() for c in ("gtid", "event", "row")), strict=True)) if moves else []
+        gids = (
+            list(zip(*(self.rows.column(c).to_pylist() for c in ("gtid", "event", "row")), strict=True))
+            if moves
+            else []
+        )
         moved: dict[tuple[Any, ...], tuple[int, int]] = {}
         tainted = np.zeros(count, np.bool_)
         last, prev = self._last, self._prev
@@ -224,9 +228,7 @@ class _Batch:
         missing = (self._from == _MISSING).any(axis=1) & (self._ops[lacking] != Op.DELETE)
         self._hopeless = lacking[missing]
 
-    def _look_up(
-        self, lacking: Numbers, current: Callable[[pa.Table], pa.Table]
-    ) -> tuple[pa.Table, dict[int, int]]:
+    def _look_up(self, lacking: Numbers, current: Callable[[pa.Table], pa.Table]) -> tuple[pa.Table, dict[int, int]]:
         """The rows that the table has under the keys that matter, and where in them a key's, by its number, is."""
         before = self._prev[lacking]
         numbers = np.unique(-2 - before[before <= -2])

@@ -22,7 +22,6 @@ from cdc.lake.keys import KeyIndex
 from cdc.log import captured
 from cdc.log.base import Log
 from cdc.names import TableName
-from cdc.reads import Key
 from cdc.schema import TableSchema
 from cdc.source import canonical
 from cdc.state import ReadSpec, State
@@ -30,7 +29,6 @@ from cdc.state import ReadSpec, State
 LOG = logger("merge")
 KEYS = 10_000
 """Of one job."""
-_NUMBERS = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint", "year"})
 
 
 def ask(state: State, target: TableName, found: TableState, keys: pa.Table) -> None:
@@ -48,22 +46,11 @@ def ask(state: State, target: TableName, found: TableState, keys: pa.Table) -> N
             if value in of_value
         }
     for table, some in tables.items():
-        texts = texts_of(own, some)
+        texts = canonical.key_texts(own, some)
         for start in range(0, len(texts), KEYS):
             spec = ReadSpec(keys=tuple(texts[start : start + KEYS]))
             read = state.ask_read(table, target, spec, "repair")
             LOG.info("keys-read-again", table=str(table), job=read.job, keys=len(spec.keys))
-
-
-def texts_of(schema: TableSchema, keys: pa.Table) -> list[Key]:
-    """Keys as a job has them."""
-    columns = []
-    by_name = {column.name: column for column in schema.columns}
-    for name in schema.key:
-        column, values = by_name[name], keys.column(name).combine_chunks()
-        texts = canonical.texts(column, values).to_pylist()
-        columns.append([int(str(text)) for text in texts] if column.type in _NUMBERS else texts)
-    return list(zip(*columns, strict=True))
 
 
 def settle(state: State, log: Log, target: CommitRecord, tables: Collection[TableName]) -> set[TableName]:

@@ -34,8 +34,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc.names import quote_identifier
-from cdc.schema import Column
+from cdc.schema import Column, TableSchema
 
+_NUMBERS = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint", "year"})
 _FIXED_DIGITS = 15
 """MySQL prints a double without an exponent while its decimal point is not further than this from the first digit."""
 
@@ -71,6 +72,17 @@ def expression(column: Column, *, mariadb: bool = False) -> str:
         case _:
             # ZEROFILL would print leading zeros.
             return f"CAST({name} + 0 AS CHAR)"
+
+
+def key_texts(schema: TableSchema, keys: pa.Table) -> list[tuple[int | str, ...]]:
+    """Keys of a table (the key's columns, in the lake's types) as a request to read them again has them: integers and YEAR as numbers."""
+    by_name = {column.name: column for column in schema.columns}
+    columns: list[list[Any]] = []
+    for name in schema.key:
+        column, values = by_name[name], keys.column(name).combine_chunks()
+        found = texts(column, values).to_pylist()
+        columns.append([int(str(text)) for text in found] if column.type in _NUMBERS else found)
+    return list(zip(*columns, strict=True))
 
 
 def _text(name: str) -> str:

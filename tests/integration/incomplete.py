@@ -178,7 +178,9 @@ class Work:
 
 
 @contextmanager
-def working(server: SqlServer, schema: str, sessions: int = 2, seed: int = 1, pause_s: float = 0.004) -> Iterator[list[Work]]:
+def working(
+    server: SqlServer, schema: str, sessions: int = 2, seed: int = 1, pause_s: float = 0.004
+) -> Iterator[list[Work]]:
     """So many sessions at work, until the block ends. Raises what ended one."""
     stop, errors = threading.Event(), list[BaseException]()
     work = [Work(server, schema, seed * 100 + n) for n in range(sessions)]
