@@ -22,11 +22,14 @@ import pyarrow as pa
 
 from cdc import checks, daemon, pipelinefile, status, stream
 from cdc import config as configuration
+from cdc.clock import SystemClock
 from cdc.config import Mode, PipelineConfig
 from cdc.daemon import NODES, NodeName
 from cdc.epoch import CommitRecord
 from cdc.errors import ConfigError, TraceError
 from cdc.log import open_log
+from cdc.merge import tidying
+from cdc.merge.tidying import Optimized
 from cdc.names import TableName
 from cdc.position import Gtid
 from cdc.source.preflight import Finding
@@ -198,6 +201,16 @@ class Pipeline:
                     f"the table is {phase}, not stopped", where=str(table), hint="there is nothing to resume"
                 )
         return [state.ask(kind, str(table)) for table in named]
+
+    def optimize(self, *tables: str) -> list[Optimized]:
+        """Compact tables of the lake now, as a daemon does by and by; it may run meanwhile. Nothing is done unless all of them can be.
+
+        Raises `ConfigError` for a table that the pipeline or the lake does not have, `LakeError`.
+        """
+        clock, named = SystemClock(), [TableName.parse(t) for t in tables]
+        for table in named:
+            tidying.optimizable(self.config, table, clock)
+        return [tidying.optimize(self.config, table, clock) for table in named]
 
     # -- proof ---------------------------------------------------------------------------------------------------------
 

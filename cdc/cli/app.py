@@ -25,6 +25,7 @@ from cdc.cli import (
     check,
     init,
     log,
+    optimize,
     options,
     output,
     reconcile,
@@ -49,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for _verb in (init, check, add, remove, run, status, snapshot, resume, resync, skip, reconcile, log, schema):
+for _verb in (init, check, add, remove, run, status, snapshot, resume, resync, skip, optimize, reconcile, log, schema):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -133,6 +134,24 @@ class Unnamed:
     """Files of vectors by how the log names them."""
     _was_named: set[str] = field(default_factory=set)
     """Files of vectors that some version named."""
+    _recalled: bool = False
+    """Whether vectors that are not in `_since` have been unnamed for longer than the retention."""
+
+    def recall(self, folder: Folder, keep_s: float, now_ms: int) -> None:
+        """Take from the log which vectors were replaced within the retention, instead of waiting for it: for who looks but once. Raises
+        `LakeError`."""
+        log, limit_ms = folder.folder(LOG), now_ms - int(keep_s * 1000)
+        versions = sorted(int(match[1]) for name in log.names() if (match := _COMMIT.fullmatch(name)))
+        first = bisect_left(versions, True, key=lambda version: _written_ms(log, version) >= limit_ms)
+        for version in versions[first:]:
+            with suppress(FileNotFoundError, orjson.JSONDecodeError):
+                for line in log.read(f"{version:020}.json").splitlines():
+                    vector = (orjson.loads(line).get("remove") or {}).get("deletionVector")
+                    with suppress(ValueError, KeyError):
+                        if vector and (name := name_of(vector, str(folder))):
+                            self._since[name] = now_ms
+                            self._was_named.add(name)
+        self._recalled = True
 
     def look(self, snapshot: Snapshot) -> set[str]:
         """Take note of the vectors that a version names; their files."""
@@ -172,15 +191,15 @@ class Unnamed:
         for name, _, modified_ms in entries:
             if name in live:
                 continue
-            since = unnamed[name] = self._since.get(name, now_ms)
-            base = name.rpartition("/")[2]
+            vector = _VECTOR.fullmatch(name) is not None
+            since = unnamed[name] = self._since.get(name, 0 if vector and self._recalled else now_ms)
             if name in removed:
                 gone = removed[name] < limit_ms
             elif name.startswith(f"{FEED}/"):
                 gone = modified_ms < feed_ms
-            elif _VECTOR.fullmatch(name):
+            elif vector:
                 gone = since <= limit_ms and (name in self._was_named or modified_ms < orphans_ms)
-            elif NAME.fullmatch(base):
+            elif NAME.fullmatch(name.rpartition("/")[2]):
                 gone = modified_ms < orphans_ms
             elif name.startswith(f"{LOG}/{TEMPORARY}"):
                 gone = since <= now_ms - int(min(TEMPORARY_S, orphans_s) * 1000)

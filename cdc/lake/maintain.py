@@ -109,7 +109,8 @@ class Maintenance:
         """The files of a version that has nothing to be compacted."""
         self._stopped = False
         self._quiet_s = self._cleaned_s = self._looked_s = float("-inf")
-        self._marked = 0
+        self._marked: int | None = None
+        """The checkpoint that the log was cleaned behind last."""
         self.done = Done()
 
     # -- as the merger has it --------------------------------------------------------------------------------------------
@@ -153,6 +154,7 @@ class Maintenance:
         self._mark(at)
         self._cleaned_s = self._looked_s = float("-inf")
         self._clean_log(at, keep, never)
+        self._unnamed.recall(self._lake.folder, keep.files_s, self._clock.now_us() // 1000)
         self._collect(at, keep, never)
         return at.snapshot
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 from cdc.clock import Clock
 from cdc.config import PipelineConfig
+from cdc.errors import ConfigError
 from cdc.lake import Applied, LakeTable, Snapshot, manifest
 from cdc.lake.maintain import Keep, Maintenance
 from cdc.merge import trim
 from cdc.names import TableName
+from cdc.state import State
 
 
 class Tidying:
@@ -65,3 +69,66 @@ def keeping(config: PipelineConfig, table: TableName, snapshot: Snapshot) -> Kee
 def contained(config: PipelineConfig, table: TableName, snapshot: Snapshot) -> Applied | None:
     """What a version contains: the newest manifest may carry it forward, and the log be trimmed accordingly. Raises `LakeError`."""
     return manifest.carried(table, snapshot, manifest.read(config.lake_root, config.name))
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What `optimize` did to a table. `files` and `bytes` are of its live data files, `rows_purged` the deleted rows that were still in
+    them."""
+
+    table: str
+    version: int
+    rows: int
+    files_before: int
+    files_after: int
+    bytes_before: int
+    bytes_after: int
+    rows_purged: int
+    commits_deleted: int
+    files_deleted: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def optimizable(config: PipelineConfig, table: TableName, clock: Clock) -> tuple[LakeTable, Snapshot]:
+    """A table that can be optimized, and its newest version. Raises as `optimize`."""
+    status = State(config.state).table(table)
+    if status is None and config.landing(table) is None:
+        raise ConfigError("not a table of this pipeline", where=str(table), hint="`lakesync status` lists them")
+    lake = LakeTable(config.lake_root, table, config.name, file_size=config.merge.file_size, clock=clock)
+    snapshot = lake.load()
+    if snapshot is None or (status is not None and status.phase in ("added", "snapshot")):
+        raise ConfigError(
+            "the lake does not have the table yet",
+            where=str(table),
+            hint="wait until `lakesync status` says that it is ready",
+        )
+    return lake, snapshot
+
+
+def optimize(config: PipelineConfig, table: TableName, clock: Clock) -> Optimized:
+    """Compact one table, whether a merger follows it just now or not: both go on, and what one does the other takes in.
+
+    Raises `ConfigError` for a table that is not there, or not yet; `LakeError`.
+    """
+    began_s = clock.monotonic()
+    lake, before = optimizable(config, table, clock)
+    maintenance = Maintenance(lake)
+    after = maintenance.optimize(before, keeping(config, table, before), partial(contained, config, table))
+    done = maintenance.done
+    return Optimized(
+        str(table),
+        after.version,
+        after.rows,
+        len(before.files),
+        len(after.files),
+        sum(file.size for file in before.files.values()),
+        sum(file.size for file in after.files.values()),
+        done.rows_purged,
+        done.commits_deleted,
+        done.files_deleted,
+        round(clock.monotonic() - began_s, 3),
+    )

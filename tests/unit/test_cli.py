@@ -61,6 +61,7 @@ def test_the_commands_of_the_design_are_there() -> None:
         "resync",
         "skip",
         "snapshot",
+        "optimize",
         "reconcile",
         "log",
         "schema",
