@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 import polars as pl
+from deltalake import DeltaTable
 
 from cdc.names import TableName
 from dev.sqlserver import SqlServer
@@ -78,6 +79,9 @@ class Rig:
             data["log"] = log
         for key, value in (settings or {}).items():
             data[key] = data[key] | value if isinstance(data.get(key), dict) else value
+        self.lake_url = str(data["lake"])
+        self.reader_options: dict[str, str] = {}
+        """With which polars reads the lake."""
         folder.mkdir(parents=True, exist_ok=True)
         self.config.write_bytes(orjson.dumps(data))  # JSON is YAML
 
@@ -195,10 +199,10 @@ class Rig:
             columns = [d[0] for d in cursor.description]
             rows = [dict(zip(columns, map(_plain, row), strict=True)) for row in cursor.fetchall()]
         source = {tuple(row[k] for k in key): row for row in rows}
-        folder = self.lake / name.folder
-        if not (folder / "_delta_log").exists():
+        folder = f"{self.lake_url}/{name.folder}"
+        if not DeltaTable.is_deltatable(folder, self.reader_options):
             return [f"{table}: not in the lake"]
-        frame = pl.read_delta(str(folder))
+        frame = pl.read_delta(folder, storage_options=self.reader_options)
         problems: list[str] = []
         lake: dict[tuple[Any, ...], dict[str, Any]] = {}
         for row in frame.select(columns).to_dicts():

@@ -6,7 +6,7 @@ import http.client
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +39,8 @@ class LosingProxy:
         self.upstream_port = upstream_port
         self.requests: list[tuple[str, str]] = []
         """Method and path of all that came."""
+        self.whim: Callable[[str, str], What | None] | None = None
+        """What to do to a request for which there is no rule, by method and path."""
         self._rules: list[Rule] = []
         self._lock = threading.Lock()
         self._late: list[threading.Thread] = []
@@ -74,7 +76,8 @@ class LosingProxy:
                 if rule.method == method and rule.path.search(path) and len(rule.done) < rule.times:
                     rule.done.append(path)
                     return rule
-        return None
+        what = self.whim(method, path) if self.whim else None
+        return Rule(what, method, re.compile(""), 1, 0.5) if what else None
 
     def later(self, work: threading.Thread) -> None:
         """A request that is passed on later."""
