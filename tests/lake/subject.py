@@ -11,8 +11,9 @@ import decimal
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,23 @@ import pyarrow as pa
 from cdc import faults
 from cdc.config import Mode
 from cdc.epoch import Counts
-from cdc.lake import FoldCounts, Folded, LakeTable, MergeCounts, Snapshot, history, softdelete
+from cdc.lake import (
+    FoldCounts,
+    Folded,
+    LakeTable,
+    MergeCounts,
+    Snapshot,
+    cleaning,
+    compaction,
+    history,
+    maintain,
+    softdelete,
+)
 from cdc.lake.columns import key_columns, lake_columns
 from cdc.lake.layout import Layout
+from cdc.lake.maintain import Keep, Maintenance
 from cdc.lake.steps import END, PUT, TRUNCATION, Steps
+from cdc.lake.vectors import name_of
 from cdc.schema import Column, TableSchema
 from tests.integration.lake_rows import TABLE, Row, applied, table_of
 
@@ -148,6 +162,26 @@ class Held:
         return ((number, version) for number, versions in self.versions.items() for version in versions)
 
 
+@contextmanager
+def busy_upkeep(checkpoint_every: int = 5) -> Iterator[None]:
+    """Maintenance that has something to do on tables of some rows: in this block."""
+    with ExitStack() as stack:
+        for module, name, value in (
+            (compaction, "TIER", 3),
+            (compaction, "MOST_SMALL", 6),
+            (maintain, "CHECKPOINT_EVERY", checkpoint_every),
+            (maintain, "CLEAN_LOG_S", 0.0),
+            (maintain, "LOOK_S", 0.0),
+            (maintain, "PAUSE_S", 0.0),
+            (cleaning, "DELETED_AT_ONCE", 2),
+            (cleaning, "FEED_S", 0.0),
+        ):
+            assert hasattr(module, name)
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        yield
+
+
 class Clock:
     """Time that goes on only when a test says so."""
 
@@ -217,6 +251,7 @@ class Subject:
         self.held = Held(self.layout.mode, {})
         self.epoch = 0
         self.lake = self.opened()
+        self.upkeep = Maintenance(self.lake)
         self._snapshot: Snapshot | None = None
 
     @property
@@ -259,11 +294,13 @@ class Subject:
         """A process ends, well or not, and the next one begins."""
         self.close(save=close)
         self.lake = self.opened()
+        self.upkeep = Maintenance(self.lake)
         self.snapshot = self.lake.load()
 
     def close(self, *, save: bool = True) -> None:
         """Let go of the table, as a process does that ends, or, without `save`, is killed."""
         if save:
+            self.upkeep.close()
             self.lake.close()
         else:
             self.lake.index.forget()
@@ -371,15 +408,24 @@ class Subject:
         steps = self.steps(changes, truncated)
         return self.lake.keep(on, steps, to, MergeCounts(steps.counts, self.epoch))
 
-    def maintain(self) -> None:
+    def maintain(self, keep: Keep, budget_s: float = 60.0) -> None:
         """What the merger does between commits."""
+        self.snapshot = self.upkeep.run(self.snapshot, keep, budget_s)
 
-    def clean(self) -> None:
-        """Checkpoint, and collect what nothing needs, however young."""
-        self.snapshot = self.lake.checkpoint(self.snapshot)
-        self.lake.vacuum(self.snapshot, -1)
-        self.snapshot = self.lake.forget(self.snapshot, -1)
-        self.lake.remove_orphans([], -1)
+    def optimize(self, keep: Keep) -> None:
+        """What `lakesync optimize` does."""
+        self.snapshot = self.upkeep.optimize(self.snapshot, keep)
+
+    def named(self) -> set[str]:
+        """The files that the newest version needs, by their names in the folder."""
+        found = {self.snapshot.path(file) for file in self.snapshot.files.values()}
+        vectors = (name_of(file.deletion_vector) for file in self.snapshot.files.values() if file.deletion_vector)
+        return found | {name for name in vectors if name}
+
+    def files(self) -> set[str]:
+        """The files that are there, but those of the log and of the change feed, which only older versions name."""
+        there = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+        return {name for name in there if not name.startswith(("_delta_log/", "_change_data/"))}
 
     def save_index(self) -> None:
         """What the merger does now and then."""
@@ -439,18 +485,29 @@ class Subject:
     def check(self, why: str = "") -> None:
         """What we read is what must be there, and so is what a new process reads."""
         wanted = self.wanted()
-        assert self.read() == wanted, why
+        self.compare(self.read(), wanted, why)
         other = self.opened(indexed=False)
         loaded = other.load()
         assert loaded is not None
         assert loaded.version == self.snapshot.version, why
         batches = list(other.scan(loaded, self.columns.names))
-        assert self.seen(pa.Table.from_batches(batches, self.columns)) == wanted, why
+        self.compare(self.seen(pa.Table.from_batches(batches, self.columns)), wanted, f"a new process, {why}")
         assert loaded.rows == len(wanted), why
 
     def check_by(self, reader: Any, version: int | None = None, held: Held | None = None) -> None:
         """The same by a reader of others."""
-        assert self.seen(reader(self.folder, version)) == self.wanted(held), reader.__name__
+        self.compare(
+            self.seen(reader(self.folder, version)), self.wanted(held), f"{reader.__name__}, version {version}"
+        )
+
+    @staticmethod
+    def compare(found: list[str], wanted: list[str], why: str) -> None:
+        """Two lists of rows, and what differs."""
+        if found != wanted:
+            missing, strange = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
+            raise AssertionError(
+                f"{why}: missing {list(missing)[:3]} ({missing.total()}); not to be there {list(strange)[:3]} ({strange.total()})"
+            )
 
 
 def _time(epoch: int) -> datetime.datetime:

@@ -12,6 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.lake.machine import CLICKHOUSE, DONE, LakeMachine
 from tests.lake.readers import ClickHouse
+from tests.lake.subject import busy_upkeep
 
 EXAMPLES = int(os.environ.get("LAKE_EXAMPLES", "30"))
 STEPS = 30
@@ -29,7 +30,7 @@ SETTINGS = settings(
 @pytest.fixture(autouse=True)
 def clickhouse() -> Iterator[None]:
     """One for all examples."""
-    with ClickHouse() as reader:
+    with ClickHouse() as reader, busy_upkeep():
         CLICKHOUSE.append(reader)
         yield
         CLICKHOUSE.clear()
