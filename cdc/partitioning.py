@@ -38,8 +38,9 @@ TYPES: dict[Unit, pa.DataType] = {
 """What a unit's column holds."""
 UNITS = "year(c), month(c), day(c) or hour(c)"
 _CALL = re.compile(r"\s*(\w*)\s*\((.*)\)\s*", re.DOTALL)
-_NO_FOLDER = re.compile(r"[/=%\x00-\x1f\x7f]")
-"""What a column's name may not have to name a folder that every reader finds again: polars takes it as it is, and up to the first `=`."""
+_FOLDER = re.compile(r"[\w.~!$&'()+,;@-]+", re.ASCII)
+"""What a column's name may have to name a folder that every reader finds again: polars takes it as it is, and does not find the deletion
+vectors of files in whose path something is encoded."""
 _LONGEST = 70
 """Bytes of it: a folder's name holds a value besides."""
 _CORRECT = "correct `partition_by:`"
@@ -101,10 +102,10 @@ def check(schema: TableSchema, partition_by: Sequence[str]) -> None:
             near = difflib.get_close_matches(term.column, schema.names, 1)
             hint = f"did you mean {near[0]}? {_CORRECT}" if near else _CORRECT
             raise TableStoppedError(f"partition_by: names column {term.column}, which does not exist", hint=hint)
-        if _NO_FOLDER.search(term.name) or len(term.name.encode()) > _LONGEST:
+        if not _FOLDER.fullmatch(term.name) or len(term.name.encode()) > _LONGEST:
             raise TableStoppedError(
-                f"partition_by: column {term.name} has a name that no folder can have",
-                hint="rename the column, or name another one",
+                f"partition_by: column {term.name} has a name that not every reader finds in a folder's",
+                hint="rename the column (letters, digits, `_`, at most 70 bytes with its unit), or name another one",
             )
         if term.unit is not None and (there := taken.get(term.name.lower())):
             raise TableStoppedError(

@@ -53,7 +53,7 @@ def is_needed(on: Snapshot, gone: Places, added: Iterable[DataFile]) -> bool:
     """Whether a commit on this version that deletes or replaces the rows at these places, and adds these files, must say its changes in
     files of their own."""
     # deltalake's `load_cdf` does not decode the paths of data files: of what lies in such a folder it reads only what is said again.
-    return has_feed(on.metadata) and (len(gone) > 0 or any("%" in file.name for file in added))
+    return has_feed(on.metadata) and (len(gone) > 0 or not all(partition.is_plain(file.name) for file in added))
 
 
 def write(

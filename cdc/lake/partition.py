@@ -1,8 +1,9 @@
 """Partitions as Delta has them: rows into partitions, values as the log and as folders write them. Pure.
 
 Data files lie in a folder for each partition, `country=NL/created_at_month=2026-03`, as Hive has it: the log alone would do, but polars
-takes the values from the folders' names. Values are percent-encoded there once, and the path in the log once more, as Spark does it.
-The partition columns themselves are not in the data files.
+takes the values from the folders' names. Values are percent-encoded there once, and the path in the log once more, as Spark does it, and no
+more of them than must be: polars does not find the deletion vectors of files in whose path something is encoded, and deltalake, where it
+reads a change feed, not the files (`is_plain`). The partition columns themselves are not in the data files.
 
 What Delta cannot tell from NULL (an empty text), and what no folder can be named by, is NULL in the partition column and kept in
 `_cdc_unfit`, as every value is that the lake's types cannot hold.
@@ -26,6 +27,9 @@ NOTHING = "__HIVE_DEFAULT_PARTITION__"
 """The folder of NULL."""
 LONGEST = 180
 """Bytes of a value as a folder's name has it; file systems give a name 255, and the column's has up to 70 of them."""
+
+_PLAIN = "!$&'()+,;@"
+"""What neither a folder's name nor a URL's path needs encoded, besides letters, digits and `-._~`; and no reader takes for a pattern."""
 
 Values = Mapping[str, str | None]
 """A partition: its columns' values as the log writes them, in their order."""
@@ -114,7 +118,7 @@ def fitted(rows: pa.Table, partition: Collection[str], key: Collection[str]) -> 
         if name in key:
             raise TableStoppedError(
                 f"column {name} of the key is to tell partitions apart, and has a text that cannot: an empty one, or one of more than"
-                f" {LONGEST} bytes (characters other than letters, digits, `_`, `-`, `.` and `~` count three for each byte)",
+                f" {LONGEST} bytes (characters that a folder's name needs encoded count three for each of theirs)",
                 hint="take it out of `partition_by:`, and resync the table",
             )
         rows = _with_unfit(rows, name, cannot)
@@ -130,7 +134,7 @@ def _cannot(column: Any) -> Any:
 
 
 def _can(text: str) -> bool:
-    return bool(text) and text != NOTHING and (len(text) * 12 <= LONGEST or len(quote(text, safe="")) <= LONGEST)
+    return bool(text) and text != NOTHING and (len(text) * 12 <= LONGEST or len(_named(text)) <= LONGEST)
 
 
 def _with_unfit(rows: pa.Table, name: str, which: Any) -> pa.Table:
@@ -191,12 +195,17 @@ def folder(values: Values) -> str:
 
 
 def _named(text: str | None) -> str:
-    return quote(text, safe="") if text else NOTHING
+    return quote(text, safe=_PLAIN) if text else NOTHING
 
 
 def logged(path: str) -> str:
     """The name of a data file in the table's folder, as the log writes it."""
-    return quote(path, safe="/=:@!$&'()*+,;")
+    return quote(path, safe=f"/={_PLAIN}")
+
+
+def is_plain(path: str) -> bool:
+    """Whether a data file's path, in the log or in the table's folder, is the same in both."""
+    return "%" not in path
 
 
 __all__ = [
@@ -207,6 +216,7 @@ __all__ = [
     "derived",
     "fitted",
     "folder",
+    "is_plain",
     "logged",
     "materialised",
     "names",

@@ -156,5 +156,15 @@ def test_the_log_writes_values_as_the_protocol_has_them() -> None:
     assert written(None, pa.date32()) is None
     assert written("", pa.string()) is None
     assert written("a b/ü", pa.string()) == "a b/ü"
-    assert partition.folder({"a b": "a b/ü", "c": None}) == f"a b=a%20b%2F%C3%BC/c={partition.NOTHING}/"
-    assert partition.logged("a b=a%20b/part.parquet") == "a%20b=a%2520b/part.parquet"
+    assert partition.folder({"a": "a b/ü", "c": None}) == f"a=a%20b%2F%C3%BC/c={partition.NOTHING}/"
+    assert partition.logged("a=a%20b/part.parquet") == "a=a%2520b/part.parquet"
+
+
+def test_what_needs_no_encoding_is_not_encoded() -> None:
+    for text in ("north-west_1.0~x", "R&D (EU)!".replace(" ", ""), "a@b.c,d;e", "1+1", "$5", "it's"):
+        folder = partition.folder({"c": text})
+        assert folder == f"c={text}/"
+        assert partition.logged(folder) == folder
+        assert partition.is_plain(folder)
+    for text in ("a b", "a/b", "é", "a:b", "a=b", "a*", "[a]", "a?", "a#b", "%", '"', "\\", "{", "|", "^", "`", "<"):
+        assert not partition.is_plain(partition.folder({"c": text})), text
