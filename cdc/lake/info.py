@@ -180,7 +180,9 @@ def _metrics(change: Change, counts: Mapping[str, Any]) -> dict[str, str]:
             "numTargetRowsInserted": effects.inserted,
             "numTargetRowsUpdated": effects.replaced,
             "numTargetRowsDeleted": effects.removed + max(0, effects.truncated),
-            "numTargetRowsCopied": 0,
+            "numTargetRowsCopied": max(
+                0, counts["rows_added"] - effects.inserted - effects.replaced + min(0, effects.truncated)
+            ),
         }
     elif change.kind != "optimize":
         metrics |= {"numTargetFilesAdded": len(change.added), "numTargetFilesRemoved": len(change.removed)}

@@ -16,6 +16,7 @@ from cdc.lake.snapshot import Snapshot
 from cdc.lake.vectors import Vectors
 
 Numbers = npt.NDArray[np.int64]
+HINT = "remove the folder `index` in the state folder: it is built anew; if that does not help, resync the table"
 _FEW = 64
 """Files."""
 
@@ -111,5 +112,5 @@ def _gone(snapshot: Snapshot, path: str) -> LakeDamagedError:
     return LakeDamagedError(
         f"data file {path} does not have the rows that the key index says",
         where=str(snapshot.folder),
-        hint="remove the folder `index` in the state folder: it is built anew; if that does not help, resync the table",
+        hint=HINT,
     )

@@ -424,7 +424,7 @@ class LakeTable:
             self.folder.delete([vectors] if vectors else ())
 
         try:
-            removed, updated, rows_deleted = self._without(on, gone)
+            removed, updated, rows_deleted = self._without(on, columns, gone, writing)
             if updated:
                 vectors = name_of(updated[0][1].deletion_vector or {})
             written = writing.result()
@@ -469,22 +469,27 @@ class LakeTable:
         self._index_follows(after, {partition.logged(file.name): rows for file, rows in written})
         return after
 
-    def _without(self, on: Snapshot, gone: Places) -> tuple[list[AddFile], list[tuple[AddFile, AddFile]], int]:
-        """The files without these rows: those of which nothing is left, the others as they were and with their new vectors, which are
-        durable; and how many live rows that takes."""
+    def _without(
+        self, on: Snapshot, columns: pa.Schema, gone: Places, writing: Writing
+    ) -> tuple[list[AddFile], list[tuple[AddFile, AddFile]], int]:
+        """The files without these rows: those that go, the others as they were and with their new vectors, which are durable; and how
+        many live rows that takes. What is left of a file that cannot have a vector is written anew."""
         files = [(on.files[path], rows) for path, rows in gone.by_path()]
         before = self.vectors.load(file for file, _ in files)
         removed, changed, bitmaps, taken = [], [], [], 0
         for file, rows in files:
             dead = before.get(file.path) or Bitmap()
             now = dead.add(pa.array(rows.astype(np.uint32)))
-            taken += len(now) - len(dead)
             physical = reading.count(on, file)
-            if len(now) == physical:
-                removed.append(file)
-            else:
+            if partition.is_plain(file.path) and len(now) < physical:
                 changed.append((file, physical))
                 bitmaps.append(now)
+                taken += len(now) - len(dead)
+                continue
+            removed.append(file)
+            taken += physical - len(dead)
+            if len(now) < physical:
+                writing.copy(on, file, columns, now)
         descriptors = self.vectors.write(bitmaps)
         updated = [(f, f.without(vector, rows)) for (f, rows), vector in zip(changed, descriptors, strict=True)]
         return removed, updated, taken
@@ -632,7 +637,9 @@ class LakeTable:
     def restate(self, on: Snapshot, applied: Applied) -> Snapshot:
         """One commit that says again what the table contains, and nothing else. Raises as `upsert`."""
         live = reading.live(on)
-        return self._commit(on, Change("restate", on.layout, on.schema, applied, live_before=live, data_change=False), ())
+        return self._commit(
+            on, Change("restate", on.layout, on.schema, applied, live_before=live, data_change=False), ()
+        )
 
     def checkpoint(self, snapshot: Snapshot) -> Snapshot:
         """Write a checkpoint of this version; the snapshot that knows of it. Raises `LakeError`."""

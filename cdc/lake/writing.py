@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from cdc.lake import partition
+from cdc._native import Bitmap
+from cdc.lake import partition, reading
 from cdc.lake.parquet import ROW_GROUP_ROWS, DataFile, FileWriter, new_name
+from cdc.lake.snapshot import AddFile, Snapshot
 from cdc.lake.store import Folder
+from cdc.lake.vectors import alive
 
 _WRITERS = 4
 """Data files written at once: those of several partitions wait for the disk, or the object store, together."""
@@ -42,6 +45,10 @@ class Writing:
         except BaseException:
             self.abandon()
             raise
+
+    def copy(self, on: Snapshot, file: AddFile, columns: pa.Schema, dead: Bitmap) -> None:
+        """Begin to write what is left of a file of the table without these rows, as one more file."""
+        self._parts.append(_POOL.submit(lambda: [left_of(on, file, columns, dead, self._wanted)]))
 
     def result(self) -> list[Written]:
         """The files. Raises `LakeError`."""
@@ -98,6 +105,29 @@ class Writing:
             for f in fields
         ]
         return pa.table(arrays, schema=pa.schema(fields))
+
+
+def left_of(on: Snapshot, file: AddFile, columns: pa.Schema, dead: Bitmap, wanted: list[str]) -> Written:
+    """What is left of a file without these rows, as a new one with all of `columns`; `rows` are the columns `wanted` of it.
+
+    Raises `LakeDamagedError`, `LakeError`.
+    """
+    names = on.metadata.get("partitionColumns") or ()
+    values = {name: (file.partition or {}).get(name) for name in names}
+    writer = FileWriter(
+        on.folder, partition.stored(columns, names), on.schema.key, partition.folder(values) + new_name()
+    )
+    kept, first = [pa.schema([columns.field(name) for name in wanted]).empty_table()], 0
+    try:
+        for rows in reading.physical(on, file, columns):
+            left = rows.filter(alive(dead, first, rows.num_rows))
+            first += rows.num_rows
+            writer.write(left.drop_columns(list(names)))
+            kept.append(left.select(wanted))
+        return Written(replace(writer.close(), partition=values or None), pa.concat_tables(kept))
+    except BaseException:
+        writer.abandon()
+        raise
 
 
 def _pieces(rows: pa.Table) -> Iterator[pa.Table]:

@@ -192,6 +192,29 @@ def test_readers_see_every_state_of_many_random_changes(lake: LakeTable, tmp_pat
     lake.close()
 
 
+def test_a_file_whose_path_is_encoded_gets_no_vector(tmp_path: Path) -> None:
+    """polars would pass over it, and show rows that are deleted."""
+    lake = LakeTable(tmp_path / "lake", TABLE, "p")
+    layout = Layout(partition_by=("name",))
+    rows: list[Row] = [(i, ("plain", "so/uth", "é x")[i % 3]) for i in range(90)]
+    batches = table_of(rows, SIMPLE.arrow).to_batches()
+    files = lake.write_files(batches, SIMPLE, layout, lambda name: None, ts_ms=1, seq=1)
+    snapshot = lake.bootstrap(files, SIMPLE, layout, applied(1), None, Counts())
+    snapshot = upsert(lake, snapshot, [(0, "so/uth"), (1, "so/uth"), (2, "plain"), (200, "é x")], [(3,), (4,), (5,)])
+    snapshot = upsert(lake, snapshot, [(7, "so/uth"), (1, "é x")], [(200,), (8,)])
+    model = dict(rows) | {0: "so/uth", 1: "é x", 2: "plain"}
+    same_everywhere(lake, [row for row in model.items() if row[0] not in (3, 4, 5, 8)])
+    encoded = [file for path, file in snapshot.files.items() if "%" in path]
+    assert len(encoded) >= 4
+    assert not any(file.deletion_vector for file in encoded)
+    assert any(file.deletion_vector for file in snapshot.files.values())
+    metrics = actions(lake, 1)[0]["commitInfo"]["operationMetrics"]
+    assert int(metrics["numTargetRowsCopied"]) == 30 - 2 + 30 - 2
+    again = lake.load()
+    assert again is not None
+    assert named(content(lake, upsert(lake, again, [(1, "plain")])))[1] == "plain"
+
+
 def vector_of(rows: list[int]) -> bytes:
     """A vector's data."""
     return (1681511377).to_bytes(4, "little") + _native.Bitmap().add(pa.array(rows, pa.uint32())).serialize()
