@@ -74,9 +74,7 @@ def _of_partition(files: Sequence[AddFile], file_size: int, purged_share: float,
     if not due and len(small) > MOST_SMALL:
         # Some of every tier: then of the two that cost least.
         chosen = sorted(tiers, reverse=True)[:2]
-        tiers = {0: [file for tier in chosen for file in tiers[tier]]} | {
-            t: f for t, f in tiers.items() if t not in chosen
-        }
+        tiers = {0: [file for tier in chosen for file in tiers[tier]]}
         due = [0]
     taken: set[str] = set()
     for tier in due:
@@ -221,4 +219,6 @@ def mapped(done: Compacted, on: Snapshot, vectors: Vectors) -> Mapped | None:
         return None
     if not count:
         return Mapped(tuple(removed), None, first)
+    if "%" in partition.logged(done.file.name):
+        return None  # polars would not see the vector
     return Mapped(tuple(removed), Bitmap().add(pa.array(np.concatenate(dead))), first - count)
