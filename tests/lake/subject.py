@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from cdc import faults
+from cdc.clock import SystemClock
 from cdc.config import Mode
 from cdc.epoch import Counts
 from cdc.lake import (
@@ -242,17 +244,24 @@ class Subject:
         file_size: int = 4000,
         indexed: bool = True,
         index_memory: int = 1 << 20,
-        clock: Clock | None = None,
+        clock: Clock | SystemClock | None = None,
+        worker: Executor | None = None,
     ) -> None:
         self.root, self.kind, self.layout = root, kind, layout or Layout("upsert")
         self.schema = kind.schema
-        self.clock = clock or Clock()
+        self._clock, self._worker = clock or Clock(), worker
         self.file_size, self.indexed, self.index_memory = file_size, indexed, index_memory
         self.held = Held(self.layout.mode, {})
         self.epoch = 0
         self.lake = self.opened()
-        self.upkeep = Maintenance(self.lake)
+        self.upkeep = Maintenance(self.lake, self._worker)
         self._snapshot: Snapshot | None = None
+
+    @property
+    def clock(self) -> Clock:
+        """The test's, if it has one."""
+        assert isinstance(self._clock, Clock)
+        return self._clock
 
     @property
     def lake_root(self) -> Path:
@@ -285,7 +294,7 @@ class Subject:
             TABLE,
             "p",
             file_size=self.file_size,
-            clock=self.clock,
+            clock=self._clock,
             index=self.index if kept else None,
             index_memory=self.index_memory,
         )
@@ -294,7 +303,7 @@ class Subject:
         """A process ends, well or not, and the next one begins."""
         self.close(save=close)
         self.lake = self.opened()
-        self.upkeep = Maintenance(self.lake)
+        self.upkeep = Maintenance(self.lake, self._worker)
         self.snapshot = self.lake.load()
 
     def close(self, *, save: bool = True) -> None:
