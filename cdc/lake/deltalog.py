@@ -327,7 +327,6 @@ def commit(folder: Folder, on: Snapshot | None, actions: Sequence[Action]) -> Sn
     replay.apply(version, actions)
     after = replay.snapshot(version)  # what cannot be replayed is not committed
     data = b"".join(orjson.dumps(action) + b"\n" for action in actions)
-    folder.settle()
     if on is not None and log.tail(_name(on.version)) != on.tail:
         # Commits are cleaned away from the oldest on. Without that one, it says nothing that the next one's name is free.
         raise LakeConflictError(
