@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ from cdc.lake.points import Places
 from cdc.lake.snapshot import AddFile, Applied, Snapshot, decoded
 from cdc.lake.sorting import Sorting
 from cdc.lake.steps import Steps
-from cdc.lake.store import TEMPORARY, Folder, failed, open_folder, unknown
+from cdc.lake.store import Folder, failed, open_folder, unknown
 from cdc.lake.vectors import FOLDER, Vectors, name_of
 from cdc.lake.writing import Writing
 from cdc.names import TableName
@@ -176,7 +176,7 @@ class LakeTable:
         """The rows with these keys (the key columns, each key once) that the source has, all lake columns, in no order."""
         columns = self._readable(snapshot)
         wanted = conform(keys, key_columns(snapshot.schema), str(self.table))
-        if self.index.cheap:
+        if self.index.cheap and snapshot.mode != "append":
             distinct(wanted, str(self.table))
             self.index.sync(snapshot, self.vectors)
             found = points.read(snapshot, self.index.locate(wanted), columns, self.vectors)
@@ -648,49 +648,6 @@ class LakeTable:
         checkpoint.write(log, snapshot.version, list(snapshot.actions(since_ms)))
         checkpoint.expire(log)
         return replace(snapshot, checkpoint=snapshot.version)
-
-    def vacuum(self, snapshot: Snapshot, retention_s: float = RETENTION_S) -> int:
-        """Delete the files that were removed longer ago than this. How many. Raises `LakeError`."""
-        limit_ms = self._clock.now_us() // 1000 - int(retention_s * 1000)
-        dead = {path for path, tombstone in snapshot.tombstones.items() if tombstone.removed_ms < limit_ms}
-        return self.folder.delete(sorted(self._there(dead) - _decoded(snapshot.files)))
-
-    def forget(self, snapshot: Snapshot, retention_s: float = RETENTION_S) -> Snapshot:
-        """The snapshot without the removed files that `vacuum` deleted: they would be in every snapshot and checkpoint from then on.
-        Raises `LakeError`."""
-        limit_ms = self._clock.now_us() // 1000 - int(retention_s * 1000)
-        old = {path for path, dead in snapshot.tombstones.items() if dead.removed_ms < limit_ms}
-        there = self._there(old)
-        kept = {p: dead for p, dead in snapshot.tombstones.items() if p not in old or decoded(p) in there}
-        return replace(snapshot, tombstones=kept)
-
-    def _there(self, paths: Iterable[str]) -> set[str]:
-        """Of these paths of the log those that are there, as names relative to the folder; others may have files in folders below.
-        What lies outside of it is not ours to look at."""
-        top, found = set(self.folder.names()), set()
-        for name in _decoded(paths):
-            relative = PurePosixPath(name)
-            if len(relative.parts) == 1:
-                inside = name in top
-            else:
-                outside = relative.is_absolute() or ".." in relative.parts or "://" in name
-                inside = not outside and self.folder.size(name) is not None
-            if inside and relative.parts[0] != LOG:
-                found.add(name)
-        return found
-
-    def remove_orphans(self, keep: Collection[str], older_than_s: float) -> int:
-        """Delete data files that nothing refers to, but those named in `keep` and those younger; temporary files too. How many.
-
-        Raises as `load`.
-        """
-        snapshot = self.load()
-        known = {*keep, *_decoded((*snapshot.files, *snapshot.tombstones) if snapshot else ())}
-        limit_ms = self._clock.now_us() / 1000 - older_than_s * 1000
-        old = [entry.name for entry in self.folder.walk() if entry.modified_ms < limit_ms]
-        dead = [name for name in old if NAME.fullmatch(name) and name not in known]
-        dead += [name for name in old if name.startswith(f"{LOG}/{TEMPORARY}") and name.endswith(".tmp")]
-        return self.folder.delete(dead)
 
     def discard(self, names: Iterable[str]) -> int:
         """Delete those of these data files that are there and that no commit names. How many. Raises as `load`."""
