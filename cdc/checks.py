@@ -64,7 +64,7 @@ def _lake(config: PipelineConfig) -> list[Finding]:
     except LakeError as error:
         return [Finding("error", "lake", error.what, error.hint)]
     if isinstance(root, ObjectRoot):
-        return [Finding("ok", "lake", f"{root}, which makes commits that are put only if absent", "")]
+        return [Finding("ok", "lake", f"{root}; a commit is put only if its name is free", "")]
     existing = next(p for p in (root, *root.parents) if p.exists())
     return [Finding("ok", "lake", str(root), ""), *_space("lake", existing)]
 

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -28,7 +28,7 @@ name: {name}
 source:
   url: {url}
 {password}{tls}{log}lake: {lake}
-{trace}state: {state}      # lakesync's own folder, 0700
+{lake_options}{trace}state: {state}      # lakesync's own folder, 0700
 
 # capture:
 #   linger: 200ms         # an epoch is written at the latest this long after its first transaction
@@ -47,11 +47,21 @@ tables: []
 """
 
 
+_LAKE_OPTIONS = """\
+# lake_options:           # without: AWS_… of the environment, or the role of the machine
+#   region: eu-central-1
+#   endpoint: https://minio.example:9000      # of a store that is not AWS
+#   access_key_id: env:LAKE_KEY_ID
+#   secret_access_key: env:LAKE_SECRET        # or file:/path, mode 0600
+"""
+
+
 def create(
     path: Path,
     source: str,
     *,
     lake: str,
+    lake_options: Mapping[str, str] | None = None,
     name: str | None = None,
     log: str | None = None,
     trace: str | None = None,
@@ -90,6 +100,7 @@ def create(
             else "# log: kafka://broker1:9092,broker2:9092      # default: embedded, in the state folder\n"
         ),
         lake=scalar(lake),
+        lake_options=_lake_options(lake, lake_options or {}),
         trace=(
             f"trace: {scalar(trace)}\n"
             if trace
@@ -98,7 +109,6 @@ def create(
         state=scalar(state),
     )
     made = _check(text, path)
-    made.lake_root  # noqa: B018 - raises for what this version does not write
     try:
         if secret is not None:
             made.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -112,6 +122,13 @@ def create(
     except OSError as error:
         raise StateError(f"cannot be written: {error.strerror}", where=str(error.filename or path)) from error
     return made
+
+
+def _lake_options(lake: str, options: Mapping[str, str]) -> str:
+    scalar = _Scalar()
+    if options:
+        return "lake_options:\n" + "".join(f"  {scalar(key)}: {scalar(value)}\n" for key, value in options.items())
+    return _LAKE_OPTIONS if lake.startswith("s3://") else ""
 
 
 def add(path: Path, entries: Sequence[TableConfig]) -> PipelineConfig:

@@ -52,7 +52,6 @@ class MinIOServer(Server):
             "AWS_SECRET_ACCESS_KEY": self.password,
             "AWS_REGION": "us-east-1",
             "AWS_ALLOW_HTTP": "true",
-            "AWS_S3_ADDRESSING_STYLE": "path",
         }
 
     def bucket(self) -> str:

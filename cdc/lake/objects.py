@@ -52,17 +52,6 @@ AHEAD = 1024 * 1024
 """Bytes that are read at least from where something is wanted: the columns of a row group lie one behind the other."""
 PROBE = "-lakesync/probe-"
 
-_CLIENT = {
-    "allow_http": bool,
-    "allow_invalid_certificates": bool,
-    "connect_timeout": str,
-    "proxy_url": str,
-    "proxy_excludes": str,
-    "root_certificate": str,
-    "timeout": str,
-    "user_agent": str,
-}
-"""`lake_options` that are settings of HTTP."""
 _REPEATS = "retry_timeout"
 """The one that says for how many seconds a request is repeated."""
 _REFUSED = (
@@ -136,7 +125,8 @@ class _Ends:
             self._found.pop(key, None)
 
 
-def _open(bucket: str, options: Mapping[str, str], url: str) -> S3Store:
+def _open(bucket: str, given: Mapping[str, str], url: str) -> S3Store:
+    options = {name.lower().removeprefix("aws_"): value for name, value in given.items()}
     try:
         from obstore.exceptions import BaseError
         from obstore.store import S3Store
@@ -145,18 +135,15 @@ def _open(bucket: str, options: Mapping[str, str], url: str) -> S3Store:
             "object stores need the package obstore", where=f"lake: {url}", hint="pip install 'lakesync[s3]'"
         ) from error
     try:
-        client: dict[str, Any] = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s"}
-        for name, kind in _CLIENT.items():
-            if name in options:
-                client[name] = options[name].lower() in ("true", "1", "yes") if kind is bool else options[name]
-        repeat_s = float(options.get(_REPEATS, REPEAT_S))
-        config: dict[str, Any] = {k: v for k, v in options.items() if k not in _CLIENT and k != _REPEATS}
-        if "endpoint" in config:
-            config.setdefault("region", "us-east-1")
+        repeat_s = float(options.pop(_REPEATS, REPEAT_S))
+        options.setdefault("timeout", f"{REQUEST_S}s")
+        options.setdefault("connect_timeout", f"{CONNECT_S}s")
+        if {"endpoint", "endpoint_url"} & options.keys():
+            options.setdefault("region", "us-east-1")
+        config: Any = options
         return S3Store(
             bucket,
-            config=config,  # type: ignore[arg-type]
-            client_options=client,  # type: ignore[arg-type]
+            config=config,
             retry_config={
                 "max_retries": 20,
                 "retry_timeout": timedelta(seconds=repeat_s),
@@ -172,7 +159,7 @@ def _open(bucket: str, options: Mapping[str, str], url: str) -> S3Store:
         raise ConfigError(
             f"lake_options are not understood ({type(error).__name__})",
             where=f"lake: {url}",
-            hint="docs/lake.md lists them; one of these is wrong: " + ", ".join(sorted(options)),
+            hint="docs/lake.md lists them; one of these is wrong: " + ", ".join(sorted(given)),
         ) from None
 
 

@@ -69,7 +69,8 @@ def _read(lake: str, name: str, options: Mapping[str, str]) -> bytes:
         return (Path(lake) / name).read_bytes()
     from obstore.store import from_url
 
-    store: Any = from_url(lake, config=dict(options))
+    config = {key: value for key, value in options.items() if key != "AWS_ALLOW_HTTP"}
+    store: Any = from_url(lake, config=config, client_options={"allow_http": len(config) < len(options)})
     return bytes(store.get(name).bytes())
 
 

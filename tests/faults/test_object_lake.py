@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from tests.faults.rig import Rig, seed
 from tests.integration.losing import LosingProxy, What
 
 ROWS = 400
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "consistent.py"
 
 
 class Setting:
@@ -102,7 +105,7 @@ def test_a_pipeline_into_an_object_store(
     one = setting(minio.endpoint)
     checked = one.rig.lakesync("check")
     assert checked.returncode == 0, checked.stdout
-    assert "put only if absent" in checked.stdout
+    assert "put only if its name is free" in checked.stdout
     process = one.rig.start()
     one.ready()
     with one.traffic():
@@ -119,6 +122,12 @@ def test_a_pipeline_into_an_object_store(
     assert found is not None
     assert set(found.tables) == {one.orders, one.events}
     assert not (tmp_path / "p" / "lake").exists()
+    options = [f"{key}={value}" for key, value in minio.reader_options().items()]
+    read = subprocess.run(
+        [sys.executable, EXAMPLE, one.rig.lake_url, config.name, *options], capture_output=True, text=True, check=False
+    )
+    assert read.returncode == 0, read.stderr
+    assert f"{one.orders.id}: " in read.stdout
     # The secret is nowhere: not in what was printed, and not in what was kept.
     said = [checked.stdout, checked.stderr, one.rig.lakesync("status").stdout]
     for path in one.rig.folder.rglob("*"):

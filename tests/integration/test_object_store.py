@@ -309,11 +309,16 @@ def test_a_bucket_that_is_not_there(minio: MinIOServer) -> None:
             use()
 
 
-@pytest.mark.parametrize("options", [{"regon": "x"}, {"timeout": "soon"}, {"retry_timeout": "soon"}])
+@pytest.mark.parametrize("options", [{"regon": "x"}, {"timeout": "soon"}, {"retry_timeout": "soon"}, {"AWS_X": "1"}])
 def test_options_that_are_not_known(at: Callable[..., Folder], options: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="lake_options") as caught:
         at(**options)
     assert next(iter(options)) in caught.value.hint
+
+
+def test_options_may_be_named_as_others_name_them(minio: MinIOServer, bucket: str) -> None:
+    lake = open_folder(ObjectRoot(f"s3://{bucket}", tuple(sorted(minio.reader_options().items()))))
+    lake.probe()
 
 
 def test_obstore_speaks_as_this_version_of_it_is_read(minio: MinIOServer, bucket: str) -> None:

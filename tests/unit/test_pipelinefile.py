@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,22 @@ def entries(*names: str) -> list[TableConfig]:
     return [TableConfig(name=n) for n in names]
 
 
-def create(path: Path, source: str = "mysql://u@127.0.0.1:3306", **options: str) -> PipelineConfig:
+def create(path: Path, source: str = "mysql://u@127.0.0.1:3306", **options: Any) -> PipelineConfig:
     return pipelinefile.create(path, source, **{"lake": "lake", **options})
+
+
+def test_a_lake_in_an_object_store(tmp_path: Path) -> None:
+    path = tmp_path / "lakesync.yaml"
+    made = create(path, lake="s3://bucket/lake")
+    assert made.lake == "s3://bucket/lake"
+    assert made.lake_options == {}
+    assert "# lake_options:" in path.read_text()
+    given = {"region": "eu-central-1", "allow_http": "true", "secret_access_key": "env:LAKE_SECRET"}
+    assert create(tmp_path / "other.yaml", lake="s3://bucket/lake", lake_options=given).lake_options == given
+    with pytest.raises(ConfigError, match="holds a secret") as caught:
+        create(tmp_path / "third.yaml", lake="s3://bucket/lake", lake_options={"secret_access_key": "hunter2"})
+    assert "hunter2" not in str(caught.value)
+    assert not (tmp_path / "third.yaml").exists()
 
 
 def test_a_new_file_loads_and_says_what_was_given(tmp_path: Path) -> None:
@@ -97,7 +112,7 @@ def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
         ("postgres://u@127.0.0.1", {}, "write mysql://"),
         ("mysql://u:hunter2@127.0.0.1", {"password": "env:X"}, "two passwords"),
         ("mysql://u@127.0.0.1", {"password": "hunter2"}, "a secret is a reference"),
-        ("mysql://u@127.0.0.1", {"lake": "s3://bucket"}, "object stores"),
+        ("mysql://u@127.0.0.1", {"lake": "gs://bucket"}, "a local folder or"),
         ("mysql://u@127.0.0.1", {"name": "x" * 65}, "1 to 64"),
     ],
 )
