@@ -251,7 +251,9 @@ class Pipeline:
     def changes(self, table: str, *, from_epoch: int | None = None) -> Iterator[pa.RecordBatch]:
         """Row changes of one table in commit order, as Arrow: `_op`, `_gid`, `_epoch`, `_ts_ms`, `_seq`, then the source's columns.
 
-        A change of schema begins a batch of another schema. Raises `ConfigError` for a table that the log does not know.
+        A row whose image in the binary log has only some columns comes as it is: where a batch has one, its last two columns are `_cdc_present`, the
+        names of those that it has (NULL: all), and `_cdc_diffs`, the differences of JSON values; the others are as before the change. A change
+        of schema begins a batch of another schema. Raises `ConfigError` for a table that the log does not know.
         """
         config, named = self.config, TableName.parse(table)
         with closing(open_log(config.log, config.name, config.log_settings())) as log:

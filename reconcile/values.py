@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pymysql
 
 from cdc import sharding, unfit
+from cdc._native import json_patch
 from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord, EpochId, Op, TableState
 from cdc.errors import ConfigError, LakeDamagedError, LogGapError, NotFollowingError
@@ -38,13 +39,13 @@ from cdc.lake.deltalog import Applied, Snapshot
 from cdc.lake.table import LakeTable
 from cdc.log import captured
 from cdc.log.base import Log
-from cdc.log.codec import WIDTH, Changes, decode
+from cdc.log.codec import UNKNOWN, WIDTH, Changes, Incomplete, decode
 from cdc.names import TableName
 from cdc.schema import TableSchema
 from cdc.source import canonical
 from cdc.source.connection import connect, translate
 from cdc.source.server import Server
-from cdc.state import State
+from cdc.state import Read, State
 from reconcile.sources import Rows, SourceRows
 
 FOLLOW_S = 120.0
@@ -211,7 +212,10 @@ class _Windows:
         mark, server = self.server.binlog_end(), self.server.identity().uuid
         deadline = time.monotonic() + self.follow_s
         for table in tables:
+            awaited: set[str] | None = None
             while True:
+                # What could not be completed is in the lake once it is read again; what comes later is of keys that the window touches.
+                again = {r.job for r in self.state.reads_of("repair") if r.target == table.table and _comes(r)}
                 snapshot = table.lake.load()
                 assert snapshot is not None
                 found = manifest.read(self.config.lake_root, self.config.name)
@@ -219,6 +223,10 @@ class _Windows:
                 here = applied is not None and applied.position.server_uuid == server
                 # By number too: an epoch that only adds a table ends where the one before it did.
                 passed = applied and here and applied.position.whole and applied.position.end >= mark
+                if awaited is None and passed:
+                    awaited = again
+                if applied and passed and applied.epoch.number >= opening.number and awaited and awaited & again:
+                    passed = False
                 if applied and passed and applied.epoch.number >= opening.number:
                     table.must_be_as_it_was()
                     yield table, _Closing(snapshot, applied, *table.touched(opening, applied))
@@ -380,8 +388,10 @@ class _Table:
         return lake == history[-1] and source in history
 
     def images(self, applied: Applied, keys: set[tuple[Any, ...]]) -> dict[tuple[Any, ...], list[list[_Texts]]]:
-        """What these keys were, one after the other, from the window before to this one's closing."""
+        """What these keys were, one after the other, from the window before to this one's closing; without those of which the log does not
+        say it all."""
         found: dict[tuple[Any, ...], list[list[_Texts]]] = {}
+        unknown: set[tuple[Any, ...]] = set()
         assert self.last is not None
         for changes in self.changes(self.last, applied):
             operations = changes.batch.column(0).to_pylist()
@@ -391,6 +401,7 @@ class _Table:
                 canonical.texts(c, a, changes.unfit).cast(pa.binary())
                 for c, a in zip(self.schema.columns, columns, strict=True)
             ]
+            given = _Given.of(changes, self.schema)
             for n, key in enumerate(names):
                 if operations[n] == Op.TRUNCATE:
                     for one in keys:
@@ -398,8 +409,15 @@ class _Table:
                             found.setdefault(one, []).append([])
                 elif key in keys:
                     gone = operations[n] in (Op.DELETE, Op.MOVE_OUT)
-                    found.setdefault(key, []).append([] if gone else [tuple(t[n].as_py() for t in texts)])
-        return found
+                    image: list[_Texts] = [] if gone else [tuple(t[n].as_py() for t in texts)]
+                    if image and given is not None and not given.is_whole(n):
+                        history = found.get(key) or [self.last_lake.get(key, [])]
+                        made = given.completed(n, image[0], history[-1])
+                        if made is None:
+                            unknown.add(key)
+                        image = [made or image[0]]
+                    found.setdefault(key, []).append(image)
+        return {key: history for key, history in found.items() if key not in unknown}
 
     def difference(self, key: tuple[Any, ...], source: list[_Texts], lake: list[_Texts]) -> Difference | None:
         name = ", ".join(k.hex() if isinstance(k, bytes) else str(k) for k in key)
@@ -465,6 +483,49 @@ class _Table:
         schema = self.key_schema.append(pa.field(_DIGEST, pa.binary(16)))
         tables = [keys.append_column(_DIGEST, _digests(texts)).cast(schema) for keys, texts in rows]
         return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+class _Given:
+    """What changes of which some are incomplete have of their rows."""
+
+    def __init__(self, changes: Changes, incomplete: Incomplete, width: int) -> None:
+        self._known = incomplete.known(width)
+        self._diffs = incomplete.diffs
+        batch = changes.batch
+        gids = list(zip(*(batch.column(n).to_pylist() for n in (1, 2, 3)), strict=True))
+        ops = batch.column(0).to_pylist()
+        out = {gid for gid, op in zip(gids, ops, strict=True) if op == Op.MOVE_OUT}
+        self._follows = [op == Op.UPDATE and gid not in out for gid, op in zip(gids, ops, strict=True)]
+
+    @classmethod
+    def of(cls, changes: Changes, schema: TableSchema) -> _Given | None:
+        incomplete = changes.incomplete
+        return None if incomplete is None else cls(changes, incomplete, len(schema.columns))
+
+    def is_whole(self, n: int) -> bool:
+        return bool(self._known[n].all())
+
+    def completed(self, n: int, image: _Texts, before: list[_Texts]) -> _Texts | None:
+        """A row with the values of the one before it under the same key; None: they are not the same row's, or not known."""
+        if not self._follows[n] or len(before) != 1:
+            return None
+        made = [new if known else old for new, old, known in zip(image, before[0], self._known[n], strict=True)]
+        for diff in self._diffs[n].as_py():
+            old = made[diff["column"]]
+            text = None if old is None or diff["op"] == UNKNOWN else json_patch(old.decode(), [_patch(diff)])
+            if text is None:
+                return None
+            made[diff["column"]] = text.encode()
+        return tuple(made)
+
+
+def _patch(diff: dict[str, Any]) -> tuple[int, str, str | None]:
+    return diff["op"], diff["path"], diff["value"]
+
+
+def _comes(read: Read) -> bool:
+    """Whether its rows are to come, or are not known to be in the lake."""
+    return read.open or read.phase == "done"
 
 
 def _digests(texts: list[pa.Array[Any]]) -> pa.Array[Any]:

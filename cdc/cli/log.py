@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import orjson
+import pyarrow as pa
 import typer
 
 from cdc import unfit
 from cdc.cli import options, output
 from cdc.epoch import CommitRecord
+from cdc.log.codec import DIFFS, PRESENT
 from cdc.names import TableName
 from cdc.pipeline import Pipeline
 
@@ -79,11 +81,20 @@ def _windowed(record: CommitRecord) -> dict[str, Any]:
 def _changes(pipeline: Pipeline, table: str, from_epoch: int | None) -> Iterator[dict[str, Any]]:
     for batch in pipeline.changes(table, from_epoch=from_epoch):
         names = batch.schema.names
-        own, end = names.index("_seq") + 1, len(names) - unfit.is_last(batch.schema)
+        own, end = names.index("_seq") + 1, len(names)
+        incomplete = names[-2:] == [PRESENT, DIFFS] and pa.types.is_list(batch.schema.types[-1])
+        if incomplete:
+            end -= 2
+        kept = unfit.is_last(pa.schema(list(batch.schema)[:end]))
+        end -= kept
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             # A source's column may have any name, also one of ours: so its values are in an object of their own.
             line = dict(zip(names[:own], row[:own], strict=True))
             line["row"] = dict(zip(names[own:end], row[own:end], strict=True))
-            if end < len(row) and row[end] is not None:
+            if kept and row[end] is not None:
                 line["unfit"] = dict(row[end])
+            if incomplete and row[-2] is not None:
+                # What it does not have is not NULL, but as it was before.
+                line["row"] = {name: value for name, value in line["row"].items() if name in row[-2]}
+                line["diffs"] = row[-1] or []
             yield line

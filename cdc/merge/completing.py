@@ -23,7 +23,8 @@ holds:
 - A difference of a JSON value does not lead to the same twice (an insertion into an array inserts again). Without a value that the stream gave
   it is hopeless.
 
-The window that reads a hopeless key again is opened behind the change, so its row has it, and all others up to its reading; changes that come
+Until a hopeless key is read again, what the table has of it is not trusted for anything (`current` does not give it): what follows from it, also
+under another key, is hopeless too. The window that reads it is opened behind the change, so its row has it, and all others up to its reading; changes that come
 within the window are the affair of capture (`cdc.capture.windows`).
 """
 

@@ -22,6 +22,7 @@ from cdc.lake.keys import KeyIndex
 from cdc.log import captured
 from cdc.log.base import Log
 from cdc.names import TableName
+from cdc.reads import Key
 from cdc.schema import TableSchema
 from cdc.source import canonical
 from cdc.state import ReadSpec, State
@@ -51,6 +52,25 @@ def ask(state: State, target: TableName, found: TableState, keys: pa.Table) -> N
             spec = ReadSpec(keys=tuple(texts[start : start + KEYS]))
             read = state.ask_read(table, target, spec, "repair")
             LOG.info("keys-read-again", table=str(table), job=read.job, keys=len(spec.keys))
+
+
+def awaited(state: State, target: TableName, found: TableState) -> frozenset[Key]:
+    """The keys of a table, as jobs have them, that are to be read again and of which the lake may not have that yet: its row is not what the
+    source had, and neither is what follows from it."""
+    keys: set[Key] = set()
+    for read in state.reads_of("repair"):
+        if read.target == target and (read.open or read.phase == "done"):
+            shard = (sharding.value(read.table),) if sharding.is_sharded(found.options) else ()
+            keys.update((*shard, *key) for key in read.spec.keys)
+    return frozenset(keys)
+
+
+def known(schema: TableSchema, rows: pa.Table, awaited: Collection[Key]) -> pa.Table:
+    """Rows without those of keys that are awaited."""
+    if not awaited or not rows.num_rows:
+        return rows
+    keys = canonical.key_texts(schema, rows.select(list(schema.key)))
+    return rows.filter(pa.array([key not in awaited for key in keys]))
 
 
 def settle(state: State, log: Log, target: CommitRecord, tables: Collection[TableName]) -> set[TableName]:

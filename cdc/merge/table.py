@@ -28,9 +28,10 @@ from cdc.merge.completing import Completed, complete
 from cdc.merge.decide import Decision, Gap, Part, Skip, advance, decide
 from cdc.merge.fold import fold, sequence
 from cdc.merge.keeping import steps
-from cdc.merge.repairing import latest
+from cdc.merge.repairing import known, latest
 from cdc.names import TableName
 from cdc.position import BinlogEnd, GtidSet, Position
+from cdc.reads import Key
 from cdc.state import TableStatus
 
 BATCH_BYTES = 128 * 1024 * 1024
@@ -67,6 +68,7 @@ class TableMerge:
         leaving: bool = False,
         dropped: Callable[[WindowId], None] = lambda _: None,
         hopeless: Callable[[pa.Table], None] = lambda _: None,
+        awaited: Callable[[], frozenset[Key]] = frozenset,
     ) -> None:
         self._log = log
         self.lake = lake
@@ -80,6 +82,8 @@ class TableMerge:
         """Told of each window whose rows the table never gets, before the commit that passes over them."""
         self._hopeless = hopeless
         """The same, of keys that have to be read again."""
+        self._awaited = awaited
+        """Those of which that is not in the lake yet."""
         self._new = False
         """Whether the records are none of those that led to what the table has."""
         self._applied: frozenset[str] = frozenset()
@@ -255,10 +259,13 @@ class TableMerge:
             return None
         on, mode = self.snapshot, self.snapshot.mode
         appended = mode == "append"
+        awaited = self._awaited()
         completed = complete(
             batch.changes,
             on.schema,
-            lambda keys: latest(self.lake, on, keys) if appended else self.lake.rows(on, keys),
+            lambda keys: known(
+                on.schema, latest(self.lake, on, keys) if appended else self.lake.rows(on, keys), awaited
+            ),
             batch.exclude,
             batch.dropped,
             trusted=self._is_exact,
