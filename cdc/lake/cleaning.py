@@ -213,26 +213,35 @@ class Unnamed:
         return found
 
 
-def forget(snapshot: Snapshot, there: Collection[str], limit_ms: int) -> Snapshot:
-    """The snapshot without the files that were removed before `limit_ms` and are not there any more: they would be in every version and
-    checkpoint from then on."""
-    kept = {
-        path: dead
-        for path, dead in snapshot.tombstones.items()
-        if dead.removed_ms >= limit_ms or decoded(path) in there
-    }
-    return snapshot if len(kept) == len(snapshot.tombstones) else replace(snapshot, tombstones=kept)
+def collect(
+    newest: Callable[[], Snapshot],
+    unnamed: Unnamed,
+    writing: Collection[str],
+    now_ms: int,
+    keep_s: float,
+    orphans_s: float,
+    until: Callable[[], bool],
+) -> tuple[int, Snapshot]:
+    """Delete what can be deleted of a table's files; how many, and the newest version, which does not name them among those that were
+    removed: they would be in every version and checkpoint from then on. `newest` loads it, `writing` are files that this process writes.
 
-
-def delete(folder: Folder, names: Iterable[str], until: Callable[[], bool]) -> int:
-    """Delete these files, some at a time while there is time. How many. Raises `LakeError`."""
+    Raises `LakeError`.
+    """
+    folder = newest().folder
+    entries = [*folder.walk(without=LOG)]
+    entries += [Entry(f"{LOG}/{name}", 0, 0) for name in folder.folder(LOG).names() if name.startswith(TEMPORARY)]
+    # The version is loaded after that: on an older one what someone restored since, or committed, would be taken for dead.
+    snapshot = newest()
+    dead = unnamed.dead(entries, snapshot, writing, now_ms, keep_s, orphans_s, min(FEED_S, orphans_s))
     deleted = 0
-    for some in _batches(list(names)):
+    for some in _batches(dead):
         deleted += folder.delete(some)
         _point("lake.vacuum", folder)
         if until():
-            break
-    return deleted
+            return deleted, snapshot
+    there, limit_ms = {entry.name for entry in entries} - set(dead), now_ms - int(keep_s * 1000)
+    kept = {p: dead for p, dead in snapshot.tombstones.items() if dead.removed_ms >= limit_ms or decoded(p) in there}
+    return deleted, snapshot if len(kept) == len(snapshot.tombstones) else replace(snapshot, tombstones=kept)
 
 
 def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -21,9 +21,8 @@ from cdc.errors import LakeConflictError, LakeError, LakeUnknownError
 from cdc.journal import logger
 from cdc.lake import cleaning, compaction, partition, reading
 from cdc.lake.compaction import PURGED_SHARE, Compacted, Group, groups
-from cdc.lake.deltalog import LOG
 from cdc.lake.snapshot import AddFile, Applied, Snapshot
-from cdc.lake.store import TEMPORARY, Entry, failed
+from cdc.lake.store import failed
 from cdc.lake.vectors import Vectors, name_of
 
 if TYPE_CHECKING:
@@ -326,16 +325,11 @@ class Maintenance:
         if now_s - self._looked_s < min(LOOK_S, max(keep.files_s / 6, 1.0)):
             return
         with self._timed("collect"):
-            entries = list(self._entries())
-            at.refresh()  # on an older version what someone restored since would be taken for dead
-            now_ms = self._clock.now_us() // 1000
             writing = [made.file.name] if (made := self._made()) else []
-            feed_s = min(cleaning.FEED_S, keep.orphans_s)
-            found = self._unnamed.dead(entries, at.snapshot, writing, now_ms, keep.files_s, keep.orphans_s, feed_s)
-            self.done.files_deleted += cleaning.delete(self._lake.folder, found, due)
-            if not due():
-                there = {entry.name for entry in entries} - set(found)
-                at.snapshot = cleaning.forget(at.snapshot, there, now_ms - int(keep.files_s * 1000))
+            now_ms = self._clock.now_us() // 1000
+            self.done.files_deleted, at.snapshot = cleaning.collect(
+                at.refresh, self._unnamed, writing, now_ms, keep.files_s, keep.orphans_s, due
+            )
         self._looked_s = now_s
 
     def _made(self) -> Compacted | None:
@@ -343,13 +337,6 @@ class Maintenance:
         if self._job is None or not self._job[1].done() or self._job[1].exception() is not None:
             return None
         return self._job[1].result()
-
-    def _entries(self) -> Iterator[Entry]:
-        folder = self._lake.folder
-        yield from folder.walk(without=LOG)
-        for name in folder.folder(LOG).names():
-            if name.startswith(TEMPORARY):
-                yield Entry(f"{LOG}/{name}", 0, 0)
 
 
 class _At:
@@ -366,6 +353,7 @@ class _At:
             raise LakeError("does not say what it contains", where=str(self._lake.folder), hint=RESYNC)
         return found
 
-    def refresh(self) -> None:
-        """What others committed."""
+    def refresh(self) -> Snapshot:
+        """The newest version: what others committed."""
         self.snapshot = self._lake.refresh(self.snapshot)
+        return self.snapshot

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from cdc.epoch import Counts, EpochId
-from cdc.lake import Applied, FoldCounts, Folded, Folder, LakeTable, Layout, MergeCounts, Snapshot
+from cdc.lake import Applied, FoldCounts, Folded, Folder, LakeTable, Layout, MergeCounts, Snapshot, cleaning
 from cdc.lake.adopt import adopt
 from cdc.lake.columns import key_columns, lake_columns
 from cdc.names import TableName
@@ -152,6 +152,21 @@ def content(lake: LakeTable, snapshot: Snapshot) -> list[Row]:
     rows = [tuple(row.values()) for batch in lake.scan(snapshot, snapshot.schema.names) for row in batch.to_pylist()]
     at = [snapshot.schema.names.index(name) for name in snapshot.schema.key]
     return sorted(rows, key=lambda row: [row[i] for i in at])
+
+
+def collect(
+    lake: LakeTable, keep_s: float, orphans_s: float = 86400.0, writing: Sequence[str] = ()
+) -> tuple[int, Snapshot]:
+    """Delete the table's files that no version within the last `keep_s` seconds names, at once; how many, and the newest version."""
+
+    def newest() -> Snapshot:
+        snapshot = lake.load()
+        assert snapshot is not None
+        return snapshot
+
+    unnamed, now_ms = cleaning.Unnamed(), lake.clock.now_us() // 1000
+    unnamed.recall(lake.folder, keep_s, now_ms)
+    return cleaning.collect(newest, unnamed, writing, now_ms, keep_s, orphans_s, lambda: False)
 
 
 # -- readers of others ---------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from tests.integration.lake_rows import (
     Row,
     applied,
     bootstrap,
+    collect,
     content,
     disk,
     every_type,
@@ -584,47 +585,43 @@ def test_what_a_killed_bootstrap_wrote_can_be_discarded_and_live_files_cannot(la
 # -- maintenance -------------------------------------------------------------------------------------------------------------
 
 
-def test_vacuum_deletes_what_was_removed_long_ago_and_nothing_else(tmp_path: Path) -> None:
+def test_what_was_removed_long_ago_is_deleted_and_nothing_else(tmp_path: Path) -> None:
     clock = Clock()
     lake = LakeTable(tmp_path, TABLE, "p", clock=clock)
-    snapshot = bootstrap(lake, SIMPLE, BEFORE)
+    snapshot = bootstrap(lake, SIMPLE, [(1, "a")])
     old = set(snapshot.files)
     snapshot = upsert(lake, snapshot, [(1, "x")])
     middle = set(snapshot.files)
     clock.us += 3_600_000_000
     snapshot = upsert(lake, snapshot, [(1, "y")])
-    assert lake.vacuum(snapshot, 7200) == 0
+    assert collect(lake, 7200)[0] == 0
     clock.us += 3_700_000_000
-    assert lake.vacuum(snapshot, 7200) == 1
+    assert collect(lake, 7200)[0] == 1
     there = names(disk(lake)) - {"_delta_log"}
     assert there == middle | set(snapshot.files)
     assert not old & there
-    assert lake.vacuum(snapshot, 7200) == 0
-    assert lake.vacuum(snapshot, 0) == 1
-    assert named(content(lake, snapshot))[1] == "y"
+    assert collect(lake, 7200)[0] == 0
+    assert collect(lake, 0)[0] == 1
+    assert content(lake, snapshot) == [(1, "y")]
 
 
-def test_what_vacuum_deleted_is_in_no_later_snapshot_or_checkpoint(tmp_path: Path) -> None:
+def test_what_was_deleted_is_in_no_later_snapshot_or_checkpoint(tmp_path: Path) -> None:
     clock = Clock()
     lake = LakeTable(tmp_path, TABLE, "p", clock=clock)
-    snapshot = bootstrap(lake, SIMPLE, BEFORE)
+    snapshot = bootstrap(lake, SIMPLE, [(1, "")])
     for value in "abcde":
         snapshot = lake.checkpoint(upsert(lake, snapshot, [(1, value)]))
         clock.us += 3_600_000_000
-    assert lake.vacuum(snapshot, 7200) == 3
-    young = snapshot.tombstones.keys() & names(disk(lake))
-    assert len(young) == 2
-    assert lake.forget(snapshot, 0).tombstones.keys() == young  # their files are still there
-    snapshot = lake.forget(snapshot, 7200)
-    assert snapshot.tombstones.keys() == young
+    deleted, snapshot = collect(lake, 7200)
+    assert deleted == 3
+    assert len(snapshot.tombstones) == 2
+    assert snapshot.tombstones.keys() <= names(disk(lake))
     snapshot = lake.checkpoint(upsert(lake, snapshot, [(1, "f")]))
     loaded = lake.load()
     assert loaded is not None
     assert loaded.tombstones.keys() == snapshot.tombstones.keys()
     assert len(loaded.tombstones) == 3
-    assert named(content(lake, loaded))[1] == "f"
-    found = sorted(p.name for p in (disk(lake) / "_delta_log").glob("*.checkpoint.parquet"))
-    assert [int(name[:20]) for name in found] == [4, 5, 6]
+    assert content(lake, loaded) == [(1, "f")]
 
 
 def test_orphans_are_removed_and_nothing_that_is_named(tmp_path: Path) -> None:
@@ -633,24 +630,13 @@ def test_orphans_are_removed_and_nothing_that_is_named(tmp_path: Path) -> None:
     snapshot = upsert(lake, bootstrap(lake, SIMPLE, BEFORE), [(1, "x")])
     named = names(disk(lake))
     orphan, kept = (lake.write_file(table_of(BEFORE, SIMPLE.arrow).to_batches(), SIMPLE, ts_ms=1, seq=1) for _ in "ab")
-    (disk(lake) / "_delta_log" / "_commit_x.json.tmp").write_bytes(b"")
     (disk(lake) / "notes.txt").write_bytes(b"")
-    assert lake.remove_orphans([], 3600) == 0
+    assert collect(lake, 0, 3600)[0] == 0
     clock.us += 3_700_000_000
-    assert lake.remove_orphans([kept.name], 3600) == 2
+    assert collect(lake, 0, 3600, [kept.name])[0] == 1
     assert names(disk(lake)) == named | {kept.name, "notes.txt"}
     assert not (disk(lake) / orphan.name).exists()
     assert len(content(lake, snapshot)) == 100
-
-
-def test_a_checkpoint_that_fails_does_not_fail_the_commit(lake: LakeTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc.lake.table.CHECKPOINT_EVERY", 2)
-    snapshot = upsert(lake, bootstrap(lake, SIMPLE, BEFORE), [(1, "x")])
-    (disk(lake) / "_delta_log" / f"{2:020}.checkpoint.parquet").mkdir()
-    snapshot = upsert(lake, snapshot, [(1, "y")])
-    assert (snapshot.version, snapshot.checkpoint) == (2, None)
-    assert upsert(lake, snapshot, [(1, "z")]).checkpoint == 3
-    assert lake.load() is not None
 
 
 # -- durable before acknowledged -----------------------------------------------------------------------------------------------
@@ -738,7 +724,7 @@ def test_a_kill_in_a_bootstrap_leaves_no_table_or_all_of_it(tmp_path: Path, poin
     assert same(lake_rows.read_deltalake(lake.folder), SIMPLE.arrow) == same(
         table_of(AFTER, SIMPLE.arrow), SIMPLE.arrow
     )
-    assert lake.remove_orphans([], -1) == {POINTS[0]: 1, POINTS[1]: 3, POINTS[2]: 1}[point]
+    assert collect(lake, 3600, -1)[0] == {POINTS[0]: 1, POINTS[1]: 3, POINTS[2]: 1}[point]
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -31,6 +31,7 @@ from tests.integration.lake_rows import (
     Row,
     applied,
     bootstrap,
+    collect,
     content,
     every_type,
     same,
@@ -247,9 +248,9 @@ def test_tidied_up(at: Callable[..., ObjectRoot]) -> None:
     snapshot = upsert(lake, bootstrap(lake, SIMPLE, BEFORE), [(i, "x") for i in range(100)])
     orphan = lake.write_file(table_of(BEFORE, SIMPLE.arrow).to_batches(), SIMPLE, ts_ms=1, seq=1)
     before = len(list(lake.folder.walk()))
-    assert lake.vacuum(snapshot, 3600) == 0
-    assert lake.vacuum(snapshot, -3600) == 1
-    assert lake.remove_orphans([], -3600) == 1
+    assert collect(lake, 3600)[0] == 0
+    assert collect(lake, -3600)[0] == 1
+    assert collect(lake, -3600, -3600)[0] == 1
     assert len(list(lake.folder.walk())) == before - 2
     assert not lake.folder.holds(orphan.name)
     assert lake.discard([orphan.name, *snapshot.files]) == 0
