@@ -207,7 +207,7 @@ class Unnamed:
                 gone = False
             if gone:
                 found.append(name)
-        self._since = unnamed
+        self._since, self._recalled = unnamed, False
         self._was_named &= vectors | unnamed.keys()
         self._vectors = {where: name for where, name in self._vectors.items() if name in self._was_named}
         return found

@@ -637,7 +637,10 @@ def test_the_trace_holds_the_log_back_within_a_cap(
 # -- keeping house ------------------------------------------------------------------------------------------------------
 
 
-def test_replaced_files_and_what_kills_left_go_after_a_while(pipeline: Pipeline, log: Log) -> None:
+def test_replaced_files_and_what_kills_left_go_after_a_while(
+    pipeline: Pipeline, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc.lake.compaction.TIER", 2)
     folder = disk(pipeline.lake(ORDERS))
     with Capture(log, pipeline.source) as capture:
         pipeline.start(capture)
