@@ -668,5 +668,7 @@ def test_replaced_files_and_what_kills_left_go_after_a_while(
         snapshot = merging._snapshots[ORDERS][1]
         assert snapshot.version > version + 8, "nothing was compacted"
         assert len(snapshot.files) < 9
+        capture.epoch(11)
+        merging.round()
         merging.close()
     pipeline.check_all()
