@@ -38,6 +38,8 @@ FEED_S: Final = 86400.0
 TEMPORARY_S: Final = 3600.0
 """Temporary files of commits are a killed writer's once they were there for so long."""
 DELETED_AT_ONCE: Final = 256
+RECALLED: Final = 5000
+"""Commits that are read for the vectors that they replaced."""
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 _OF_COMMIT = re.compile(r"(\d{20})\.(json|crc)")
@@ -138,20 +140,21 @@ class Unnamed:
     """Whether vectors that are not in `_since` have been unnamed for longer than the retention."""
 
     def recall(self, folder: Folder, keep_s: float, now_ms: int) -> None:
-        """Take from the log which vectors were replaced within the retention, instead of waiting for it: for who looks but once. Raises
-        `LakeError`."""
+        """Take from the log which vectors were replaced, and whether within the retention, instead of waiting for it: for who looks but
+        once. Of very long logs only the end is read. Raises `LakeError`."""
         log, limit_ms = folder.folder(LOG), now_ms - int(keep_s * 1000)
         versions = sorted(int(match[1]) for name in log.names() if (match := _COMMIT.fullmatch(name)))
-        first = bisect_left(versions, True, key=lambda version: _written_ms(log, version) >= limit_ms)
-        for version in versions[first:]:
-            with suppress(FileNotFoundError, orjson.JSONDecodeError):
-                for line in log.read(f"{version:020}.json").splitlines():
+        young = bisect_left(versions, True, key=lambda version: _written_ms(log, version) >= limit_ms)
+        first = max(0, len(versions) - RECALLED)
+        names = [f"{version:020}.json" for version in versions[first:]]
+        for at, data in enumerate(log.read_all(names), first):
+            for line in (data or b"").splitlines():
+                with suppress(orjson.JSONDecodeError, ValueError, KeyError):
                     vector = (orjson.loads(line).get("remove") or {}).get("deletionVector")
-                    with suppress(ValueError, KeyError):
-                        if vector and (name := name_of(vector, str(folder))):
-                            self._since[name] = now_ms
-                            self._was_named.add(name)
-        self._recalled = True
+                    if vector and (name := name_of(vector, str(folder))):
+                        self._since[name] = now_ms if at >= young else 0
+                        self._was_named.add(name)
+        self._recalled = first <= young
 
     def look(self, snapshot: Snapshot) -> set[str]:
         """Take note of the vectors that a version names; their files."""
