@@ -38,7 +38,7 @@ def new_name() -> str:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A durable data file that no commit names yet. `rows` and `stats` (Delta's, JSON) are read back from the file's footer.
+    """A durable data file that no commit names yet. `rows` and `stats` (Delta's, JSON) are what its footer says.
 
     A file without rows is not written: `name` is empty.
     """
@@ -82,6 +82,8 @@ class FileWriter:
         self._rows = self._bytes = 0
         self._file: Output | None = None
         self._writer: pq.ParquetWriter | None = None
+        self._footer: list[pq.FileMetaData] = []
+        """As it was written, once it was."""
 
     @property
     def _where(self) -> str:
@@ -128,6 +130,7 @@ class FileWriter:
                 compression_level=1,
                 dictionary_pagesize_limit=DICTIONARY_BYTES,
                 store_schema=False,
+                metadata_collector=self._footer,
             )
         return self._writer
 
@@ -139,9 +142,8 @@ class FileWriter:
             return NO_FILE
         try:
             self._writer.close()
+            size, (footer,) = self._file.tell(), self._footer
             self._file.finish()
-            with self._folder.open(self._name) as source:
-                size, footer = source.size(), pq.read_metadata(source)
         except OSError as error:
             raise failed(error, "the data file cannot be made durable", self._where) from error
         stats = delta_stats(footer, self._columns, self._key)
