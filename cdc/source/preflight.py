@@ -97,6 +97,12 @@ _MARIADB_WANTED: Mapping[str, tuple[str, str]] = {
 _AS_GOOD = {"binlog_row_image": "FULL_NODUP"}
 """MariaDB's FULL_NODUP leaves out of an after-image what the before-image, which is whole, says already."""
 
+_COMPLETED = {
+    "binlog_row_image": ("MINIMAL", "NOBLOB"),
+    "binlog_row_value_options": ("PARTIAL_JSON",),
+}
+"""Settings under which rows are completed from the lake's: it costs a look at the lake, and now and then a reading of a key."""
+
 _STEPS = {
     "log_bin": "start the server with --log-bin",
     "gtid_mode": (
@@ -112,10 +118,17 @@ def _settings(settings: Mapping[str, str]) -> list[Finding]:
     for name, (wanted, why) in (_MARIADB_WANTED if _is_mariadb(settings) else _WANTED).items():
         # A setting that a version does not have any more has only the value that is wanted.
         value = settings.get(name, wanted)
-        if value.upper() not in (wanted, _AS_GOOD.get(name)):
+        if value.upper() in _COMPLETED.get(name, ()):
+            what = (
+                f"{name} = {value}: {why}; they are completed from the lake's, and a table without a primary key stops"
+            )
+            found.append(Finding("warning", name, what, _fix(settings, name, wanted)))
+        elif value.upper() not in (wanted, _AS_GOOD.get(name)):
             found.append(Finding("error", name, f"{name} = {value or 'empty'}: {why}", _fix(settings, name, wanted)))
     if not found:
         found.append(Finding("ok", "binary log", "rows in full, with GTIDs"))
+    elif all(finding.level == "warning" for finding in found):
+        found.append(Finding("ok", "binary log", "rows, with GTIDs"))
     if settings.get("log_replica_updates", settings.get("log_slave_updates", "ON")) != "ON":
         what = "log_replica_updates = OFF: what this server replicates from another one is not in its binary log"
         option = "--log-slave-updates" if _is_mariadb(settings) else "--log-replica-updates"

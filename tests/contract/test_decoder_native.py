@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,9 +21,11 @@ from cdc.errors import (
     TableStoppedError,
     UnsupportedEventError,
 )
+from cdc.log.codec import UNKNOWN
 from cdc.names import TableName
 from cdc.position import Fingerprint, Gtid, GtidSet
 from cdc.schema import TableSchema
+from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
 from tests.contract.binlog import (
     Decoded,
@@ -553,8 +556,12 @@ def test_an_incomplete_image_says_which_columns_it_has(image: str, mysql: MySQLS
     for row in seen:
         assert all(cell is None for cell, there in zip(row["cells"], row["present"], strict=True) if not there)
     (all_,) = found.changes
-    kept, txn, error = complete(all_)
+    assert complete(all_) == (all_, None, None)
+    # Nobody finds the row before without a key.
+    kept, txn, error = complete(replace(all_, schema=replace(of, key=())))
     assert (kept.batch.num_rows, txn) == (1, 1)
+    assert kept.presence is not None
+    assert len(kept.presence) == 1
     assert isinstance(error, TableStoppedError)
     assert "binlog_row_image" in error.hint
 
@@ -572,23 +579,83 @@ def test_json_differences_are_given_as_they_are(mysql: MySQLServer, schema: str)
         run(
             mysql,
             schema,
-            "SET binlog_row_value_options = 'PARTIAL_JSON'",
+            "SET binlog_row_value_options = 'PARTIAL_JSON', binlog_row_image = 'MINIMAL'",
             "UPDATE j SET j = JSON_REMOVE(JSON_SET(j, '$.a', 'short', '$.c.e', CAST('true' AS JSON)), '$.b[1]')",
         )
     assert recorded.of_type(Type.PARTIAL_UPDATE_ROWS)
     found = drained(NativeDecoder(), recorded, {TableName(schema, "j"): of})
     (row,) = rows(found, "j")
     assert row["cells"][0] == 1
-    assert row["present"] == (True, False, True)
+    assert row["present"] == (True, False, False)
     assert [(d["column"], d["op"], d["path"], d["value"]) for d in row["diffs"]] == [
         (1, 0, "$.a", '"short"'),
         (1, 1, "$.c.e", "true"),
         (1, 2, "$.b[1]", None),
     ]
-    _, txn, error = complete(found.changes[0])
+    (changes,) = found.changes
+    assert complete(changes) == (changes, None, None)
+    _, txn, error = complete(replace(changes, schema=replace(of, key=())))
     assert txn == 0
     assert error is not None
     assert "PARTIAL_JSON" in error.what
+
+
+def test_json_differences_are_applied_where_the_image_before_is_whole(mysql: MySQLServer, schema: str) -> None:
+    document = (
+        '{"b": [1.50, 2, 3], "aa": 1e-7, "long": "a long enough text, so that a difference is shorter", "é é": {}}'
+    )
+    run(mysql, schema, "CREATE TABLE j (id INT PRIMARY KEY, j JSON)", f"INSERT INTO j VALUES (1, '{document}')")
+    of = schema_of(mysql, schema, "j")
+    with recording(mysql) as recorded:
+        run(
+            mysql,
+            schema,
+            "SET binlog_row_value_options = 'PARTIAL_JSON'",
+            """UPDATE j SET j = JSON_REMOVE(JSON_SET(j, '$.c', 1.10, '$.b[0]', 'x', '$."é é".z', NULL), '$.b[1]')""",
+        )
+    assert recorded.of_type(Type.PARTIAL_UPDATE_ROWS)
+    found = drained(NativeDecoder(), recorded, {TableName(schema, "j"): of})
+    assert [c.presence for c in found.changes] == [None]
+    (row,) = rows(found, "j")
+    assert [(row["cells"][1],)] == mysql.execute(f"SELECT CAST(j AS CHAR) FROM {schema}.j")
+
+
+def test_a_new_row_without_its_key_stops_its_table(mysql: MySQLServer, schema: str) -> None:
+    """A column of the key that takes its default is not in the image."""
+    run(mysql, schema, "CREATE TABLE d (a INT, b INT DEFAULT 4, v INT, PRIMARY KEY (a, b))")
+    of = schema_of(mysql, schema, "d")
+    with recording(mysql) as recorded:
+        run(mysql, schema, "SET binlog_row_image = 'MINIMAL'", "INSERT INTO d (a, v) VALUES (1, 5)")
+    found = drained(NativeDecoder(), recorded, {TableName(schema, "d"): of})
+    kept, txn, error = complete(found.changes[0])
+    assert (kept.batch.num_rows, txn) == (0, 0)
+    assert error is not None
+    assert "without its key" in error.what
+
+
+def test_what_an_update_of_mariadb_leaves_out_may_have_been_set(mariadb: MariaDBServer, mariadb_schema: str) -> None:
+    """A REPLACE that meets a row is logged as an update without what it gives its default."""
+    run(
+        mariadb,
+        mariadb_schema,
+        "CREATE TABLE r (id INT PRIMARY KEY, v INT DEFAULT 1, w INT DEFAULT 2)",
+        "INSERT INTO r VALUES (1, 10, 20)",
+    )
+    of = schema_of(mariadb, mariadb_schema, "r")
+    with recording(mariadb) as recorded:
+        run(
+            mariadb,
+            mariadb_schema,
+            "SET binlog_row_image = 'MINIMAL'",
+            "UPDATE r SET v = 11 WHERE id = 1",
+            "REPLACE INTO r (id, v) VALUES (1, 12)",
+        )
+    assert mariadb.execute(f"SELECT * FROM {mariadb_schema}.r") == [(1, 12, 2)]
+    found = drained(NativeDecoder(mariadb=True), recorded, {TableName(mariadb_schema, "r"): of})
+    updated, replaced = rows(found, "r")
+    assert (updated["op"], updated["present"], updated.get("diffs")) == (Op.UPDATE, (True, True, False), None)
+    assert (replaced["op"], replaced["present"]) == (Op.UPDATE, (True, True, False))
+    assert [(d["column"], d["op"]) for d in replaced["diffs"]] == [(2, UNKNOWN)]
 
 
 def test_an_image_that_names_every_column_is_complete(mysql: MySQLServer, schema: str, t: Tables) -> None:

@@ -216,7 +216,6 @@ def test_a_server_and_a_table_that_can_be_followed(tuned: MariaDBServer) -> None
     ("setting", "value"),
     [
         ("binlog_format", "MIXED"),
-        ("binlog_row_image", "MINIMAL"),
         ("binlog_row_metadata", "NO_LOG"),
         ("gtid_strict_mode", "OFF"),
     ],
@@ -234,6 +233,16 @@ def test_a_setting_that_loses_changes_is_an_error_and_its_fix_repairs_it(
         assert the_only(check(tuned), "binary log").level == "ok"
     finally:
         tuned.execute(f"SET GLOBAL {setting} = %s", good)
+
+
+@pytest.mark.parametrize("value", ["MINIMAL", "NOBLOB"])
+def test_rows_that_are_completed_are_a_warning(tuned: MariaDBServer, value: str) -> None:
+    tuned.execute(f"SET GLOBAL binlog_row_image = {value}")
+    try:
+        assert the_only(check(tuned), "binlog_row_image").level == "warning"
+        assert the_only(check(tuned), "binary log").level == "ok"
+    finally:
+        tuned.execute("SET GLOBAL binlog_row_image = FULL")
 
 
 def test_an_after_image_without_repetitions_is_as_good(tuned: MariaDBServer) -> None:

@@ -69,9 +69,7 @@ def preflight_passes(server: MySQLServer) -> None:
     [
         ("binlog_format", "STATEMENT"),
         ("binlog_format", "MIXED"),
-        ("binlog_row_image", "MINIMAL"),
         ("binlog_row_metadata", "MINIMAL"),
-        ("binlog_row_value_options", "PARTIAL_JSON"),
         ("gtid_mode", "ON_PERMISSIVE"),
     ],
 )
@@ -93,6 +91,22 @@ def test_a_setting_that_loses_changes_is_an_error_and_its_fix_repairs_it(
             tuned.execute(statement)
     assert not about(check(tuned), setting)
     preflight_passes(tuned)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("binlog_row_image", "MINIMAL"), ("binlog_row_image", "NOBLOB"), ("binlog_row_value_options", "PARTIAL_JSON")],
+)
+def test_rows_that_are_completed_are_a_warning(tuned: MySQLServer, setting: str, value: str) -> None:
+    tuned.execute(f"SET PERSIST {setting} = {value}")
+    try:
+        finding = the_only(check(tuned), setting)
+        assert finding.level == "warning"
+        assert "completed from the lake's" in finding.what
+        preflight_passes(tuned)
+    finally:
+        tuned.execute(finding.fix.split("; ")[0])
+    assert not about(check(tuned), setting)
 
 
 def test_a_short_life_of_the_log_is_a_warning(tuned: MySQLServer) -> None:

@@ -7,6 +7,7 @@ import decimal
 import random
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
@@ -116,6 +117,43 @@ def test_every_type_of_the_contract_comes_back() -> None:
     batch = changes([0, 0], *source)
     (record,) = encode(batch, gtids(1), HASH)
     assert decode(record).batch.equals(batch)
+
+
+def test_what_rows_lack_stays_with_the_records_that_need_it() -> None:
+    rows, columns = 300, 10
+    known = np.ones((rows, columns), np.bool_)
+    known[7, 3] = known[7, 9] = known[200, 0] = False
+    diffs: list[Any] = [[] for _ in range(rows)]
+    diffs[7] = [
+        {"column": 3, "op": 1, "path": "$.a", "value": "1"},
+        {"column": 9, "op": 2, "path": "$[1]", "value": None},
+    ]
+    source = [(pa.field(f"c{i}", pa.string()), pa.array([f"{n}" * 10 for n in range(rows)])) for i in range(columns)]
+    batch = changes(list(range(rows)), *source, unfit_([[("c1", "x")] if n == 100 else None for n in range(rows)]))
+    given = codec.Incomplete.of(known, pa.array(diffs, pa.list_(codec.DIFF)))
+    records = [codec.decode(r) for r in codec.encode(batch, gtids(rows), HASH, 9_000, given)]
+    assert len(records) > 3
+    assert [i for i, r in enumerate(records) if r.incomplete is None]
+    start = 0
+    for record in records:
+        count = record.batch.num_rows
+        assert record.types == [pa.string()] * columns
+        part = known[start : start + count]
+        if record.incomplete is None:
+            assert part.all()
+        else:
+            assert (record.incomplete.known(columns) == part).all()
+            assert not part.all()
+            assert record.incomplete.diffs.to_pylist() == diffs[start : start + count]
+        start += count
+    assert start == rows
+
+
+def test_what_is_known_survives_slices() -> None:
+    known = np.random.default_rng(1).random((50, 11)) < 0.5
+    given = codec.Incomplete.of(known, pa.array([[]] * 50, pa.list_(codec.DIFF)))
+    assert (given.slice(13, 20).known(11) == known[13:33]).all()
+    assert (given.slice(13, 20).slice(5, 3).known(11) == known[18:21]).all()
 
 
 def unfit_(values: list[Any], kind: pa.DataType = unfit.TYPE) -> tuple[pa.Field[Any], pa.Array[Any]]:
@@ -269,6 +307,18 @@ WRONG_OP = GOOD.set_column(0, METADATA.field(0), pa.array([0, 6], pa.int8()))
 NEGATIVE = GOOD.set_column(2, METADATA.field(2), pa.array([0, -1], pa.int32()))
 
 
+def diff_(**given: Any) -> dict[str, Any]:
+    return {"column": 0, "op": 0, "path": "$", "value": "1", **given}
+
+
+def incomplete_(present: list[Any], diffs: list[Any]) -> bytes:
+    """A record of which the rows are said to lack something, as another program might write it."""
+    width = len(next(filter(None, present)))
+    batch = GOOD.append_column("_cdc_present", pa.array(present, pa.binary(width)))
+    batch = batch.append_column("_cdc_diffs", pa.array(diffs, pa.list_(codec.DIFF)))
+    return stream(batch, metadata={"lakesync.v": "2"})
+
+
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
@@ -281,7 +331,7 @@ NEGATIVE = GOOD.set_column(2, METADATA.field(2), pa.array([0, -1], pa.int32()))
         (stream(GOOD, 2), "more than one batch"),
         (stream(GOOD, 0), "no batch"),
         (stream(GOOD.slice(0, 0)), "no rows"),
-        (stream(GOOD, metadata={"lakesync.v": "2"}), "not a record of this format"),
+        (stream(GOOD, metadata={"lakesync.v": "3"}), "not a record of this format"),
         (stream(GOOD, metadata={"lakesync.gtids": "[]"}), "_txn is out of range"),
         (stream(GOOD, metadata={"lakesync.gtids": '["a", 1]'}), "GTIDs are not a list"),
         (stream(GOOD, metadata={"lakesync.gtids": "{}"}), "GTIDs are not a list"),
@@ -294,8 +344,18 @@ NEGATIVE = GOOD.set_column(2, METADATA.field(2), pa.array([0, -1], pa.int32()))
         (stream(GOOD) + b"x" * RECORD_MAXIMUM, "are possible"),
         (stream(changes([0, 1], unfit_([None, None]))), "_cdc_unfit without a value"),
         (stream(changes([0, 1], unfit_([None, [("a", "b")]]), text(2))), "a type that"),
+        (stream(GOOD, metadata={"lakesync.v": "2"}), "do not say what is known"),
+        (incomplete_([b"\1", b"\1"], [[], []]), "it lacks no value"),
+        (incomplete_([b"\0", None], [[], []]), "of another form"),
+        (incomplete_([b"\0\0", b"\1\0"], [[], []]), "of another form"),
+        (incomplete_([b"\0", b"\1"], [[], None]), "of another form"),
+        (incomplete_([b"\0", b"\1"], [[diff_(column=1)], []]), "column of a difference is out of range"),
+        (incomplete_([b"\0", b"\1"], [[diff_(op=4)], []]), "op of a difference is out of range"),
+        (incomplete_([b"\0", b"\1"], [[diff_(op=None)], []]), "op of a difference is out of range"),
+        (incomplete_([b"\0", b"\1"], [[diff_(path=None)], []]), "without its path"),
+        (incomplete_([b"\0", b"\1"], [[None], []]), "without its path"),
     ],
-    ids=range(22),
+    ids=range(32),
 )
 def test_what_is_not_a_record_is_damaged(payload: bytes, reason: str) -> None:
     with pytest.raises(LogDamagedError, match=reason):
