@@ -53,7 +53,6 @@ UPKEEP_POINTS = (
     "lake.log-clean",
     "lake.vacuum",
 )
-ENCODED = False
 HOUR_US = 3_600_000_000
 KEEP = Keep(files_s=7200.0, log_s=7200.0, orphans_s=7200.0)
 """What maintenance keeps here."""
@@ -81,7 +80,7 @@ class LakeMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "subject"):
-            self._by_polars()
+            self.subject.check_by(read_polars)
             if CLICKHOUSE:
                 self.subject.check_by(CLICKHOUSE[0].read)
                 DONE["read by ClickHouse"] += 1
@@ -344,6 +343,14 @@ class LakeMachine(RuleBasedStateMachine):
         deltalake.DeltaTable(str(self.subject.folder)).delete(f"v >= {value}")
         self._theirs(self.subject.held.without(lambda version: version.value >= value), "deleted")
 
+    @precondition(lambda self: len(self.versions) > 1)
+    @rule(data=st.data())
+    def they_restore(self, data: st.DataObject) -> None:
+        """The table's rows, not its position, are what they were at an older version."""
+        version = data.draw(st.sampled_from(sorted(self.versions)[:-1]))
+        deltalake.DeltaTable(str(self.subject.folder)).restore(version)
+        self._theirs(self.versions[version], "restored")
+
     @rule()
     def they_optimize(self) -> None:
         deltalake.DeltaTable(str(self.subject.folder)).optimize.compact()
@@ -368,11 +375,6 @@ class LakeMachine(RuleBasedStateMachine):
         self.subject.snapshot = self.subject.lake.refresh(self.subject.snapshot)
         DONE[f"they {what}"] += 1
 
-    def _by_polars(self) -> None:
-        if "region" in self.subject.layout.partition_by and not ENCODED:
-            return
-        self.subject.check_by(read_polars)
-
     # -- after each of them --------------------------------------------------------------------------------------------
 
     def _remember(self) -> None:
@@ -391,7 +393,7 @@ class LakeMachine(RuleBasedStateMachine):
             version = sorted(self.versions)[self.steps % len(self.versions)]
             self.subject.check_by(read_deltalake, version, self.versions[version])
         if self.steps % 9 == 0:
-            self._by_polars()
+            self.subject.check_by(read_polars)
             self.subject.check_index()
 
 
