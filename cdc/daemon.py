@@ -119,7 +119,8 @@ def run(
 
         LOG.info("started", pipeline=config.name, nodes=",".join(nodes))
         throttle = held.enter_context(closing(Throttle(config)))
-        Supervisor(state, _bodies(config, state, clock, nodes, throttle), stop, clock).run(done)
+        bodies = _bodies(config, state, clock, nodes, throttle, hurry=goal is not None)
+        Supervisor(state, bodies, stop, clock).run(done)
     if until_current and not stop.is_set() and config.trace and "trace" in nodes:
         _project(config)
     LOG.info("ended", pipeline=config.name)
@@ -239,7 +240,13 @@ class Supervisor:
 
 
 def _bodies(
-    config: PipelineConfig, state: State, clock: Clock, nodes: Sequence[NodeName], throttle: Throttle
+    config: PipelineConfig,
+    state: State,
+    clock: Clock,
+    nodes: Sequence[NodeName],
+    throttle: Throttle,
+    *,
+    hurry: bool,
 ) -> dict[NodeName, Body]:
     """The nodes, each opening the log for itself: a restart begins from nothing. Windows are between capture and rereads, so these two are
     in one process."""
@@ -257,7 +264,7 @@ def _bodies(
 
     def merge(stop: Stop, log: Log) -> None:
         with closing(Merger(config, log, state, clock)) as merger:
-            merger.run(stop)
+            merger.run(stop, hurry=hurry)
 
     def with_log(body: Callable[[Stop, Log], None]) -> Body:
         def run(stop: Stop) -> None:

@@ -57,7 +57,7 @@ class Partial:
         batch, width = changes.batch, len(self._schema.columns)
         of_rows = incomplete(changes)
         known = of_rows.known(width)
-        whole = known.all(axis=1)
+        whole = np.asarray(known.all(axis=1), np.bool_)
         diffs: Any = of_rows.diffs
         differs = diffs.value_lengths().to_numpy(zero_copy_only=False) > 0
         ops = batch.column(0).to_numpy()

@@ -40,7 +40,7 @@ from cdc.merge.decide import applied_at
 from cdc.merge.table import TableMerge
 from cdc.merge.tidying import Tidying
 from cdc.names import TableName
-from cdc.reads import run_of
+from cdc.reads import Key, run_of
 from cdc.state import Phase, State, TableStatus
 
 LOG = logger("merge")
@@ -127,8 +127,9 @@ class Merger:
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
-    def run(self, stop: threading.Event) -> None:
-        """Rounds, `merge.every` apart, while there is something to do; until `stop` is set.
+    def run(self, stop: threading.Event, *, hurry: bool = False) -> None:
+        """Rounds, `merge.every` apart, while there is something to do; until `stop` is set. With `hurry` they are only as far apart as
+        the last one took: someone waits for what is in the log.
 
         Raises what is no single table's error (the log, the state), and what `round` raises: the retryable ones to be run again.
         """
@@ -154,7 +155,7 @@ class Merger:
                 continue
             asked = resuming.take_requests(self._state, self._config)
             phases = {t: (s.phase, s.changed_us) for t, s in self._state.tables().items()}
-            reads = {r.job for r in self._state.reads(open_only=True) if r.why == "shard"}
+            reads = {r.job for r in self._state.reads(open_only=True) if r.why in ("shard", "repair")}
             due = asked or done is None or phases != done[1] or reads != read
             if not due and now_s - look_s >= LOOK_BACK_S:
                 newest, look_s = self._log.newest(), now_s
@@ -163,7 +164,9 @@ class Merger:
                 begun_s = self._clock.monotonic()
                 result = self.round()
                 ended_s, round_s = self._clock.monotonic(), begun_s + self._config.merge.every
-                if any(r.phase == "catching-up" for r in result.tables.values()):
+                if hurry:
+                    round_s = min(round_s, ended_s + max(LOOK_S, ended_s - begun_s))
+                elif any(r.phase == "catching-up" for r in result.tables.values()):
                     # It is ready once it is seen to be; but most of the time is the others'.
                     round_s = min(round_s, ended_s + max(LOOK_S, 4 * (ended_s - begun_s)))
                 done, read = (result.newest, phases), reads
@@ -331,6 +334,7 @@ class Merger:
             leaving=leaving,
             dropped=told,
             hopeless=lambda keys: self._keys_again(table, keys),
+            awaited=lambda: self._keys_awaited(table),
         )
         merge.blind_after = self._blind.get(table, -1)
         return merge
@@ -344,6 +348,10 @@ class Merger:
         """A table passes over changes of these keys, which nothing completes."""
         if found := self._tables.get(table.id):
             repairing.ask(self._state, table, found, keys)
+
+    def _keys_awaited(self, table: TableName) -> frozenset[Key]:
+        found = self._tables.get(table.id)
+        return repairing.awaited(self._state, table, found) if found else frozenset()
 
     def _load(self, table: TableName) -> tuple[LakeTable, Snapshot | None]:
         lake, known = self._snapshots.pop(table, (None, None))
@@ -490,7 +498,9 @@ class Merger:
                 snapshot.version,
                 snapshot.info_version,
                 snapshot.applied.epoch,
-                "reading" if table in lacking and work.phases[table] == "ready" else self._said(table, work.phases[table], target),
+                "reading"
+                if table in lacking and work.phases[table] == "ready"
+                else self._said(table, work.phases[table], target),
                 None if there else merge.applied,
             )
         manifest.write(self._root, self._config.name, Manifest(applied, tables, self._clock.now_us()))
