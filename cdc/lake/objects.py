@@ -14,12 +14,13 @@ import tempfile
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 LOGGER = logger("lake")
+T = TypeVar("T")
 
 REQUEST_S = 30
 """One request, answer and all."""
@@ -50,6 +52,8 @@ ENDS = 64
 """So many of them are kept."""
 AHEAD = 1024 * 1024
 """Bytes that are read at least from where something is wanted: the columns of a row group lie one behind the other."""
+READS = 3
+"""So often an answer is asked for that breaks off."""
 PROBE = "-lakesync/probe-"
 
 _REPEATS = "retry_timeout"
@@ -211,8 +215,8 @@ class ObjectFolder:
         """As `Folder.names`."""
         import obstore
 
-        with _asked("cannot be listed", self), _no_bucket(self):
-            found = obstore.list_with_delimiter(self._store, self._path or None)
+        with _no_bucket(self):
+            found = _answer(lambda: obstore.list_with_delimiter(self._store, self._path or None), "listed", self)
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return [name for path in paths if (name := path.rstrip("/").rpartition("/")[2])]
 
@@ -221,13 +225,12 @@ class ObjectFolder:
         import obstore
 
         before = len(self._path) + 1 if self._path else 0
-        with _asked("cannot be listed", self), _no_bucket(self):
-            for some in obstore.list(self._store, self._path or None):
-                for found in some:
-                    modified_ms = int(found["last_modified"].timestamp() * 1000)
-                    name = found["path"][before:]
-                    if not without or not name.startswith(f"{without}/"):
-                        yield Entry(name, found["size"], modified_ms)
+        with _no_bucket(self):
+            pages = _answer(lambda: list(obstore.list(self._store, self._path or None)), "listed", self)
+        for found in chain.from_iterable(pages):
+            name = found["path"][before:]
+            if not without or not name.startswith(f"{without}/"):
+                yield Entry(name, found["size"], int(found["last_modified"].timestamp() * 1000))
 
     def holds(self, name: str) -> bool:
         """As `Folder.holds`."""
@@ -235,8 +238,8 @@ class ObjectFolder:
 
         if self.size(name) is not None:
             return True
-        with _asked("cannot be listed", self), _no_bucket(self):
-            return any(some for some in obstore.list(self._store, self._key(name)))
+        with _no_bucket(self):
+            return _answer(lambda: any(map(len, obstore.list(self._store, self._key(name)))), "listed", self)
 
     def size(self, name: str) -> int | None:
         """As `Folder.size`."""
@@ -261,8 +264,7 @@ class ObjectFolder:
         """As `Folder.read`."""
         import obstore
 
-        with _asked("cannot be read", f"{self}/{name}"):
-            return bytes(obstore.get(self._store, self._key(name)).bytes())
+        return _answer(lambda: bytes(obstore.get(self._store, self._key(name)).bytes()), "read", f"{self}/{name}")
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
         """As `Folder.read_all`, several at once."""
@@ -286,13 +288,15 @@ class ObjectFolder:
         """As `Folder.read_range`."""
         import obstore
 
-        where = f"{self}/{name}"
         if length <= 0:
             return b""
+        wanted: Any = {"range": (offset, offset + length)}
         try:
-            with _asked("cannot be read", where):
-                wanted = {"range": (offset, offset + length)}
-                return bytes(obstore.get(self._store, self._key(name), options=wanted).bytes())  # type: ignore[arg-type]
+            return _answer(
+                lambda: bytes(obstore.get(self._store, self._key(name), options=wanted).bytes()),
+                "read",
+                f"{self}/{name}",
+            )
         except LakeUnavailableError:
             size = self.size(name)
             if size is not None and offset >= size:
@@ -312,17 +316,17 @@ class ObjectFolder:
         """A file's size and its last bytes."""
         import obstore
 
-        with _asked("cannot be read", f"{self}/{name}"):
-            try:
-                found = obstore.get(self._store, self._key(name), options={"range": {"suffix": TAIL}})
-                return int(found.meta["size"]), bytes(found.bytes())
-            except FileNotFoundError:
+        def ask() -> tuple[int, bytes]:
+            found = obstore.get(self._store, self._key(name), options={"range": {"suffix": TAIL}})
+            return int(found.meta["size"]), bytes(found.bytes())
+
+        try:
+            return _answer(ask, "read", f"{self}/{name}")
+        except LakeUnavailableError:
+            # Some stores refuse more bytes than there are, and all do so for a file of none.
+            size = self.size(name)
+            if size is None or size > TAIL:
                 raise
-            except Exception:
-                # Some stores refuse more bytes than there are, and all do so for a file of none.
-                size = self.size(name)
-                if size is None or size > TAIL:
-                    raise
         return size, self.read(name) if size else b""
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -541,6 +545,19 @@ def _asked(what: str, where: object) -> Iterator[None]:
         yield
     except BaseError as error:
         raise _unavailable(error, what, str(where)) from error
+
+
+def _answer(ask: Callable[[], T], what: str, where: object) -> T:
+    """What is read or listed. An answer that breaks off is asked for again: obstore does that with files, and not with lists."""
+    from obstore.exceptions import BaseError
+
+    for left in reversed(range(READS)):
+        try:
+            return ask()
+        except BaseError as error:
+            if not left or "kind: Interrupted" not in str(error):
+                raise _unavailable(error, f"cannot be {what}", str(where)) from error
+    raise AssertionError
 
 
 @contextmanager

@@ -41,6 +41,8 @@ class LosingProxy:
         """Method and path of all that came."""
         self.whim: Callable[[str, str], What | None] | None = None
         """What to do to a request for which there is no rule, by method and path."""
+        self.troubled = 0
+        """How many requests a whim did something to."""
         self._rules: list[Rule] = []
         self._lock = threading.Lock()
         self._late: list[threading.Thread] = []
@@ -77,6 +79,7 @@ class LosingProxy:
                     rule.done.append(path)
                     return rule
         what = self.whim(method, path) if self.whim else None
+        self.troubled += what is not None
         return Rule(what, method, re.compile(""), 1, 0.5) if what else None
 
     def later(self, work: threading.Thread) -> None:

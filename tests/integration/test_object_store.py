@@ -194,6 +194,10 @@ def test_half_an_answer_is_no_file(at: Callable[..., Folder], proxy: LosingProxy
     lake = at(proxy.endpoint, retry_timeout="1")
     with proxy.rule("half", "GET", "lake/x", times=1):
         assert lake.read("x") == b"0123456789" * 1000
+    with proxy.rule("half", "GET", "list-type", times=2):
+        assert lake.names() == ["x"]
+    with proxy.rule("half", "GET", "list-type"), pytest.raises(LakeUnavailableError):
+        lake.names()
     with proxy.rule("half", "GET", "lake/x"):
         for use in (lambda: lake.read("x"), lambda: lake.open("x")):
             with pytest.raises(LakeUnavailableError):
