@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import polars
+import pyarrow as pa
 import pymysql
 import pytest
 
@@ -317,3 +320,41 @@ def test_columns_that_the_mode_needs_are_refused(mysql: MySQLServer, schema: str
         assert found == ["has no primary key"]
     with pytest.raises(ConfigError, match="from_position"):
         rig.pipeline.add(f"{schema}.x", mode="history", from_position="0-1-1")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("mode", BOTH)
+def test_rows_move_between_partitions_and_the_feed_says_so(
+    mysql: MySQLServer, schema: str, tmp_path: Path, mode: Mode
+) -> None:
+    table = TableName(schema, "parted")
+    mysql.execute(f"CREATE TABLE {table.quoted} (id INT PRIMARY KEY, region VARCHAR(8), at DATETIME)")
+    mysql.execute(
+        f"INSERT INTO {table.quoted} VALUES (1, 'a', '2024-05-01'), (2, '', '2024-06-01'), (3, NULL, NULL), (4, 'b', '2024-05-02')"
+    )
+    parted = {"name": str(table), "mode": mode, "partition_by": ["region", "month(at)"], "change_feed": True}
+    rig = Rereading(tmp_path, mysql, [parted])
+    with rig.running():
+        rig.ready(table)
+        for statement in (
+            "UPDATE {t} SET region = 'b' WHERE id = 1",
+            "UPDATE {t} SET region = 'a', at = '2024-07-01' WHERE id = 2",
+            "UPDATE {t} SET region = '' WHERE id = 2",
+            "UPDATE {t} SET id = 5, region = 'a' WHERE id = 3",
+            "DELETE FROM {t} WHERE id = 4",
+        ):
+            mysql.execute(statement.format(t=table.quoted))
+        rig.current()
+        before = lake(rig, table, mode)
+        rig.read(rig.state.ask_read(table, table, ReadSpec(), "asked").job)
+        after = lake(rig, table, mode)
+        assert len(after) == len(before) == (8 if mode == "history" else 5)
+        if mode == "history":
+            assert after == before
+        found = [(row[0], row[1] or "", row[2]) for row in live(rig, table, mode)]
+        assert sorted(found, key=repr) == [(r[0], r[1] or "", r[2]) for r in rig.source(table)]
+        assert rig.pipeline.reconcile(ledger=False, values=True).agrees
+    feed = deltalake.DeltaTable(str(rig.config.lake_root / table.folder)).load_cdf(starting_version=0).read_all()
+    kinds = Counter(pa.table(feed).column("_change_type").to_pylist())
+    assert kinds["update_preimage"] == kinds["update_postimage"] > 0
+    assert kinds["insert"] - kinds["delete"] == len(after)

@@ -40,7 +40,7 @@ from tests.integration.history import (
     restore_log,
 )
 from tests.integration.lake_rows import disk
-from tests.integration.test_merge_exactly_once import KILLS, World, merging_process
+from tests.integration.test_merge_exactly_once import KILLS, World, arm, merging_process
 
 KEPT: dict[TableName, Mode] = {ORDERS: "soft-delete", ITEMS: "history"}
 OWN: dict[Mode, tuple[str, ...]] = {
@@ -176,7 +176,8 @@ def test_the_table_is_the_same_in_one_merge_and_in_many(tmp_path: Path) -> None:
     assert len(found[0][ITEMS]) > 15
 
 
-def test_a_log_rolled_back_two_epochs_and_written_again(pipeline: Keeping) -> None:
+def rolled_back(pipeline: Keeping) -> None:
+    """The log loses its last two epochs, which are merged; capture writes them again and goes on, cut otherwise."""
     with closing(pipeline.log()) as log:
         with Capture(log, pipeline.source) as capture:
             pipeline.start(capture)
@@ -200,6 +201,42 @@ def test_a_log_rolled_back_two_epochs_and_written_again(pipeline: Keeping) -> No
         pipeline.merger(log).round()
     pipeline.check_all()
     assert pipeline.state.errors() == []
+
+
+def restarted(pipeline: Keeping) -> None:
+    """Mergers that end and begin, with nothing new in the log."""
+    with closing(pipeline.log()) as log, Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        for _ in range(3):
+            capture.epoch(10)
+            for _ in range(2):
+                pipeline.merger(log).round()
+                pipeline.check_all(capture.at)
+
+
+def test_a_log_rolled_back_two_epochs_and_written_again(pipeline: Keeping) -> None:
+    rolled_back(pipeline)
+
+
+def test_a_merger_that_starts_again_repeats_nothing(pipeline: Keeping) -> None:
+    restarted(pipeline)
+
+
+SCENARIOS = {"skip_by_number": rolled_back, "part_applied_whole": rolled_back, "applied_check_skipped": restarted}
+
+
+@pytest.mark.parametrize("mutant", SCENARIOS)
+def test_every_mistake_is_noticed(pipeline: Keeping, monkeypatch: pytest.MonkeyPatch, mutant: str) -> None:
+    arm(monkeypatch, f"mutant:{mutant}")
+    monkeypatch.setattr(Keeping, "check_all", only_kept)
+    with pytest.raises(AssertionError, match=r"is not the source|assert"):
+        SCENARIOS[mutant](pipeline)
+
+
+def only_kept(pipeline: Keeping, count: int | None = None) -> None:
+    """Not the table to which changes are appended: others look at that one."""
+    for table in KEPT:
+        pipeline.check(table, len(pipeline.source.transactions) if count is None else count)
 
 
 @pytest.mark.parametrize("point", KILLS)
