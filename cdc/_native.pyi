@@ -77,7 +77,7 @@ class KeyIndex:
     and never given again. One call at a time; more threads wait for each other, without the GIL.
 
     In a folder are a file `index`, replaced as a whole by `save`, and the runs that it names, which are never changed. After an
-    `OSError` the index in memory is as it was before the call.
+    `OSError` (no room in its folder) nothing is lost, and the call can be repeated.
     """
 
     def __init__(self, folder: str | None, memory: int) -> None:

@@ -1,15 +1,35 @@
 //! `KeyIndex`: the newest place, a file and a row of it, of every key of a table.
+//!
+//! Keys are hashed; hash and place go into memory first, then into immutable runs that are sorted by hash, mapped, and merged
+//! when there are many (a log-structured merge tree). Which places count is said file by file: nothing is ever deleted from
+//! a run, entries of dead places go when it is merged.
 
+mod entry;
+mod files;
+mod folder;
 mod keys;
+mod merge;
+mod run;
+mod shard;
+mod sort;
+mod store;
+#[cfg(test)]
+mod tests;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::{fmt, fs, io};
+use std::{fmt, io};
 
 use arrow_array::StructArray;
 
 use crate::bitmap::Bitmap;
-use keys::{Encoded, Keys};
+use entry::{Slim, Wide};
+use files::Files;
+use folder::{Folder, List, Stored};
+use keys::{Encoded, Form, Keys};
+use run::Held;
+use store::{Shards, Store};
+
+pub use entry::Place;
 
 /// Why something cannot be done. Its words never hold a key.
 #[derive(Debug)]
@@ -44,198 +64,150 @@ impl From<io::Error> for Error {
     }
 }
 
-/// A row of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    pub file: u32,
-    pub row: u32,
-}
-
-/// How many keys are encoded at once.
+/// So many keys are encoded at once.
 const CHUNK: usize = 1 << 16;
-const NAME: &str = "index";
-const MAGIC: &[u8; 8] = b"LSKEYS\x00\x01";
 
 pub struct KeyIndex {
-    folder: Option<PathBuf>,
-    form: Option<keys::Form>,
+    folder: Folder,
+    memory: usize,
     stamp: Vec<u8>,
-    files: HashMap<u32, Option<Bitmap>>,
-    places: HashMap<Vec<u8>, Vec<Place>>,
+    files: Files,
+    /// Once there are keys.
+    store: Option<(Form, Box<dyn Store>)>,
+    encoded: Encoded,
+}
+
+fn store(held: Held, memory: usize, runs: [Vec<Stored>; 2]) -> Box<dyn Store> {
+    match held {
+        Held::Not => Box::new(Shards::<Slim>::new(held, memory, runs)),
+        Held::Fixed(_) | Held::Any => Box::new(Shards::<Wide>::new(held, memory, runs)),
+    }
 }
 
 impl KeyIndex {
-    pub fn new(folder: Option<PathBuf>, _memory: usize) -> Result<KeyIndex> {
-        if let Some(folder) = &folder {
-            fs::create_dir_all(folder)?;
-        }
-        let (files, places) = (HashMap::new(), HashMap::new());
-        Ok(KeyIndex { folder, form: None, stamp: Vec::new(), files, places })
+    /// An empty one, of which at most about `memory` bytes are not in runs. It takes the place of what is in the folder when it
+    /// is saved.
+    pub fn new(folder: Option<PathBuf>, memory: usize) -> Result<KeyIndex> {
+        let folder = Folder::new(folder)?;
+        let (files, encoded) = (Files::default(), Encoded::default());
+        Ok(KeyIndex { folder, memory, stamp: Vec::new(), files, store: None, encoded })
     }
 
+    /// What was saved last.
+    pub fn open(folder: PathBuf, memory: usize) -> Result<KeyIndex> {
+        if !folder.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::NotFound).into());
+        }
+        let mut index = KeyIndex::new(Some(folder), memory)?;
+        let (list, runs) = index.folder.read(|form| Ok(Form::parse(form)?.held))?;
+        for (number, dead) in list.files {
+            let dead = dead.map(|dead| Bitmap::parse(&dead)).transpose().map_err(Error::Value)?;
+            index.files.set(number, dead);
+        }
+        if !list.form.is_empty() {
+            let form = Form::parse(&list.form)?;
+            let store = store(form.held, memory, runs);
+            index.store = Some((form, store));
+        }
+        index.stamp = list.stamp;
+        Ok(index)
+    }
+
+    /// What was saved with it.
     pub fn stamp(&self) -> &[u8] {
         &self.stamp
     }
 
+    /// The file is live, except for these rows.
     pub fn set_file(&mut self, number: u32, dead: Option<Bitmap>) {
-        self.files.insert(number, dead);
+        self.files.set(number, dead);
     }
 
+    /// No place in the file counts from now on.
     pub fn drop_file(&mut self, number: u32) {
-        self.files.remove(&number);
+        self.files.drop(number);
     }
 
+    /// The keys of rows `first_row`… of a file; those of dead rows are passed over.
     pub fn add(&mut self, number: u32, first_row: u32, keys: &StructArray, dead: Option<&Bitmap>) -> Result<()> {
         let keys = self.keys(keys)?;
         if u32::try_from(keys.len()).ok().and_then(|count| first_row.checked_add(count)).is_none() {
             return Err(Error::value("rows beyond 2³² of a file"));
         }
-        if self.form.is_none() {
-            self.form = Some(keys.form.clone());
-        }
-        let mut encoded = Encoded::default();
+        let (_, store) = self.store.get_or_insert_with(|| {
+            let store = store(keys.form.held, self.memory, Default::default());
+            (keys.form.clone(), store)
+        });
         for start in (0..keys.len()).step_by(CHUNK) {
-            let rows = start..keys.len().min(start + CHUNK);
-            keys.encode(rows.clone(), &mut encoded);
-            for (i, row) in rows.enumerate() {
-                let place = Place { file: number, row: first_row + row as u32 };
-                if dead.is_some_and(|dead| dead.contains(place.row)) {
-                    continue;
-                }
-                let known = self.places.entry(named(&encoded, i)).or_default();
-                known.retain(|old| *old != place && live(&self.files, *old));
-                known.push(place);
-            }
+            keys.encode(start..keys.len().min(start + CHUNK), &mut self.encoded);
+            let passed_over = |row: u32| dead.is_some_and(|dead| dead.contains(row));
+            store.put(&self.encoded, number, first_row + start as u32, &passed_over);
+            store.flush(&self.files, &self.folder)?;
         }
         Ok(())
     }
 
+    /// Of each key the newest live place.
     pub fn locate(&mut self, keys: &StructArray) -> Result<Vec<Option<Place>>> {
         let keys = self.keys(keys)?;
+        let Some((_, store)) = &mut self.store else { return Ok(vec![None; keys.len()]) };
+        store.settle(&self.files, &self.folder)?;
         let mut found = Vec::with_capacity(keys.len());
-        let mut encoded = Encoded::default();
         for start in (0..keys.len()).step_by(CHUNK) {
-            let rows = start..keys.len().min(start + CHUNK);
-            keys.encode(rows.clone(), &mut encoded);
-            found.extend((0..rows.len()).map(|i| {
-                let places = self.places.get(&named(&encoded, i))?;
-                places.iter().copied().rev().find(|place| live(&self.files, *place))
-            }));
+            keys.encode(start..keys.len().min(start + CHUNK), &mut self.encoded);
+            store.locate(&self.encoded, &self.files, &mut found);
         }
         Ok(found)
     }
 
+    /// Make everything one run, without dead places; how many keys have several live ones.
     pub fn compact(&mut self) -> Result<u64> {
-        self.places.retain(|_, places| {
-            places.retain(|place| live(&self.files, *place));
-            !places.is_empty()
-        });
-        Ok(self.places.values().filter(|places| places.len() > 1).count() as u64)
+        let Some((_, store)) = &mut self.store else { return Ok(0) };
+        store.compact(&self.files, &self.folder)
     }
 
+    /// Everything that is only in memory goes into a run, durably.
     pub fn write_run(&mut self) -> Result<()> {
-        Ok(())
+        let Some((_, store)) = &mut self.store else { return Ok(()) };
+        store.spill(&self.files, &self.folder)?;
+        store.tidy(&self.files, &self.folder)?;
+        self.folder.sync(store.runs_mut().into_iter().flatten())
     }
 
+    /// Everything is what `open` gives from now on.
     pub fn save(&mut self, stamp: &[u8]) -> Result<()> {
-        self.stamp = stamp.to_vec();
-        let Some(folder) = &self.folder else { return Ok(()) };
-        let mut data = MAGIC.to_vec();
-        block(&mut data, self.form.as_ref().map_or("", |form| &form.text).as_bytes());
-        block(&mut data, stamp);
-        data.extend_from_slice(&(self.files.len() as u64).to_le_bytes());
-        for (number, dead) in &self.files {
-            data.extend_from_slice(&number.to_le_bytes());
-            block(&mut data, &dead.as_ref().map_or(Vec::new(), Bitmap::serialize));
-        }
-        for (key, places) in &self.places {
-            for place in places {
-                block(&mut data, key);
-                data.extend_from_slice(&place.file.to_le_bytes());
-                data.extend_from_slice(&place.row.to_le_bytes());
-            }
-        }
-        data.extend_from_slice(&crc32fast::hash(&data).to_le_bytes());
-        let (new, old) = (folder.join("index.new"), folder.join(NAME));
-        fs::write(&new, &data)?;
-        fs::File::open(&new)?.sync_all()?;
-        fs::rename(&new, &old)?;
-        fs::File::open(folder)?.sync_all()?;
+        self.write_run()?;
+        let files = self.files.all().into_iter().map(|(number, dead)| (number, dead.map(Bitmap::serialize)));
+        let form = self.store.as_ref().map_or(String::new(), |(form, _)| form.text.clone());
+        let list = List { form, stamp: stamp.to_vec(), files: files.collect() };
+        let runs = self.store.as_ref().map_or([&[][..], &[]], |(_, store)| store.runs());
+        self.folder.save(&list, runs)?;
+        self.stamp = list.stamp;
         Ok(())
     }
 
-    pub fn open(folder: PathBuf, memory: usize) -> Result<KeyIndex> {
-        let data = fs::read(folder.join(NAME))?;
-        let damaged = || Error::value("a damaged index");
-        let (data, crc) = data.split_last_chunk::<4>().ok_or_else(damaged)?;
-        if crc32fast::hash(data) != u32::from_le_bytes(*crc) {
-            return Err(damaged());
-        }
-        let mut index = KeyIndex::new(Some(folder), memory)?;
-        let mut rest = data.strip_prefix(MAGIC).ok_or_else(|| Error::value("an index of another form"))?;
-        let form = String::from_utf8_lossy(take_block(&mut rest).ok_or_else(damaged)?).into_owned();
-        index.form = if form.is_empty() { None } else { Some(keys::Form::parse(&form)?) };
-        index.stamp = take_block(&mut rest).ok_or_else(damaged)?.to_vec();
-        for _ in 0..u64::from_le_bytes(take(&mut rest).ok_or_else(damaged)?) {
-            let number = u32::from_le_bytes(take(&mut rest).ok_or_else(damaged)?);
-            let dead = take_block(&mut rest).ok_or_else(damaged)?;
-            let dead = if dead.is_empty() { None } else { Some(Bitmap::parse(dead).map_err(Error::Value)?) };
-            index.files.insert(number, dead);
-        }
-        while !rest.is_empty() {
-            let key = take_block(&mut rest).ok_or_else(damaged)?.to_vec();
-            let file = u32::from_le_bytes(take(&mut rest).ok_or_else(damaged)?);
-            let row = u32::from_le_bytes(take(&mut rest).ok_or_else(damaged)?);
-            index.places.entry(key).or_default().push(Place { file, row });
-        }
-        Ok(index)
-    }
-
+    /// Bytes in memory, without what the system may drop.
     pub fn memory(&self) -> usize {
-        self.places.len() * 64
+        self.store.as_ref().map_or(0, |(_, store)| store.memory())
     }
 
-    pub fn entries(&self) -> u64 {
-        self.places.len() as u64
+    /// Places in it, dead ones too.
+    pub fn entries(&self) -> usize {
+        self.store.as_ref().map_or(0, |(_, store)| store.entries())
     }
 
+    /// How many runs a lookup may have to look at.
     pub fn runs(&self) -> usize {
-        0
+        self.store.as_ref().map_or(0, |(_, store)| store.runs().map(<[Stored]>::len).into_iter().max().unwrap_or(0))
     }
 
     fn keys(&self, keys: &StructArray) -> Result<Keys> {
         let keys = Keys::new(keys)?;
-        match &self.form {
-            Some(form) if *form != keys.form => {
+        match &self.store {
+            Some((form, _)) if *form != keys.form => {
                 Err(Error::value(format!("keys of ({}) in an index of ({})", keys.form.text, form.text)))
             }
             _ => Ok(keys),
         }
     }
-}
-
-fn live(files: &HashMap<u32, Option<Bitmap>>, place: Place) -> bool {
-    files.get(&place.file).is_some_and(|dead| dead.as_ref().is_none_or(|dead| !dead.contains(place.row)))
-}
-
-fn named(encoded: &Encoded, i: usize) -> Vec<u8> {
-    [&encoded.hashes[i].to_le_bytes(), encoded.bytes(i)].concat()
-}
-
-fn block(data: &mut Vec<u8>, bytes: &[u8]) {
-    data.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-    data.extend_from_slice(bytes);
-}
-
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-    let (taken, after) = rest.split_first_chunk()?;
-    *rest = after;
-    Some(*taken)
-}
-
-fn take_block<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::try_from(u64::from_le_bytes(take(rest)?)).ok()?;
-    let (taken, after) = rest.split_at_checked(length)?;
-    *rest = after;
-    Some(taken)
 }

@@ -160,7 +160,7 @@ impl KeyIndex {
     }
 
     #[getter]
-    fn entries(&self, py: Python<'_>) -> PyResult<u64> {
+    fn entries(&self, py: Python<'_>) -> PyResult<usize> {
         self.with(py, |index| index.entries())
     }
 

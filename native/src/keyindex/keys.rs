@@ -9,6 +9,7 @@ use arrow_buffer::{BooleanBuffer, Buffer, OffsetBuffer};
 use arrow_schema::{DataType, TimeUnit};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::run::Held;
 use super::{Error, Result};
 
 /// The types of a key's columns, in order. Names do not matter.
@@ -16,8 +17,8 @@ use super::{Error, Result};
 pub struct Form {
     /// The types in words, with commas between them: what is kept beside the index.
     pub text: String,
-    /// Whether a key fits eight bytes: then its hash is a bijection of it, and says all there is to say.
-    pub slim: bool,
+    /// A key that fits eight bytes has a bijection of itself as its hash, which says all there is to say.
+    pub held: Held,
 }
 
 impl Form {
@@ -36,9 +37,13 @@ impl Form {
         if kinds.is_empty() {
             return Err(Error::value("a key has at least one column"));
         }
-        let width = kinds.iter().map(|kind| kind.width).sum::<Option<usize>>();
+        let held = match kinds.iter().map(|kind| kind.width).sum::<Option<usize>>() {
+            Some(..=8) => Held::Not,
+            Some(width) => Held::Fixed(width),
+            None => Held::Any,
+        };
         let text = kinds.iter().map(|kind| kind.text.as_str()).collect::<Vec<_>>().join(",");
-        Ok(Form { text, slim: width.is_some_and(|width| width <= 8) })
+        Ok(Form { text, held })
     }
 }
 
@@ -128,6 +133,66 @@ impl Encoded {
     }
 }
 
+/// An arena grows by at most so many bytes at a time, or one key.
+const GROWTH: usize = 4 << 20;
+
+/// Bytes of keys, one after the other.
+pub struct Arena {
+    held: Held,
+    bytes: Vec<u8>,
+}
+
+impl Arena {
+    pub fn new(held: Held) -> Arena {
+        Arena { held, bytes: Vec::new() }
+    }
+
+    /// Where the key begins here.
+    pub fn put(&mut self, key: &[u8]) -> u64 {
+        let at = self.bytes.len();
+        if self.bytes.capacity() - at < 8 + key.len() {
+            self.bytes.reserve_exact((at / 2).clamp(1024, GROWTH).max(8 + key.len()));
+        }
+        if self.held == Held::Any {
+            self.bytes.extend_from_slice(&(key.len() as u64).to_le_bytes());
+        }
+        self.bytes.extend_from_slice(key);
+        at as u64
+    }
+
+    pub fn get(&self, at: u64) -> &[u8] {
+        let rest = self.bytes.get(at as usize..).unwrap_or_default();
+        let key = match (self.held, rest.split_first_chunk::<8>()) {
+            (Held::Not, _) => Some(&[][..]),
+            (Held::Fixed(width), _) => rest.get(..width),
+            (Held::Any, length) => length.and_then(|(length, rest)| rest.get(..u64::from_le_bytes(*length) as usize)),
+        };
+        key.unwrap_or_default()
+    }
+
+    /// Move the key at `at` to `to`, which is not behind it; where the next can go.
+    pub fn shift(&mut self, at: u64, to: u64) -> u64 {
+        let prefix = if self.held == Held::Any { 8 } else { 0 };
+        let length = prefix + self.get(at).len();
+        let at = at as usize;
+        self.bytes.copy_within(at..at + length, to as usize);
+        to + length as u64
+    }
+
+    pub fn truncate(&mut self, length: u64) {
+        self.bytes.truncate(length as usize);
+    }
+
+    pub fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Bytes that it takes.
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
 impl Keys {
     /// Of a batch whose columns are the key's. An error if a key is NULL, or of a type that no key can have.
     pub fn new(keys: &StructArray) -> Result<Keys> {
@@ -148,7 +213,7 @@ impl Keys {
         encoded.hashes.clear();
         encoded.ends.clear();
         encoded.bytes.clear();
-        if self.form.slim {
+        if self.form.held == Held::Not {
             self.encode_slim(rows, &mut encoded.hashes);
         } else {
             self.encode_wide(rows, encoded);
