@@ -122,6 +122,9 @@ def test_a_formatted_duration_reads_back(seconds: float) -> None:
         ("tables: [{name: 'a.*', into: a.b, shard_column: ''}]\n", "shard_column: a column has a name"),
         ("tables: [{name: 'a.*', into: a.b, shard_column: _cdc_seq}]\n", "shard_column: names that begin with _cdc_"),
         ("tables: [{name: 'a.*', into: a.b, shard_column: s, exclude: [s]}]\n", "shard_column: s is no column"),
+        ("tables: [{name: 'a.*', into: a.b, mode: history, shard_column: Valid_To}]\n", "a column Valid_To of its own"),
+        ("tables: [{name: a.b, mode: history, from_position: '0-1-1'}]\n", "not with `mode: history`"),
+        ("tables: [{name: a.b, mode: soft-delete, backfill: true}]\n", "backfill: is for `mode: append`"),
         ("tables: [a.b, {name: 'a.b_*', into: a.b}]\n", "into: a.b (at a.b_*) is a table of its own here"),
         (
             "tables: [{name: 'a.b', into: x.y}, {name: 'a.b_*', into: a.b}]\n",
