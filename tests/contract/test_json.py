@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cdc._native import json_diffs, json_text
+from cdc._native import json_diffs, json_patch, json_text
 from dev.mysql import MySQLServer
 from tests.contract.binlog import recording
 from tests.reference.events import HEADER, Type
@@ -251,3 +251,74 @@ def test_damaged_json_is_an_error(data: bytes) -> None:
         json_text(data)
     with pytest.raises(ValueError, match=r"JSON|shorter"):
         json_diffs(b"\x00\x01$" + bytes([len(data)]) + data)
+
+
+def legs(choose: random.Random, document: Any) -> str:
+    """A path to some place in the document, or just beside it."""
+    path = "$"
+    while isinstance(document, dict | list) and (path == "$" or choose.random() < 0.7):
+        beside = choose.random() < 0.2
+        if isinstance(document, dict):
+            key = (
+                choose.choice(["new", "é é", 'a"b', "\x01", ""])
+                if beside or not document
+                else choose.choice(list(document))
+            )
+            path += f".{json.dumps(key, ensure_ascii=False)}"
+            document = document.get(key)
+        else:
+            at = choose.randrange(len(document) + 3) if beside or not document else choose.randrange(len(document))
+            path += f"[{at}]"
+            document = document[at] if at < len(document) else None
+    return path
+
+
+@pytest.mark.timeout(300)
+def test_differences_are_applied_to_the_text_as_the_server_would_print_it(mysql: MySQLServer, schema: str) -> None:
+    """Any document, with values of every type in it, and any places: numbers keep their digits, keys their order."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    choose, documents = random.Random(seed), Documents(seed)
+    mysql.execute(f"CREATE TABLE {schema}.j (id INT PRIMARY KEY, j JSON NOT NULL)")
+    texts: dict[int, list[str]] = {}
+    with mysql.root(schema) as connection, connection.cursor() as cursor:
+        cursor.execute("SET sql_mode = '', binlog_row_value_options = PARTIAL_JSON")
+        with recording(mysql) as recorded:
+            for number in range(150):
+                pad = f"'pad', REPEAT('x', 2000), 'list', JSON_ARRAY({documents.document(2)}, {documents.document(3)}, 1.50)"
+                cursor.execute(
+                    f"INSERT INTO j SELECT {number}, JSON_MERGE_PATCH({documents.object(1)}, JSON_OBJECT({pad}))"
+                )
+                for _ in range(4):
+                    cursor.execute(f"SELECT CAST(j AS CHAR) FROM j WHERE id = {number}")
+                    (text,) = next(iter(cursor.fetchall()))
+                    texts.setdefault(number, []).append(text)
+                    change = "j"
+                    for _ in range(choose.randrange(1, 4)):
+                        path = _text(legs(choose, json.loads(text)))
+                        function = choose.choice(["JSON_SET", "JSON_SET", "JSON_REPLACE", "JSON_REMOVE"])
+                        value = "" if function == "JSON_REMOVE" else f", {documents.document(3)}"
+                        change = f"{function}({change}, {path}{value})"
+                    cursor.execute(f"UPDATE j SET j = {change} WHERE id = {number}")
+                cursor.execute(f"SELECT CAST(j AS CHAR) FROM j WHERE id = {number}")
+                (text,) = next(iter(cursor.fetchall()))
+                texts[number].append(text)
+    seen, checked = set(), 0
+    for event in recorded.events:
+        if event[4] != PARTIAL_UPDATE_ROWS or (found := differences(event)) is None:
+            continue
+        number = struct.unpack_from("<i", event, HEADER + 8 + 2 + 4)[0]
+        diffs = json_diffs(found)
+        if not diffs:
+            continue
+        body = event[HEADER:-4]
+        at = 8 + struct.unpack_from("<H", body, 8)[0] + 3 + 1 + 4
+        (size,) = struct.unpack_from("<I", body, at)
+        before = json_text(body[at + 4 : at + 4 + size])
+        places = [n for n, text in enumerate(texts[number][:-1]) if text == before]
+        made = json_patch(before, diffs)
+        assert any(texts[number][n + 1] == made for n in places), (number, diffs)
+        seen |= {op for op, _, _ in diffs}
+        checked += 1
+    assert checked > 200
+    assert seen == {REPLACE, INSERT, REMOVE}
