@@ -21,7 +21,7 @@ from cdc._native import Bitmap
 from cdc.lake import index, partition, reading
 from cdc.lake.parquet import DataFile, FileWriter, new_name
 from cdc.lake.snapshot import AddFile, Snapshot
-from cdc.lake.vectors import Vectors, identity
+from cdc.lake.vectors import Vectors
 
 TIER = 8
 """Files of one tier that are merged into one of the next; fewer stay."""
@@ -206,7 +206,7 @@ def mapped(done: Compacted, on: Snapshot, vectors: Vectors) -> Mapped | None:
         if file.size != was.size:
             return None
         removed.append(file)
-        if identity(file.deletion_vector) == identity(was.deletion_vector):
+        if file.vector == was.vector:
             continue
         now, then = vectors.of(file) or Bitmap(), done.dead[path] or Bitmap()
         if now.lacks(then):

@@ -37,7 +37,7 @@ from cdc.lake.history import IS_CURRENT
 from cdc.lake.parquet import ROW_GROUP_ROWS, opened
 from cdc.lake.points import Places
 from cdc.lake.snapshot import AddFile, Snapshot
-from cdc.lake.vectors import Vectors, alive, identity
+from cdc.lake.vectors import Vectors, alive
 
 FORM: Final = 1
 """Of the stamp."""
@@ -162,9 +162,7 @@ class TableIndex:
             if known is None:
                 new.append(file)
             elif known.file is not file:
-                if known.file.size == file.size and identity(known.file.deletion_vector) == identity(
-                    file.deletion_vector
-                ):
+                if known.file.size == file.size and known.file.vector == file.vector:
                     self._known[path] = _Known(known.number, file, known.dead)
                 else:
                     changed.append((known, file))

@@ -62,6 +62,14 @@ EXTRA = ("tags", "baseRowId", "defaultRowCommitVersion", "clusteringProvider")
 """Fields of an `add` that lakesync has no use for."""
 
 
+def identity(vector: Mapping[str, Any] | None) -> str:
+    """What names a vector among all of them, as the protocol has it; empty for none. Vectors do not change."""
+    if not vector:
+        return ""
+    offset = vector.get("offset")
+    return f"{vector.get('storageType')}{vector.get('pathOrInlineDv')}" + (f"@{offset}" if offset is not None else "")
+
+
 @dataclass(frozen=True)
 class AddFile:
     """A live data file. `path` is as the log writes it: relative to the table's folder, percent-encoded."""
@@ -81,6 +89,11 @@ class AddFile:
     def statistics(self) -> Mapping[str, Any]:
         """`stats`, parsed; empty where there are none."""
         return _stats(self.stats)
+
+    @cached_property
+    def vector(self) -> str:
+        """What names its deletion vector; empty where it has none."""
+        return identity(self.deletion_vector)
 
     @classmethod
     def from_action(cls, add: Mapping[str, Any]) -> AddFile:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from cdc import faults
 from cdc._native import Bitmap
 from cdc.errors import LakeDamagedError
-from cdc.lake.snapshot import AddFile
+from cdc.lake.snapshot import AddFile, identity
 from cdc.lake.store import Folder, failed
 
 FOLDER: Final = "_dv"
@@ -46,14 +46,6 @@ _UUID_LENGTH = 20
 
 Descriptor = Mapping[str, Any]
 """`deletionVector` of an `add` or `remove`."""
-
-
-def identity(vector: Descriptor | None) -> str:
-    """What names a vector among all of them, as the protocol has it; empty for none. Vectors do not change."""
-    if not vector:
-        return ""
-    offset = vector.get("offset")
-    return f"{vector.get('storageType')}{vector.get('pathOrInlineDv')}" + (f"@{offset}" if offset is not None else "")
 
 
 def cardinality(vector: Descriptor | None) -> int:
@@ -93,7 +85,7 @@ class Vectors:
         """The rows of the file that are deleted; None: none. Raises `LakeDamagedError`, `LakeError`."""
         if not file.deletion_vector:
             return None
-        name = identity(file.deletion_vector)
+        name = file.vector
         with self._lock:
             found = self._held.get(name)
             if found is not None:
@@ -107,7 +99,7 @@ class Vectors:
         missing: dict[str, list[Descriptor]] = {}
         for file in wanted:
             vector = file.deletion_vector
-            if vector and identity(vector) not in self._held:
+            if vector and file.vector not in self._held:
                 missing.setdefault(str(vector.get("pathOrInlineDv")), []).append(vector)
         found: dict[str, Bitmap] = {}
         if len(missing) > 1:
@@ -118,7 +110,7 @@ class Vectors:
         for vectors, bitmaps in zip(missing.values(), parts, strict=True):
             for vector, bitmap in zip(vectors, bitmaps, strict=True):
                 found[identity(vector)] = self._keep(vector, bitmap)
-        return {file.path: found.get(identity(file.deletion_vector)) or self._of(file) for file in wanted}
+        return {file.path: found.get(file.vector) or self._of(file) for file in wanted}
 
     def _of(self, file: AddFile) -> Bitmap:
         found = self.of(file)

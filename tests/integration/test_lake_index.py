@@ -24,7 +24,8 @@ from cdc.lake import FoldCounts, LakeTable, Layout, MergeCounts, Snapshot
 from cdc.lake import index as index_module
 from cdc.lake.columns import lake_columns
 from cdc.lake.index import TableIndex
-from cdc.lake.vectors import Vectors, identity, name_of
+from cdc.lake.snapshot import identity
+from cdc.lake.vectors import Vectors, name_of
 from cdc.names import TableName
 from cdc.schema import Column, TableSchema
 from tests.integration import lake_rows
