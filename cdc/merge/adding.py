@@ -60,7 +60,7 @@ def begin(
         record = None
     if snapshot is not None and record is not None and _is_new(snapshot, record):
         return snapshot, applied_at(record)
-    schema, mode = TableSchema.from_dict(captured.schema), _mode(captured)
+    schema, mode, layout = TableSchema.from_dict(captured.schema), _mode(captured), Layout.of(captured.options)
     kept = snapshot is not None and rejoining.keeps(snapshot)
     nothing = snapshot is None or (_kind(snapshot) == "create" and snapshot.rows == 0 and mode == snapshot.mode)
     replaceable = snapshot is not None and mode != "append" and snapshot.mode != "append"
@@ -74,10 +74,11 @@ def begin(
         if kept and snapshot is not None:
             return rejoining.rejoin(log, lake, captured, snapshot, applied, record), applied_at(record)
         applied = applied_at(record)
-        return lake.create(schema, Layout.of(captured.options), applied, Counts(), snapshot), applied
+        return lake.create(schema, layout, applied, Counts(), snapshot), applied
     assert snapshot is not None
-    if snapshot.mode != mode or snapshot.schema != schema:
-        what = "other columns" if snapshot.mode == mode else f"mode {snapshot.mode}"
+    if snapshot.layout != layout or snapshot.schema != schema:
+        what = "other columns" if snapshot.schema != schema else "other partitions, or another change feed"
+        what = what if snapshot.mode == mode else f"mode {snapshot.mode}"
         raise TableStoppedError(
             f"the lake has the table with {what}, and a table of mode {mode} does not take its place",
             where=f"{table}: {snapshot.folder}",
