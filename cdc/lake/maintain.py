@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 LOGGER = logger("lake")
 CHECKPOINT_EVERY = 100
 """Commits."""
-AT_ONCE_BYTES = 8 * 1024 * 1024
-"""Files of no more bytes together are written between two commits: that takes a tenth of a second or so."""
+AT_ONCE_BYTES = 2 * 1024 * 1024
+"""Files of no more bytes together are written between two commits: that takes some hundredths of a second."""
 CLEAN_LOG_S = 60.0
 LOOK_S = 600.0
 """How often a table's files are listed, at least; more often where they are kept for a shorter time."""
@@ -144,11 +144,12 @@ class Maintenance:
         at = _At(self._lake, on, contains)
         never = lambda: False  # noqa: E731
         for group in groups(on, self._lake.file_size, 0.0, everything=True):
+            at.refresh()
+            began_s, columns = self._clock.monotonic(), self._lake.columns(at.snapshot)
             with self._timed("compact"):
-                at.refresh()
-                began_s, columns = self._clock.monotonic(), self._lake.columns(at.snapshot)
-                if made := compaction.write(at.snapshot, group, columns, self._lake.vectors, never):
-                    self._commit(at, made, began_s)
+                made = compaction.write(at.snapshot, group, columns, self._lake.vectors, never)
+            if made is not None:
+                self._commit(at, made, began_s)
         self._restate(at, keep, at_once=True)
         self._mark(at)
         self._cleaned_s = self._looked_s = float("-inf")
@@ -200,8 +201,8 @@ class Maintenance:
                 with self._timed("compact"):
                     vectors = self._lake.vectors
                     made = compaction.write(at.snapshot, group, columns, vectors, lambda: self._stopped)
-                    if made is not None:
-                        self._commit(at, made, began_s)
+                if made is not None:
+                    self._commit(at, made, began_s)
             elif self._worker is not None:
                 # It reads vectors in a thread of its own.
                 vectors = Vectors(self._lake.folder)
@@ -216,11 +217,14 @@ class Maintenance:
         (_, future, began_s), self._job = self._job, None
         made = future.result()
         if made is not None:
-            with self._timed("compact"):
-                self._commit(at, made, began_s)
+            self._commit(at, made, began_s)
 
     def _commit(self, at: _At, made: Compacted, began_s: float) -> None:
         """Commit a compacted file, on whatever version is the newest. One that nothing holds of any more is removed."""
+        with self._timed("commit"):
+            self._commit_mapped(at, made, began_s)
+
+    def _commit_mapped(self, at: _At, made: Compacted, began_s: float) -> None:
         lake = self._lake
         folders = (
             {lake.folder} if "/" not in made.file.name else {lake.folder.folder(made.file.name.rpartition("/")[0])}
