@@ -498,8 +498,9 @@ class Merger:
                 snapshot.version,
                 snapshot.info_version,
                 snapshot.applied.epoch,
+                # An `append` table in this phase would be given all its rows again, if the state folder were lost.
                 "reading"
-                if table in lacking and work.phases[table] == "ready"
+                if table in lacking and work.phases[table] == "ready" and snapshot.mode != "append"
                 else self._said(table, work.phases[table], target),
                 None if there else merge.applied,
             )

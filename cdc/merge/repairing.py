@@ -1,8 +1,7 @@
 """Keys that the merger could not complete, as jobs that read them again in windows (`snapshot`); and when these are over.
 
 A job is recorded before the commit that passes over its keys. As long as one is there that the lake has not caught up with, the manifest
-calls the table `reading`: of some keys it lacks a change. The state folder may be lost with it; then the table is not `ready` in the
-manifest, and is copied anew.
+calls the table `reading`: of some keys it lacks a change. The state folder may be lost with it; then all of the table is read again.
 """
 
 from __future__ import annotations
