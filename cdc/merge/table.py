@@ -21,7 +21,8 @@ from cdc.config import KEEPING
 from cdc.epoch import WINDOW, CommitRecord, Counts, WindowId
 from cdc.errors import LakeConflictError, LakeUnknownError, LogDamagedError, LogGapError
 from cdc.lake import Applied, LakeTable, MergeCounts, Snapshot
-from cdc.lake.columns import GID
+from cdc.lake.columns import GID, SEQ
+from cdc.log import captured
 from cdc.log.base import Log
 from cdc.log.codec import Changes, decode
 from cdc.merge.completing import Completed, complete
@@ -257,15 +258,11 @@ class TableMerge:
         """Complete the batch's incomplete rows, from the version that is written on. None: it has none."""
         if all(one.incomplete is None for one in batch.changes):
             return None
-        on, mode = self.snapshot, self.snapshot.mode
-        appended = mode == "append"
-        awaited = self._awaited()
+        appended, awaited = self.snapshot.mode == "append", self._awaited()
         completed = complete(
             batch.changes,
-            on.schema,
-            lambda keys: known(
-                on.schema, latest(self.lake, on, keys) if appended else self.lake.rows(on, keys), awaited
-            ),
+            self.snapshot.schema,
+            lambda keys: known(self.snapshot.schema, self._before(keys), awaited),
             batch.exclude,
             batch.dropped,
             trusted=self._is_exact,
@@ -273,6 +270,18 @@ class TableMerge:
         )
         batch.changes = completed.changes
         return completed
+
+    def _before(self, keys: pa.Table) -> pa.Table:
+        """What the table has of these keys. Of one that goes on with rows from an earlier time (`cdc.merge.rejoining`) and is being read,
+        only what came since: the others may be of any time, and a version that is half of then and half of now never was."""
+        on, status = self.snapshot, self.status
+        rows = latest(self.lake, on, keys) if on.mode == "append" else self.lake.rows(on, keys)
+        if on.mode not in KEEPING or status is None or status.phase != "reading":
+            return rows
+        added = status.added and captured.find(self._log, status.added)
+        return (
+            rows.filter(pc.greater(rows.column(SEQ), pa.scalar(added.seq, pa.int64()))) if added else rows.slice(0, 0)
+        )
 
     @property
     def _is_exact(self) -> bool:
