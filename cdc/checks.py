@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cdc import adoptable
-from cdc.config import PipelineConfig, TableConfig
+from cdc.config import PipelineConfig, TableConfig, format_duration
 from cdc.errors import LakeError, LakesyncError
 from cdc.lake import open_folder
 from cdc.log import open_log
@@ -20,6 +20,8 @@ from cdc.state import State
 from cdc.trace.client import client as open_trace
 from snapshot import preflight as reading
 
+LEAST_FED_S = 86_400.0
+"""A change feed that can be read back for less is worth a warning."""
 LEAST_FREE_BYTES = 1024**3
 """Less free space than this is worth a warning."""
 
@@ -28,7 +30,7 @@ def everything(config: PipelineConfig) -> list[Finding]:
     """All of it. Raises `SourceError` if the source cannot be asked at all; what else fails is a finding."""
     findings = preflight.check(config, config.tables) + adoptable.findings(config, config.tables)
     findings += _finding("snapshot", lambda c: reading.findings(c, c.tables), config)
-    for subject, look in (("state", _state), ("log", _log), ("lake", _lake), ("trace", _trace)):
+    for subject, look in (("state", _state), ("log", _log), ("lake", _lake), ("merge", _feeds), ("trace", _trace)):
         findings += _finding(subject, look, config)
     return findings
 
@@ -76,6 +78,15 @@ def _plain(root: Path) -> list[Finding]:
         return []
     what = f"{root} is written with % in URLs: polars reads rows there that are deleted"
     return [Finding("warning", "lake", what, "name a folder of A-Z, a-z, 0-9, - _ and . only")]
+
+
+def _feeds(config: PipelineConfig) -> list[Finding]:
+    fed = [entry.name for entry in config.tables if entry.change_feed]
+    if not fed or config.merge.keep_files >= LEAST_FED_S:
+        return []
+    what = f"the change feed of {fed[0]}" + (f" and {len(fed) - 1} more" if fed[1:] else "")
+    what += f" can be read back for {format_duration(config.merge.keep_files)} only"
+    return [Finding("warning", "merge", what, "`merge: {keep_files: 7d}`, for jobs that run once a day")]
 
 
 def _space(subject: str, folder: Path) -> list[Finding]:
