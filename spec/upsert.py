@@ -22,6 +22,7 @@ Protocol as checked:
 * a checkpoint holds a version's whole state. Commits are deleted from the oldest on, while they are before a checkpoint and before the
   newest commit that bears a position, are taken by the trace, and no version within the retention needs them. Where others' commits lie on the one
   that bears the position, it is restated first;
+* a commit is put only where the version that it is made on is still there: else the next one's name may be free because it was deleted;
 * who reads the log lists it, then reads; finds that what it listed is gone, and lists again.
 
 Invariants, at every version: the table is what its commits said (no key twice, none lost, none back from the dead); the newest
@@ -151,6 +152,10 @@ MUTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "trace_forgotten": (
         "commits are deleted that the trace has not taken",
         {"ticks": 1, "marks": 1, "mergers": 1, "trace": 1},
+    ),
+    "commits_below": (
+        "a commit is put on a version whose own commit is deleted",
+        {"ticks": 1, "marks": 1},
     ),
     "listed_once": ("a reader of the log does not list it again", {"ticks": 1, "marks": 1, "slow": 1}),
 }
@@ -459,6 +464,9 @@ class Upsert:
                 f"{name}: its files are too old, gives up",
                 self.put(self.without(s, mine), i, merger._replace(work=None)),
             )
+            return
+        if work.on.version + 1 < s.first and self.mutant == "commits_below":
+            yield f"{name} commits version {work.on.version + 1} again", s._replace(alarm="a commit that no one reads")
             return
         over = self.mutant == "no_put_if_absent" or (self.mutant == "compacts_over" and work.compacts)
         if work.on != newest and not over:
