@@ -189,3 +189,20 @@ def test_every_mode_has_partitions_and_a_feed(rig: Rig, mysql: MySQLServer, sche
     if mode != "append":
         live = [r for r in now.to_pylist() if (r["is_current"] if mode == "history" else r["_cdc_deleted_at"] is None)]
         assert sorted((r["id"], r["n"]) for r in live) == [(r[0], r[4]) for r in source(mysql, table)]
+
+
+def test_an_append_table_is_not_replaced_for_other_partitions(rig: Rig, mysql: MySQLServer, schema: str) -> None:
+    table = f"{schema}.visits"
+    fill(mysql, table, 20)
+    assert rig.lakesync("add", table, "--mode", "append").returncode == 0
+    assert rig.catch_up().returncode == 0
+    change(mysql, table, 0)  # an empty one would be replaced
+    assert rig.catch_up().returncode == 0
+    assert rig.lakesync("remove", table).returncode == 0
+    assert rig.lakesync("add", table, "--mode", "append", "--partition-by", "year(made)").returncode == 0
+    assert rig.lakesync("resync", table).returncode == 0
+    change(mysql, table, 1)
+    rig.catch_up()
+    status = orjson.dumps(rig.status()).decode()
+    assert "other partitions" in status
+    assert "move that folder away" in status
