@@ -222,6 +222,31 @@ def test_a_merger_that_starts_again_repeats_nothing(pipeline: Keeping) -> None:
     restarted(pipeline)
 
 
+def test_a_log_replaced_by_a_fresh_one_goes_on_by_position(pipeline: Keeping) -> None:
+    """It begins before what the tables have, and at the lake's highest number."""
+    with closing(pipeline.log()) as log, Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        for _ in range(6):
+            capture.epoch(4)
+        pipeline.merger(log).round()
+        pipeline.settle()
+        number = capture.newest.number
+    restore_log(pipeline.folder, None)
+    with closing(pipeline.log()) as log, Capture(log, pipeline.source) as capture:
+        record = capture.add(*SCHEMAS, fresh=(number + 1, 20))
+        for table in SCHEMAS:
+            pipeline.state.set_table(table, "ready", added=record.id)
+        capture.epoch(3)
+        capture.epoch(3)
+        merging = pipeline.merger(log)
+        merging.round()
+        pipeline.check_all(26)
+        capture.epochs(random.Random(2))
+        merging.round()
+    pipeline.check_all()
+    assert set(pipeline.phases().values()) == {"ready"}
+
+
 SCENARIOS = {"skip_by_number": rolled_back, "part_applied_whole": rolled_back, "applied_check_skipped": restarted}
 
 
