@@ -20,6 +20,7 @@ from cdc.config import Mode
 from cdc.errors import LakeConflictError, LakeError
 from cdc.lake import Layout, MergeCounts, feed
 from cdc.lake.columns import SEQ
+from cdc.lake.maintain import Keep, Maintenance
 from tests.integration.lake_rows import applied
 from tests.lake.subject import KINDS, Crash, Subject, at_point
 
@@ -201,3 +202,21 @@ def test_a_truncated_shard_goes_row_by_row_whatever_its_size(folder: Path, monke
     changes = of_version(subject, subject.snapshot.version)
     assert Counter(c["_change_type"] for c in changes)["delete"] >= 7
     check(subject, before, changes)
+
+
+def test_maintenance_is_in_no_feed(folder: Path) -> None:
+    subject = Subject(folder, KINDS["int"], Layout("upsert", ("region",), change_feed=True))
+    subject.bootstrap({})
+    for turn in range(12):
+        subject.merge({n: n for n in range(turn * 6, turn * 6 + 6)}, {turn * 6 - 3} if turn else ())
+    before, version = rows(subject), subject.snapshot.version
+    upkeep = Maintenance(subject.lake)
+    subject.snapshot = upkeep.optimize(subject.snapshot, Keep(3600, 86400))
+    upkeep.close()
+    assert subject.snapshot.version > version
+    assert [of_version(subject, n) for n in range(version + 1, subject.snapshot.version + 1)] == [[]] * (
+        subject.snapshot.version - version
+    )
+    assert rows(subject) == before
+    subject.merge({1: 7}, {2})
+    check(subject, before, of_version(subject, subject.snapshot.version))
