@@ -196,6 +196,30 @@ def test_rows_that_die_while_a_file_is_written_are_dead_in_it(lake: LakeTable, m
     check(lake, after, model)
 
 
+def test_a_file_of_which_nothing_is_left_while_another_is_written_is_not_in_it(
+    lake: LakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc.lake.maintain.AT_ONCE_BYTES", 0)
+    snapshot, model = table(lake)
+    for key in range(200, 208):
+        snapshot = upsert(lake, snapshot, [(key, "short-lived"), (key + 100, "kept")])
+        model[key + 100] = "kept"
+    worker = Later()
+    maintenance = Maintenance(lake, worker)
+    maintenance.run(snapshot, Keep(), 60)
+    worker.work()
+    gone = list(snapshot.files)[3]
+    keys = [(key,) for key in range(200, 208)]
+    (also,) = [300 + i for i in range(8) if list(snapshot.files)[i + 1] == gone]
+    snapshot = upsert(lake, snapshot, [], [*keys, (also,)])
+    del model[also]
+    assert gone not in snapshot.files
+    after = maintenance.run(snapshot, Keep(), 60)
+    assert maintenance.done.commits == 1
+    assert len(after.files) == 1
+    check(lake, after, model)
+
+
 def test_a_compaction_that_meets_another_merger_is_mapped_and_not_lost(
     lake: LakeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +296,7 @@ def test_rows_that_someone_restored_meanwhile_are_not_lost(lake: LakeTable, monk
     after = maintenance.run(snapshot, Keep(), 60)
     assert dict(content(lake, after)) == restored
     assert after is snapshot
+    assert maintenance._quiet_s < 0, "it was noticed only when the rows were counted"
 
 
 def test_of_a_table_in_partitions_files_are_merged_within_them() -> None:
@@ -354,6 +379,36 @@ def test_the_position_is_restated_before_its_commit_goes(lake: LakeTable, clock:
     assert "restate" in kinds(lake)
     check(lake, snapshot, model)
     check_readers(lake, model, [read_deltalake, read_polars])
+
+
+def test_neither_the_position_nor_what_the_retention_needs_is_cleaned_away(lake: LakeTable, clock: Clock) -> None:
+    def noise(on: Snapshot, count: int) -> Snapshot:
+        for _ in range(count):
+            clock.us += 1_000_000
+            on = deltalog.commit(lake.folder, on, [{"commitInfo": {"timestamp": clock.us // 1000}}])
+        return on
+
+    def left() -> list[int]:
+        return sorted(int(p.name[:20]) for p in (disk(lake) / "_delta_log").glob("*.json"))
+
+    def clean(on: Snapshot, keep_s: float) -> None:
+        cleaning.clean_log(lake.folder, on, keep_s, None, clock.us // 1000, lambda: False)
+
+    snapshot, model = table(lake, commits=3)
+    said = snapshot.version
+    for _ in range(5):
+        snapshot = lake.checkpoint(noise(snapshot, 10))
+    clean(snapshot, 0.0)
+    assert left() == list(range(said, snapshot.version + 1))
+    assert snapshot.applied is not None
+    snapshot = noise(lake.restate(snapshot, snapshot.applied), 5)
+    clean(snapshot, 25.0)
+    # It was the newest 25 seconds ago (the restated one took no time); it is read from the checkpoint before it.
+    needed = snapshot.version - 27
+    assert left()[0] == max(v for v in range(said + 10, said + 60, 10) if v <= needed)
+    for version in range(needed, snapshot.version + 1, 6):
+        assert read_deltalake(disk(lake), version).num_rows == len(model)
+    check(lake, snapshot, model)
 
 
 def test_commits_stay_that_the_trace_has_not_taken(lake: LakeTable, clock: Clock) -> None:
