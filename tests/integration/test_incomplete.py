@@ -6,9 +6,12 @@ import random
 import time
 from pathlib import Path
 
+import polars
 import pytest
 
+from cdc.lake import manifest
 from cdc.names import TableName
+from dev.mysql import MySQLServer
 from dev.sqlserver import SqlServer
 from tests.integration.incomplete import create, working
 from tests.integration.rereading import Rereading
@@ -68,3 +71,99 @@ def test_what_drifted_is_mended_while_sessions_write_some_columns(
                 time.sleep(1.5)
         assert sum(one.statements for one in work) > 200
         whole(rig, tables)
+
+
+def images(rig: Rereading, table: TableName, columns: str) -> list[tuple[object, ...]]:
+    """What an `append` or `history` table has, in order."""
+    frame = polars.read_delta(str(Path(rig.config.lake) / table.folder)).sort("_cdc_seq")
+    return frame.select(columns.split()).rows()
+
+
+@pytest.mark.timeout(120)
+def test_tables_that_keep_what_was_there_are_completed_too(tmp_path: Path, mysql: MySQLServer, schema: str) -> None:
+    names = {mode: TableName(schema, mode.replace("-", "_")) for mode in ("append", "soft-delete", "history")}
+    for table in names.values():
+        mysql.execute(f"CREATE TABLE {table.quoted} (id INT PRIMARY KEY, n INT, s TEXT, j JSON)")
+    rig = Rereading(tmp_path, mysql, [{"name": str(t), "mode": m} for m, t in names.items()])
+    with rig.running():
+        rig.ready(*names.values())
+        for table in names.values():
+            with mysql.root(schema) as connection, connection.cursor() as cursor:
+                cursor.execute("SET binlog_row_image = MINIMAL, binlog_row_value_options = PARTIAL_JSON")
+                for statement in (
+                    "INSERT INTO {} VALUES (1, 1, 'one', '[1, 2, 3, 4, 5, 6, 7]'), (2, 2, 'two', '{{}}')",
+                    "UPDATE {} SET n = 10 WHERE id = 1",
+                    "UPDATE {} SET j = JSON_REPLACE(j, '$[0]', 9), s = 'uno' WHERE id = 1",
+                    "UPDATE {} SET id = 3 WHERE id = 2",
+                    "DELETE FROM {} WHERE id = 1",
+                ):
+                    cursor.execute(statement.format(table.quoted))
+            rig.current()
+    first, second = "[1, 2, 3, 4, 5, 6, 7]", "[9, 2, 3, 4, 5, 6, 7]"
+    assert images(rig, names["append"], "_cdc_op id n s j") == [
+        ("insert", 1, 1, "one", first),
+        ("insert", 2, 2, "two", "{}"),
+        ("update", 1, 10, "one", first),
+        ("update", 1, 10, "uno", second),
+        ("update", 3, 2, "two", "{}"),
+        ("delete", 1, 10, "uno", second),
+    ]
+    assert images(rig, names["history"], "id n s j is_current") == [
+        (1, 1, "one", first, False),
+        (2, 2, "two", "{}", False),
+        (1, 10, "one", first, False),
+        (1, 10, "uno", second, False),
+        (3, 2, "two", "{}", True),
+    ]
+    frame = polars.read_delta(str(Path(rig.config.lake) / names["soft-delete"].folder)).sort("id")
+    rows = frame.select("id", "n", "s", "j", polars.col("_cdc_deleted_at").is_null()).rows()
+    assert rows == [(1, 10, "uno", second, False), (2, 2, "two", "{}", False), (3, 2, "two", "{}", True)]
+
+
+@pytest.mark.timeout(120)
+def test_what_cannot_be_completed_is_read_again(tmp_path: Path, mysql: MySQLServer, schema: str) -> None:
+    """Defaults that the log does not have, and a row that someone took from the lake's side of the truth; the manifest says when it is whole."""
+    t = TableName(schema, "t")
+    mysql.execute(
+        f"CREATE TABLE {t.quoted} (id INT PRIMARY KEY, n INT DEFAULT 5, s VARCHAR(20) NOT NULL DEFAULT 'abc')"
+    )
+    rig = Rereading(tmp_path, mysql, [str(t)])
+    with rig.running():
+        rig.ready(t)
+        rig.unlogged(f"INSERT INTO {t.quoted} VALUES (7, 70, 'seven')")
+        with mysql.root(schema) as connection, connection.cursor() as cursor:
+            cursor.execute("SET binlog_row_image = MINIMAL")
+            cursor.execute("INSERT INTO t (id) VALUES (1)")
+            cursor.execute("UPDATE t SET n = 71 WHERE id = 7")
+
+        def whole() -> bool:
+            found = manifest.read(rig.config.lake_root, rig.config.name)
+            return found is not None and found.tables[t].state == "ready" and rig.lake(t) == rig.source(t)
+
+        rig.until(whole, "both rows are there, and the manifest says so")
+        assert rig.lake(t) == [(1, 5, "abc"), (7, 71, "seven")]
+        assert not rig.state.reads_of("repair")
+        assert {w.id.job for _, w in rig.windows(t)}
+        report = rig.pipeline.reconcile(ledger=False)
+        assert report.values is not None
+        assert report.values.equal
+
+
+@pytest.mark.timeout(120)
+def test_shards_are_completed_each_from_its_own_rows(tmp_path: Path, mysql: MySQLServer, schema: str) -> None:
+    shards = [TableName(schema, f"s_{n}") for n in (1, 2)]
+    for n, shard in enumerate(shards):
+        mysql.execute(f"CREATE TABLE {shard.quoted} (id INT PRIMARY KEY, n INT DEFAULT 5, s TEXT)")
+        mysql.execute(f"INSERT INTO {shard.quoted} VALUES (1, {n}, 'one'), (2, {n}, 'two')")
+    target = TableName(schema, "all")
+    rig = Rereading(tmp_path, mysql, [{"name": f"{schema}.s_*", "into": str(target)}])
+    with rig.running():
+        rig.ready(target)
+        for n, shard in enumerate(shards):
+            with mysql.root(schema) as connection, connection.cursor() as cursor:
+                cursor.execute("SET binlog_row_image = MINIMAL")
+                cursor.execute(f"UPDATE {shard.quoted} SET n = {n + 10} WHERE id = 1")
+                cursor.execute(f"INSERT INTO {shard.quoted} (id) VALUES (3)")
+                cursor.execute(f"UPDATE {shard.quoted} SET id = 4 WHERE id = 2")
+        wanted = sorted((*row, str(shard)) for shard in shards for row in rig.source(shard))
+        rig.until(lambda: sorted(rig.lake(target), key=repr) == sorted(wanted, key=repr), "each shard is as it is")
