@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdc.lake import LakeTable
+from cdc.lake.maintain import Keep
 from dev.spark import Spark
 from tests.integration.lake_rows import (
     EVERY_TYPE,
@@ -24,7 +25,7 @@ from tests.integration.lake_rows import (
     table_of,
     upsert,
 )
-from tests.lake.subject import KINDS, Subject
+from tests.lake.subject import KINDS, Subject, busy_upkeep
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -162,7 +163,8 @@ def test_we_go_on_from_what_spark_did(spark: Spark, tmp_path: Path, foreign: str
     check(subject, spark)
     subject.merge({n: 100 + n for n in range(3, 8)} | {33: 5}, {12, 22, 35})
     check(subject, spark)
-    subject.maintain()
+    with busy_upkeep():
+        subject.maintain(Keep())
     subject.merge({n: 110 + n for n in range(28, 33)}, {4, 15})
     check(subject, spark)
 
@@ -179,5 +181,5 @@ def test_spark_and_we_in_turns(spark: Spark, tmp_path: Path) -> None:
         )
         if turn % 3 == 2:
             subject.snapshot = subject.lake.checkpoint(subject.snapshot)
-            subject.maintain()
+            subject.optimize(Keep())
         check(subject, spark)
