@@ -34,6 +34,8 @@ CHECKPOINT_EVERY = 100
 AT_ONCE_BYTES = 2 * 1024 * 1024
 """Files of no more bytes together are written between two commits: that takes some hundredths of a second."""
 CLEAN_LOG_S = 60.0
+RESTATE_S = 15 * 86400.0
+"""A position that is so old is said again: Delta's other writers delete commits of 30 days."""
 LOOK_S = 600.0
 """How often a table's files are listed, at least; more often where they are kept for a shorter time."""
 PAUSE_S = 60.0
@@ -127,7 +129,7 @@ class Maintenance:
         try:
             self._take_job(at)
             self._restate(at, keep)
-            self._checkpoint(at)
+            self._checkpoint(at, keep)
             self._clean_log(at, keep, due)
             self._collect(at, keep, due)
             self._compact(at, due)
@@ -151,7 +153,7 @@ class Maintenance:
             if made is not None:
                 self._commit(at, made, began_s)
         self._restate(at, keep, at_once=True)
-        self._mark(at)
+        self._mark(at, keep)
         self._cleaned_s = self._looked_s = float("-inf")
         self._clean_log(at, keep, never)
         self._unnamed.recall(self._lake.folder, keep.files_s, self._clock.now_us() // 1000)
@@ -278,12 +280,14 @@ class Maintenance:
     # -- the log -----------------------------------------------------------------------------------------------------------
 
     def _restate(self, at: _At, keep: Keep, *, at_once: bool = False) -> None:
-        """Say the position again, where others' commits lie on the one that says it and it grows old."""
+        """Say the position again, where the commit that says it grows old: by others' commits that lie on it, or by time alone, as others
+        may clean the log too, and ask nobody."""
         on = at.snapshot
-        if on.info_version is None or on.info_version == on.version:
+        if on.info_version is None:
             return
-        age_s = self._clock.now_us() / 1e6 - on.committed_us / 1e6
-        if not at_once and age_s < keep.log_s / 2 and on.version - on.info_version < CHECKPOINT_EVERY:
+        age_s, behind = self._clock.now_us() / 1e6 - on.committed_us / 1e6, on.version - on.info_version
+        due = behind > 0 and (at_once or age_s >= keep.log_s / 2 or behind >= CHECKPOINT_EVERY)
+        if not due and age_s < RESTATE_S:
             return
         with self._timed("restate"):
             for _ in range(ATTEMPTS):
@@ -291,23 +295,23 @@ class Maintenance:
                     at.snapshot = self._lake.restate(at.snapshot, at.applied)
                 except LakeConflictError:
                     at.refresh()
-                    if at.snapshot.info_version == at.snapshot.version:
+                    if at.snapshot.info_version != on.info_version:
                         return
                     continue
                 self.done.restated += 1
                 self.done.commits += 1
                 return
 
-    def _checkpoint(self, at: _At) -> None:
+    def _checkpoint(self, at: _At, keep: Keep) -> None:
         if at.snapshot.version - (at.snapshot.checkpoint or 0) >= CHECKPOINT_EVERY:
-            self._mark(at)
+            self._mark(at, keep)
 
-    def _mark(self, at: _At) -> None:
+    def _mark(self, at: _At, keep: Keep) -> None:
         if at.snapshot.version == at.snapshot.checkpoint:
             return
         with self._timed("checkpoint"):
             try:
-                at.snapshot = self._lake.checkpoint(at.snapshot)
+                at.snapshot = self._lake.checkpoint(at.snapshot, keep.files_s)
             except pa.ArrowException as error:
                 raise LakeError(f"the checkpoint cannot be written: {error}", where=str(self._lake.folder)) from error
         self.done.checkpoints += 1

@@ -641,9 +641,10 @@ class LakeTable:
             on, Change("restate", on.layout, on.schema, applied, live_before=live, data_change=False), ()
         )
 
-    def checkpoint(self, snapshot: Snapshot) -> Snapshot:
-        """Write a checkpoint of this version; the snapshot that knows of it. Raises `LakeError`."""
-        since_ms = self._clock.now_us() // 1000 - int(RETENTION_S * 1000)
+    def checkpoint(self, snapshot: Snapshot, keep_s: float = RETENTION_S) -> Snapshot:
+        """Write a checkpoint of this version; the snapshot that knows of it. Files that were removed within `keep_s` seconds, and within
+        `RETENTION_S`, stay known as such: what is not is taken for what a killed writer left. Raises `LakeError`."""
+        since_ms = self._clock.now_us() // 1000 - int(max(RETENTION_S, keep_s) * 1000)
         log = self.folder.folder(LOG)
         checkpoint.write(log, snapshot.version, list(snapshot.actions(since_ms)))
         checkpoint.expire(log)

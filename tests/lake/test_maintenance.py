@@ -381,6 +381,21 @@ def test_the_position_is_restated_before_its_commit_goes(lake: LakeTable, clock:
     check_readers(lake, model, [read_deltalake, read_polars])
 
 
+def test_the_position_of_a_table_at_rest_is_restated_before_others_clean_its_commit_away(
+    lake: LakeTable, clock: Clock
+) -> None:
+    """Spark deletes commits of 30 days as soon as it writes a checkpoint, ten commits of its own later: that may take a minute."""
+    snapshot, _ = table(lake, commits=1)
+    maintenance, was = Maintenance(lake), snapshot.applied
+    clock.us += 14 * 86_400_000_000
+    assert maintenance.run(snapshot, Keep(), 60) is snapshot
+    clock.us += 2 * 86_400_000_000
+    restated = maintenance.run(snapshot, Keep(log_s=3650 * 86400.0), 60)
+    assert restated.version == restated.info_version == snapshot.version + 1
+    assert restated.applied == was
+    assert maintenance.run(restated, Keep(), 60) is restated
+
+
 def test_neither_the_position_nor_what_the_retention_needs_is_cleaned_away(lake: LakeTable, clock: Clock) -> None:
     def noise(on: Snapshot, count: int) -> Snapshot:
         for _ in range(count):
@@ -551,6 +566,24 @@ def test_files_go_when_no_version_within_the_retention_names_them(lake: LakeTabl
     assert not snapshot.tombstones
     check(lake, snapshot, model)
     check_readers(lake, model, [read_deltalake, read_polars])
+
+
+def test_files_that_are_kept_for_weeks_stay_whoever_reads_the_table_from_a_checkpoint(
+    lake: LakeTable, clock: Clock
+) -> None:
+    snapshot, model = table(lake, commits=12)
+    keep, before = Keep(files_s=30 * 86400.0, log_s=60 * 86400.0), snapshot.version
+    snapshot = Maintenance(lake).optimize(snapshot, keep)
+    assert len(snapshot.tombstones) > 8
+    clock.us += 10 * 86_400_000_000
+    snapshot = change(lake, snapshot, model, random.Random(1))
+    Maintenance(lake).optimize(snapshot, keep)
+    other = LakeTable(disk(lake).parents[1], TABLE, "p", file_size=SMALL, clock=clock)
+    loaded = other.load()
+    assert loaded is not None
+    Maintenance(other).run(loaded, keep, 60)
+    assert read_deltalake(disk(lake), before).num_rows
+    check(lake, loaded, model)
 
 
 def test_orphans_go_once_no_writer_can_be_that_slow(lake: LakeTable, clock: Clock) -> None:
