@@ -120,6 +120,9 @@ class _Batch:
     appended: bool
     _prev: Numbers = field(init=False)
     """For each row the one before in its lineage, or `_GONE`, or what the table has."""
+    _depth: Numbers = field(init=False)
+    """For each row that lacks values, how many such rows are before it in a row."""
+    _base: pa.Table = field(init=False)
     _out: dict[int, int] = field(default_factory=dict)
     """For the second half of a key change the first one."""
     _last: dict[int, int] = field(default_factory=dict)
@@ -149,25 +152,29 @@ class _Batch:
 
     def follow(self) -> None:
         """Find of each row the one before."""
-        ops, lacking, key = self._ops, self._lacking, self._key
         count = self.rows.num_rows
-        self._prev = np.full(count, _GONE)
-        moves = bool((ops == Op.MOVE_OUT).any())
-        truncations = ops == Op.TRUNCATE
-        relevant = np.ones(count, np.bool_) if moves else np.isin(key, np.unique(key[lacking])) | truncations
+        # Lists: it is one row after the other.
+        ops, lacking, key = self._ops.tolist(), self._lacking.tolist(), self._key.tolist()
+        moves = Op.MOVE_OUT in ops
+        truncations = self._ops == Op.TRUNCATE
+        relevant = np.ones(count, np.bool_)
+        if not moves:
+            # A truncation's number is -1: the last place, which is no key's.
+            marked = np.zeros(len(self._first) + 1, np.bool_)
+            marked[self._key[self._lacking]] = True
+            relevant = marked[self._key] | truncations
         shards: list[Any] = []
         if truncations.any():
             shards = self.rows.column(self._places[0]).to_pylist()
         truncated: dict[Any, int] = {}
         since: dict[int, int] = {}
-        gids = (
-            list(zip(*(self.rows.column(c).to_pylist() for c in ("gtid", "event", "row")), strict=True))
-            if moves
-            else []
-        )
+        gids: list[tuple[Any, ...]] = []
+        if moves:
+            gids = list(zip(*(self.rows.column(c).to_pylist() for c in ("gtid", "event", "row")), strict=True))
         moved: dict[tuple[Any, ...], tuple[int, int]] = {}
-        tainted = np.zeros(count, np.bool_)
-        last, prev = self._last, self._prev
+        tainted, depth = [False] * count, [0] * count
+        prev = [_GONE] * count
+        last = self._last
 
         def standing(i: int, k: int) -> int:
             if shards and truncated.get(shards[i], -1) > since.get(k, -2):
@@ -175,10 +182,10 @@ class _Batch:
             return last.get(k, -2 - k)
 
         def is_of_table(element: int) -> bool:
-            return element <= -2 or (element >= 0 and bool(tainted[element]))
+            return element <= -2 or (element >= 0 and tainted[element])
 
-        for i in map(int, np.flatnonzero(relevant)):
-            op, k = ops[i], int(key[i])
+        for i in np.flatnonzero(relevant).tolist():
+            op, k = ops[i], key[i]
             if op == Op.TRUNCATE:
                 truncated[shards[i]] = i
                 continue
@@ -189,10 +196,15 @@ class _Batch:
                     if self.trusted or not is_of_table(out[1]):
                         before = out[1]
                 prev[i] = before
-                tainted[i] = lacking[i] and is_of_table(before)
+                if lacking[i]:
+                    tainted[i] = is_of_table(before)
+                    if before >= 0 and lacking[before]:
+                        depth[i] = depth[before] + 1
                 last[k] = i
             elif op == Op.DELETE:
-                prev[i] = standing(i, k)
+                prev[i] = before = standing(i, k)
+                if before >= 0 and lacking[i] and lacking[before]:
+                    depth[i] = depth[before] + 1
                 last[k] = _GONE
             elif op == Op.MOVE_OUT:
                 moved[gids[i]] = i, standing(i, k)
@@ -201,6 +213,7 @@ class _Batch:
                 last[k] = i
             if shards:
                 since[k] = i
+        self._prev, self._depth = np.array(prev, np.int64), np.array(depth, np.int64)
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -209,45 +222,51 @@ class _Batch:
         count = self.rows.num_rows
         lacking = np.flatnonzero(self._lacking)
         number = np.cumsum(self._lacking) - 1
-        self._base, base_of = self._look_up(lacking, current)
         self._texts: dict[int, list[str | None]] = {}
         self._from = np.empty((len(lacking), len(self.schema.columns)), np.int64)
+        before = self._look_up(self._prev[lacking], current)
         diffs = self._diffs()
-        for n, i in enumerate(map(int, lacking)):
-            before: Any = self._prev[i]
-            if before >= 0:
-                before = self._from[number[before]] if self._lacking[before] else before
-            elif before <= -2:
-                place = base_of.get(-2 - int(before), -1)
-                before = count + place if place >= 0 else _MISSING
-            else:
-                before = _MISSING
-            found = np.where(self._known[i], i, before)
-            if given := diffs.get(int(self._at[i])):
-                self._apply(given, found)
-            self._from[n] = found
+        # One after the other in a lineage, and all lineages at once.
+        depths = self._depth[lacking]
+        order = np.argsort(depths, kind="stable")
+        for some in np.split(order, np.flatnonzero(np.diff(depths[order])) + 1):
+            found = np.repeat(before[some, None], self._from.shape[1], axis=1)
+            follows = np.flatnonzero((before[some] >= 0) & (before[some] < count))
+            follows = follows[self._lacking[before[some[follows]]]]
+            found[follows] = self._from[number[before[some[follows]]]]
+            rows = lacking[some]
+            found = np.where(self._known[rows], rows[:, None], found)
+            if diffs:
+                for n, at in enumerate(self._at[rows].tolist()):
+                    if given := diffs.get(at):
+                        self._apply(given, found[n])
+            self._from[some] = found
         missing = (self._from == _MISSING).any(axis=1) & (self._ops[lacking] != Op.DELETE)
         self._hopeless = lacking[missing]
 
-    def _look_up(self, lacking: Numbers, current: Callable[[pa.Table], pa.Table]) -> tuple[pa.Table, dict[int, int]]:
-        """The rows that the table has under the keys that matter, and where in them a key's, by its number, is."""
-        before = self._prev[lacking]
-        numbers = np.unique(-2 - before[before <= -2])
-        fields = self.schema.arrow
+    def _look_up(self, before: Numbers, current: Callable[[pa.Table], pa.Table]) -> Numbers:
+        """What is before rows, with the places of the table's rows, which are read for it."""
+        of_table = before <= -2
+        marked = np.zeros(len(self._first), np.bool_)
+        marked[-2 - before[of_table]] = True
+        numbers = np.flatnonzero(marked)
         if not len(numbers):
-            return fields.empty_table(), {}
+            self._base = self.schema.arrow.empty_table()
+            return before
         keys = self._keys(numbers)
-        base = current(keys)
+        self._base = base = current(keys)
         asked = [pa.chunked_array([*keys.column(c).chunks, *base.column(c).chunks]) for c in keys.column_names]
         codes, _ = numbered(asked)
-        of_code = {int(code): int(n) for n, code in zip(numbers, codes, strict=False)}
-        places: dict[int, int] = {}
-        for place, code in enumerate(codes[len(numbers) :]):
-            n = of_code.get(int(code))
-            if n is None or n in places:
+        order = np.argsort(codes[: len(numbers)])
+        places = np.full(len(numbers), _MISSING)
+        if base.num_rows:
+            there = order[np.searchsorted(codes[: len(numbers)][order], codes[len(numbers) :])]
+            places[there] = self.rows.num_rows + np.arange(base.num_rows)
+            if np.bincount(there).max() > 1:
                 raise LakeDamagedError("a key is there twice", hint="`lakesync resync` the table")
-            places[n] = place
-        return base, places
+        found = before.copy()
+        found[of_table] = places[np.searchsorted(numbers, -2 - before[of_table])]
+        return found
 
     def _keys(self, numbers: Numbers) -> pa.Table:
         """The keys with these numbers."""
