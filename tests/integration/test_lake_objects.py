@@ -18,6 +18,7 @@ import pytest
 from cdc.epoch import Counts
 from cdc.errors import LakeConflictError, LakeDamagedError, LakeUnknownError
 from cdc.lake import LakeTable, Layout, applied_everywhere, deltalog, open_folder
+from cdc.lake.maintain import Keep, Maintenance
 from cdc.lake.parquet import NAME
 from cdc.roots import ObjectRoot
 from dev.minio import MinIOServer
@@ -255,6 +256,26 @@ def test_tidied_up(at: Callable[..., ObjectRoot]) -> None:
     assert not lake.folder.holds(orphan.name)
     assert lake.discard([orphan.name, *snapshot.files]) == 0
     assert content(lake, snapshot) == [(i, "x") for i in range(100)]
+
+
+def test_kept_tidy_between_commits(at: Callable[..., ObjectRoot]) -> None:
+    lake = LakeTable(at(), TABLE, "p")
+    maintenance, keep = Maintenance(lake), Keep(files_s=0.0, log_s=0.0)
+    snapshot = bootstrap(lake, SIMPLE, BEFORE)
+    for number in range(16):
+        snapshot = upsert(lake, snapshot, [(number, "x"), (200 + number, "y")])
+        snapshot = maintenance.run(snapshot, keep, 60)
+    assert len(snapshot.files) < 8
+    before = len(list(lake.folder.walk()))
+    snapshot = maintenance.optimize(snapshot, keep)
+    assert maintenance.done.files_deleted > 8
+    assert len(list(lake.folder.walk())) < before
+    (file,) = snapshot.files.values()
+    assert (file.num_records, file.deleted, snapshot.checkpoint) == (116, 0, snapshot.version)
+    loaded = LakeTable(at(), TABLE, "p").load()
+    assert loaded is not None
+    expected = sorted({**dict(BEFORE), **dict.fromkeys(range(16), "x"), **{200 + i: "y" for i in range(16)}}.items())
+    assert content(lake, snapshot) == content(lake, loaded) == expected
 
 
 def test_where_a_fresh_log_continues(at: Callable[..., ObjectRoot], lake: LakeTable) -> None:
