@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -97,6 +97,19 @@ def carried(table: TableName, snapshot: Snapshot, manifest: Manifest | None) -> 
     same = (named.commit, named.epoch) == (snapshot.info_version, own.epoch)
     ahead = there.position.contains(own.position) and there.seq >= own.seq
     return there if same and ahead else own
+
+
+def moved(manifest: Manifest, snapshots: Mapping[TableName, Snapshot]) -> Manifest:
+    """The same, with newer versions of these tables where they contain the same: files of the older ones go after a while."""
+    tables = dict(manifest.tables)
+    for table, snapshot in snapshots.items():
+        named, own = tables.get(table), snapshot.applied
+        if named is None or own is None or snapshot.info_version is None or snapshot.version <= named.version:
+            continue
+        if carried(table, snapshot, manifest) == (named.applied or manifest.applied):
+            version, commit = snapshot.version, snapshot.info_version
+            tables[table] = replace(named, version=version, commit=commit, epoch=own.epoch)
+    return replace(manifest, tables=tables)
 
 
 def _form(manifest: Manifest) -> dict[str, Any]:

@@ -586,8 +586,15 @@ class Merger:
     def tidy(self) -> None:
         """Small files, deleted rows, the tables' logs, what killed processes left: what is due, for about `merge.maintain` seconds."""
         tables = {t: found for t, found in self._snapshots.items() if t in self._settled_tables}
-        for table, snapshot in self._tidying.tidy(tables).items():
+        tidied = self._tidying.tidy(tables)
+        for table, snapshot in tidied.items():
             self._snapshots[table] = (tables[table][0], snapshot)
+        newer = {t: snapshot for t, snapshot in tidied.items() if snapshot.version > tables[t][1].version}
+        # No round may come for a long time, and the files of the versions that the last one named go.
+        if newer and (found := manifest.read(self._root, self._config.name)):
+            now = manifest.moved(found, newer)
+            if now != found:
+                manifest.write(self._root, self._config.name, now)
 
 
 def _may_resume(status: TableStatus) -> bool:

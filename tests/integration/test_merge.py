@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from deltalake import DeltaTable
 from cdc.clock import SystemClock
 from cdc.epoch import CommitRecord
 from cdc.errors import LakeError, LogDamagedError
-from cdc.lake import LakeTable, Snapshot
+from cdc.lake import LakeTable, Snapshot, manifest
 from cdc.lake.parquet import new_name
 from cdc.log import Log
 from cdc.merge import merger as merger_module
@@ -671,4 +672,35 @@ def test_replaced_files_and_what_kills_left_go_after_a_while(
         capture.epoch(11)
         merging.round()
         merging.close()
+    pipeline.check_all()
+
+
+def test_a_manifest_names_versions_that_can_be_read_also_where_nothing_comes_any_more(
+    pipeline: Pipeline, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc.lake.compaction.TIER", 2)
+    soon = pipeline.config.model_copy(update={"merge": pipeline.config.merge.model_copy(update={"keep_files": 0.0})})
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        for _ in range(5):
+            capture.epoch(3)
+            pipeline.merger(log).round()
+        capture.epoch(35)
+        merging = Merger(soon, log, pipeline.state, SystemClock())
+        merging.round()
+        before = pipeline.manifest()
+        for _ in range(3):
+            merging.tidy()
+            time.sleep(1.1)
+        merging.close()
+    found = pipeline.manifest()
+    assert found.applied == before.applied
+    moved = 0
+    for table, named in found.tables.items():
+        moved += named.version - before.tables[table].version
+        whole = sum(batch.num_rows for batch in pipeline.lake(table).scan(pipeline.snapshot(table)))
+        there = pa.table(DeltaTable(str(disk(pipeline.lake(table))), version=named.version).scan())
+        assert there.num_rows == whole
+        assert manifest.carried(table, pipeline.snapshot(table), found) == (named.applied or found.applied)
+    assert moved, "nothing was compacted"
     pipeline.check_all()
