@@ -177,7 +177,7 @@ class _Batch:
         last = self._last
 
         def standing(i: int, k: int) -> int:
-            if shards and truncated.get(shards[i], -1) > since.get(k, -2):
+            if shards and truncated.get(shards[i], -1) > since.get(k, -1):
                 return _GONE
             return last.get(k, -2 - k)
 

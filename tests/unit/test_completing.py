@@ -169,10 +169,10 @@ class Lake:
         self.passed += found.passed
         for row in folded.upserts.to_pylist():
             self.rows[row["id"]] = tuple(row[name] for name in SCHEMA.names)
-        for key in folded.deletes.column("id").to_pylist():
-            self.rows.pop(key, None)
+        for deleted in folded.deletes.to_pylist():
+            self.rows.pop(deleted["id"], None)
         self.awaited -= {r.values[0] for r in rows if r.job}
-        self.awaited |= set(found.hopeless.column("id").to_pylist())
+        self.awaited |= {row["id"] for row in found.hopeless.to_pylist()}
         return found
 
     def wrong(self, source: dict[int, Row]) -> list[int]:

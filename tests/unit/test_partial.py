@@ -107,7 +107,7 @@ def test_who_cannot_tell_reads_again() -> None:
     moves = stream((Op.MOVE_OUT, (7, A, A, A)), (Op.UPDATE, (8, A, A, A)))
     since = touched(differs, moves, stream((Op.UPDATE, (1, 5, A, A))))
     assert written(delivery(OLD), since) == []
-    assert sorted(since.doubtful(delivery(OLD)).column("id").to_pylist()) == [1, 8]
+    assert set(since.doubtful(delivery(OLD)).column("id").to_pylist()) == {1, 8}
     # A window for keys is not read for others.
     assert since.doubtful(delivery(OLD, points=True)).column("id").to_pylist() == [1]
     assert since.doubtful(delivery(gone=[8], points=True)).column("id").to_pylist() == [8]
