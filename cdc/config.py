@@ -356,7 +356,7 @@ class MergeConfig(_Model):
     """Applied epochs stay in the log this long."""
     keep_files: Duration = 3600.0
     """Data files that a merge replaced stay this long, for readers of older versions."""
-    keep_log: Duration = 30 * 86400.0
+    keep_log: Duration = 2 * 86400.0
     """Versions of a lake table can be read this long, if their files are kept too; then their commits are deleted."""
     index_memory: Size = 64 * 1024**2
     """Of a table's key index so much at most is in memory before it is written to the state folder."""

@@ -83,7 +83,7 @@ class Keep:
     one."""
 
     files_s: float = 3600.0
-    log_s: float = 30 * 86400.0
+    log_s: float = 2 * 86400.0
     traced: int | None = None
     orphans_s: float = cleaning.ORPHANS_S
 
