@@ -110,7 +110,7 @@ class KeyIndex:
     def locate(self, keys: _Arrow) -> Batch:
         """Of each key the newest live place, struct<file: uint32, row: uint32>; null, as both fields are, where there is none.
 
-        Raises `ValueError` as `add` does, `OSError` as well: entries may have to go into a run first.
+        Raises `ValueError` as `add` does.
         """
 
     def compact(self) -> int:

@@ -151,7 +151,7 @@ impl KeyIndex {
     pub fn locate(&mut self, keys: &StructArray) -> Result<Vec<Option<Place>>> {
         let keys = self.keys(keys)?;
         let Some((_, store)) = &mut self.store else { return Ok(vec![None; keys.len()]) };
-        store.settle(&self.files, &self.folder)?;
+        store.settle(&self.files, &self.folder);
         let mut found = Vec::with_capacity(keys.len());
         for start in (0..keys.len()).step_by(CHUNK) {
             keys.encode(start..keys.len().min(start + CHUNK), &mut self.encoded);

@@ -289,6 +289,22 @@ def test_a_batch_without_rows_is_nothing() -> None:
     assert (index.compact(), index.entries, index.runs) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+def test_of_live_places_in_several_runs_the_newest_is_found(kind: pa.DataType) -> None:
+    index = KeyIndex(None, MEMORY)
+    for file, count in enumerate([2000, 300, 40]):  # none of these is small enough to be merged with the one before
+        index.set_file(file)
+        index.add(file, 0, batch(pa.array(range(count), pa.int64()).cast(kind)))
+        index.write_run()
+    asked = batch(pa.array([5, 100, 1000], pa.int64()).cast(kind))
+    assert index.runs == 3
+    assert located(index, asked) == [(2, 5), (1, 100), (0, 1000)]
+    index.drop_file(2)
+    assert located(index, asked) == [(1, 5), (1, 100), (0, 1000)]
+    assert index.compact() == 300
+    assert located(index, asked) == [(1, 5), (1, 100), (0, 1000)]
+
+
 def saved(folder: Path) -> dict[str, bytes]:
     index = KeyIndex(str(folder), MEMORY)
     for file in range(2):
@@ -298,11 +314,16 @@ def saved(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_a_damaged_index_is_not_opened(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     folder = tmp_path_factory.mktemp("damaged")
-    files = saved(folder)
+    return folder, saved(folder)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_damaged_index_is_not_opened(damaged: tuple[Path, dict[str, bytes]], data: st.DataObject) -> None:
+    folder, files = damaged
     assert len(files) > 2
     name = data.draw(st.sampled_from(sorted(files)))
     content = bytearray(files[name])
@@ -325,7 +346,6 @@ def test_a_damaged_index_is_not_opened(tmp_path_factory: pytest.TempPathFactory,
         KeyIndex.open(str(folder), MEMORY)
     (folder / name).write_bytes(files[name])
     assert KeyIndex.open(str(folder), MEMORY).stamp == b"stamp"
-    shutil.rmtree(folder)
 
 
 def test_what_is_missing_is_told_apart(tmp_path: Path) -> None:

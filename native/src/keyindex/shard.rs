@@ -96,18 +96,16 @@ impl<I: Item> Shard<I> {
         }
     }
 
-    /// Bring entries where they can be looked up.
-    pub fn settle(&mut self, files: &Files, folder: &Folder) -> Result<()> {
+    /// Bring entries where they can be looked up. Where no run can be written they stay in memory: whoever adds more will hear
+    /// of it.
+    pub fn settle(&mut self, files: &Files, folder: &Folder) {
         if !self.waiting.is_empty() {
-            if self.waiting.len() > DIRECT || self.memory() + self.growth() > self.limit {
-                self.spill(files, folder)?;
-                self.merge_tiers(files, folder)?;
-            } else {
+            let much = self.waiting.len() > DIRECT || self.memory() + self.growth() > self.limit;
+            if !much || self.spill(files, folder).and_then(|()| self.merge_tiers(files, folder)).is_err() {
                 self.tabulate(files);
             }
         }
         self.waiting.shrink_to(DIRECT);
-        Ok(())
     }
 
     /// Bytes that the table would take more if what waits came into it.

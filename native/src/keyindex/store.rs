@@ -22,7 +22,7 @@ pub trait Store: Send {
     /// Merge runs if there are many.
     fn tidy(&mut self, files: &Files, folder: &Folder) -> Result<()>;
     /// Everything can be looked up.
-    fn settle(&mut self, files: &Files, folder: &Folder) -> Result<()>;
+    fn settle(&mut self, files: &Files, folder: &Folder);
     /// Everything is in one run; how many keys have several live places.
     fn compact(&mut self, files: &Files, folder: &Folder) -> Result<u64>;
     /// The keys' places are added to `found`.
@@ -83,9 +83,8 @@ impl<I: Item> Store for Shards<I> {
         first.and(second)
     }
 
-    fn settle(&mut self, files: &Files, folder: &Folder) -> Result<()> {
-        let [first, second] = self.both(self.0.iter().map(Shard::waiting).sum(), |shard| shard.settle(files, folder));
-        first.and(second)
+    fn settle(&mut self, files: &Files, folder: &Folder) {
+        self.both(self.0.iter().map(Shard::waiting).sum(), |shard| shard.settle(files, folder));
     }
 
     fn compact(&mut self, files: &Files, folder: &Folder) -> Result<u64> {
