@@ -218,6 +218,12 @@ def steer(config: PipelineConfig, table: TableName, phase: ReadPhase) -> list[Re
     if phase == "cancelled":
         needed = [r for r in reads if r.why in _FIRST_READS]
         reads = [r for r in reads if r not in needed]
+    if phase == "cancelled" and not reads and needed and all(r.why == "repair" for r in needed):
+        raise ConfigError(
+            "keys are being read of which the log has changes in part: without that the lake would not be the source",
+            where=str(table),
+            hint="--pause makes it wait; it is a matter of seconds",
+        )
     if phase == "cancelled" and not reads and (first or needed):
         raise ConfigError(
             "the table is being read for the first time: without that it cannot be followed",

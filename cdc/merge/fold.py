@@ -9,6 +9,9 @@ A change is a `duplicate` if it is before the position `exclude`, or of a window
 both halves decide has two effects, so in effects (inserted, replaced, removed, absent): effective + key_changes = rows of `upserts` +
 rows of `deletes`.
 
+A change that nothing completes (`cdc.merge.completing`) is not among those that are folded. It counts as `superseded`: by the reading of its key
+that is asked for in its place.
+
 A row of a windowed read is a change like another: it has its place behind all that the stream had given before. The TRUNCATE of a
 shard is none: it supersedes the shard's changes before it, and what the table has of the shard goes too.
 """

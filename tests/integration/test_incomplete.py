@@ -6,9 +6,12 @@ import random
 import time
 from pathlib import Path
 
+import orjson
 import polars
 import pytest
+from typer.testing import CliRunner
 
+from cdc.cli.app import app
 from cdc.lake import manifest
 from cdc.names import TableName
 from dev.mysql import MySQLServer
@@ -143,6 +146,17 @@ def test_what_cannot_be_completed_is_read_again(tmp_path: Path, mysql: MySQLServ
         rig.until(whole, "both rows are there, and the manifest says so")
         assert rig.lake(t) == [(1, 5, "abc"), (7, 71, "seven")]
         assert not rig.state.reads_of("repair")
+        (told,) = [
+            row
+            for batch in rig.pipeline.changes(str(t))
+            if "_cdc_present" in batch.schema.names
+            for row in batch.to_pylist()
+            if row["_op"] == "update"
+        ]
+        assert (told["_cdc_present"], told["n"], told["_cdc_diffs"]) == (["id", "n"], 71, None)
+        lines = CliRunner().invoke(app, ["log", "--table", str(t), "-c", str(rig.config.path)]).stdout.splitlines()
+        shown = [line["row"] for line in map(orjson.loads, lines) if line["_op"] in ("insert", "update")]
+        assert shown == [{"id": 1}, {"id": 7, "n": 71}]
         assert {w.id.job for _, w in rig.windows(t)}
         report = rig.pipeline.reconcile(ledger=False)
         assert report.values is not None
