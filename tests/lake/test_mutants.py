@@ -183,17 +183,6 @@ def no_put_if_absent(patch: Patch) -> None:
     patch.setattr("cdc.faults._mutants", frozenset({"no_put_if_absent"}))
 
 
-def position_cleaned_away(patch: Patch) -> None:
-    """Old commits go, whatever the newest one says that has the position; and it is never said again."""
-    whole = cleaning.clean_log
-
-    def clean(folder: Any, snapshot: Snapshot, *others: Any) -> int:
-        return whole(folder, replace(snapshot, info_version=snapshot.version), *others)
-
-    patch.setattr(cleaning, "clean_log", clean)
-    patch.setattr("cdc.lake.maintain.Maintenance._restate", lambda *_, **__: None)
-
-
 def retention_ignored(patch: Patch) -> None:
     whole = cleaning.Unnamed.dead
 
@@ -218,7 +207,6 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
     "live_vectors_collected": live_vectors_collected,
     "unknown_taken_for_failed": unknown_taken_for_failed,
     "no_put_if_absent": no_put_if_absent,
-    "position_cleaned_away": position_cleaned_away,
     "retention_ignored": retention_ignored,
 }
 
