@@ -106,7 +106,7 @@ class TableIndex:
         if not keys.num_rows:
             return Places.nowhere()
         made: Any = pa.array
-        found = made(self._index.locate(_batch(keys)))
+        found: Any = pa.concat_arrays([made(self._index.locate(batch)) for batch in _batches(keys)])
         files: Any = pc.dictionary_encode(found.field("file").filter(found.is_valid()))
         at, row = np.full(len(found), -1, np.int64), np.full(len(found), -1, np.int64)
         valid = found.is_valid().to_numpy(zero_copy_only=False)
@@ -203,9 +203,10 @@ class TableIndex:
     def _add(self, number: int, first: int, rows: pa.Table, dead: Bitmap | None, snapshot: Snapshot) -> None:
         assert self._index is not None
         keys, out = _split(rows, first, dead, snapshot)
-        if keys.num_rows:
-            self._index.add(number, first, _batch(keys), out)
-            self._unsaved += keys.num_rows
+        for batch in _batches(keys):
+            self._index.add(number, first, batch, out)
+            first += batch.num_rows
+            self._unsaved += batch.num_rows
 
     def _add_strange(self, number: int, first: int, rows: pa.Table, dead: Bitmap | None, snapshot: Snapshot) -> int:
         """Add keys that the index did not see coming. How many of them the table has more than once."""
@@ -445,13 +446,9 @@ def _is_narrow(kind: pa.DataType) -> bool:
     return not (pa.types.is_string(kind) or pa.types.is_binary(kind))
 
 
-def _batch(keys: pa.Table) -> pa.RecordBatch:
-    batches = keys.combine_chunks().to_batches()
-    return (
-        batches[0]
-        if batches
-        else pa.RecordBatch.from_arrays([pa.array([], f.type) for f in keys.schema], schema=keys.schema)
-    )
+def _batches(keys: pa.Table) -> list[pa.RecordBatch]:
+    """In as few pieces as can be: of texts none has more than two GiB."""
+    return keys.combine_chunks().to_batches()
 
 
 def _twice(snapshot: Snapshot, keys: int) -> LakeDamagedError:

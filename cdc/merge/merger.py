@@ -97,7 +97,8 @@ class _Round:
     again: dict[TableName, LakesyncError] = field(default_factory=dict)
     """To be loaded and decided again."""
     suspected: set[TableName] = field(default_factory=set)
-    """The log had a gap or damage for them once. It may have been replaced while it was read: it is believed the second time."""
+    """The log had a gap or damage for them once, or the lake's table. It may have been replaced while it was read: it is believed the
+    second time."""
     commits: dict[TableName, int] = field(default_factory=dict)
     phases: dict[TableName, Phase] = field(default_factory=dict)
     stopped: dict[TableName, LakesyncError] = field(default_factory=dict)
@@ -407,7 +408,9 @@ class Merger:
         """A table did not get to the target: it is tried again, or stopped. Raises what concerns every table."""
         work.moving.pop(table, None)
         self._snapshots.pop(table, None)
-        doubtful = isinstance(error, LogDamagedError | LogGapError) and table not in work.suspected
+        # Of a version that is not the newest one any more files may be gone.
+        changing = isinstance(error, LogDamagedError | LogGapError | LakeDamagedError)
+        doubtful = changing and table not in work.suspected
         if doubtful:
             work.suspected.add(table)
         if doubtful or isinstance(error, LakeConflictError | LakeUnknownError):

@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 
 from cdc.clock import SystemClock
 from cdc.epoch import CommitRecord
-from cdc.errors import LakeError, LogDamagedError
+from cdc.errors import LakeDamagedError, LakeError, LogDamagedError
 from cdc.lake import LakeTable, Snapshot, manifest
 from cdc.lake.parquet import new_name
 from cdc.log import Log
@@ -703,4 +703,27 @@ def test_a_manifest_names_versions_that_can_be_read_also_where_nothing_comes_any
         assert there.num_rows == whole
         assert manifest.carried(table, pipeline.snapshot(table), found) == (named.applied or found.applied)
     assert moved, "nothing was compacted"
+    pipeline.check_all()
+
+
+def test_a_table_whose_files_went_while_they_were_read_is_looked_at_again_before_it_stops(
+    pipeline: Pipeline, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process compacted it, and kept nothing."""
+    upsert, failed = LakeTable.upsert, []
+
+    def gone(lake: LakeTable, on: Snapshot, *args: Any) -> Snapshot:
+        if not failed:
+            failed.append(on.version)
+            raise LakeDamagedError("data file x is missing")
+        return upsert(lake, on, *args)
+
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        monkeypatch.setattr(LakeTable, "upsert", gone)
+        capture.epoch(50)
+        result = pipeline.merger(log).round()
+    assert failed
+    assert result.passes == 2
+    assert not any(table.error for table in result.tables.values())
     pipeline.check_all()
