@@ -83,8 +83,8 @@ const FORMS: [(&str, Make); 10] = [
     ("int64,string,string", |n| {
         batch(vec![
             of::<_, Int64Array>(n, |_| 1),
-            of::<_, StringArray>(n, |n| Some(n.to_string())),
-            of::<_, StringArray>(n, |n| Some("1".repeat(n as usize % 2))),
+            of::<_, StringArray>(n, |n| Some("a".repeat(n as usize / 25))),
+            of::<_, StringArray>(n, |n| Some("a".repeat(n as usize % 25))),
         ])
     }),
     ("date32,timestamp,float64", |n| {
