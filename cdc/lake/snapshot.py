@@ -229,6 +229,11 @@ class Snapshot:
         return sum(file.num_records - file.deleted for file in self.files.values() if file.num_records is not None)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is certainly no live row: of a file that others left without statistics it is not known."""
+        return all(file.num_records is not None and file.num_records <= file.deleted for file in self.files.values())
+
+    @property
     def _info(self) -> Mapping[str, Any]:
         if self.info is None:
             raise LakeError("was not written by lakesync", where=str(self.folder))

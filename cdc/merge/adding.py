@@ -62,7 +62,7 @@ def begin(
         return snapshot, applied_at(record)
     schema, mode, layout = TableSchema.from_dict(captured.schema), _mode(captured), Layout.of(captured.options)
     kept = snapshot is not None and rejoining.keeps(snapshot)
-    nothing = snapshot is None or (_kind(snapshot) == "create" and snapshot.rows == 0 and mode == snapshot.mode)
+    nothing = snapshot is None or (_never_had_rows(snapshot) and mode == snapshot.mode)
     replaceable = snapshot is not None and mode != "append" and snapshot.mode != "append"
     if kept or nothing or mode == "upsert" or replaceable:
         if record is None:
@@ -106,6 +106,10 @@ def _mode(captured: TableState) -> Mode:
 
 def _kind(snapshot: Snapshot) -> str:
     return str((snapshot.info or {}).get("kind", ""))
+
+
+def _never_had_rows(snapshot: Snapshot) -> bool:
+    return snapshot.is_empty and not snapshot.totals["rows_added"]
 
 
 def _is_new(snapshot: Snapshot, record: CommitRecord) -> bool:

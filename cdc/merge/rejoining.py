@@ -27,7 +27,7 @@ _RECORDS = 1000
 
 def keeps(snapshot: Snapshot) -> bool:
     """Whether the lake's table has rows that would be lost with it."""
-    return snapshot.mode in KEEPING and bool(snapshot.rows)
+    return snapshot.mode in KEEPING and not snapshot.is_empty
 
 
 def rejoin(

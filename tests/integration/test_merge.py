@@ -21,6 +21,7 @@ from cdc.errors import LakeDamagedError, LakeError, LogDamagedError
 from cdc.lake import LakeTable, Snapshot, manifest
 from cdc.lake.parquet import new_name
 from cdc.log import Log
+from cdc.merge import adding
 from cdc.merge import merger as merger_module
 from cdc.merge import table as table_module
 from cdc.merge.merger import Merger, RoundResult
@@ -727,3 +728,17 @@ def test_a_table_whose_files_went_while_they_were_read_is_looked_at_again_before
     assert result.passes == 2
     assert not any(table.error for table in result.tables.values())
     pipeline.check_all()
+
+
+def test_an_append_table_that_never_had_rows_is_made_anew_also_where_its_position_was_said_again(
+    pipeline: Pipeline, log: Log
+) -> None:
+    lake = pipeline.lake(EVENTS)
+    with Capture(log, pipeline.source) as capture:
+        first = capture.add(EVENTS)
+        created, applied = adding.begin(log, lake, EVENTS, first.added[EVENTS.id], None, None)
+        restated = lake.restate(created, applied)
+        capture.remove(EVENTS)
+        again = capture.add(EVENTS, options={"backfill": True})
+        found, at = adding.begin(log, lake, EVENTS, again.added[EVENTS.id], restated, applied)
+    assert (found.version, at.epoch) == (restated.version + 1, again.id)
