@@ -154,7 +154,8 @@ class Unnamed:
                     if vector and (name := name_of(vector, str(folder))):
                         self._since[name] = now_ms if at >= young else 0
                         self._was_named.add(name)
-        self._recalled = first <= young
+        # Of commits that were cleaned away within the retention nothing is known.
+        self._recalled = first <= young and (young > 0 or versions[:1] == [0])
 
     def look(self, snapshot: Snapshot) -> set[str]:
         """Take note of the vectors that a version names; their files."""

@@ -648,6 +648,26 @@ def test_a_vector_that_was_replaced_waits_for_the_retention_and_one_that_is_writ
 # -- a long time -----------------------------------------------------------------------------------------------------------
 
 
+def test_where_the_log_does_not_reach_back_vectors_are_not_taken_for_long_replaced(lake: LakeTable, clock: Clock) -> None:
+    snapshot, _ = table(lake, commits=4)
+    lake.checkpoint(snapshot)
+    for version in range(snapshot.version):
+        (disk(lake) / "_delta_log" / f"{version:020}.json").unlink()
+    now_ms = clock.us // 1000
+    for path in disk(lake).rglob("*.bin"):
+        os.utime(path, (now_ms / 1000 - 3 * 86400,) * 2)
+
+    def dead(keep_s: float) -> list[str]:
+        unnamed = cleaning.Unnamed()
+        unnamed.recall(lake.folder, keep_s, now_ms)
+        return unnamed.dead(lake.folder.walk("_delta_log"), snapshot, [], now_ms, keep_s)
+
+    assert not dead(7 * 86400.0)
+    clock.us += 1000
+    now_ms += 1
+    assert len([name for name in dead(0.0) if name.endswith(".bin")]) == 3
+
+
 def test_thousands_of_commits_leave_few_files_and_a_short_log(tmp_path: Path) -> None:
     """And others read it right all the while."""
     commits = int(os.environ.get("MAINTENANCE_COMMITS", "2000"))
