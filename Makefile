@@ -1,5 +1,5 @@
 # `make help` lists what there is. Needs python3 (3.11 or later, with venv) and cargo (1.88); tests against Kafka also need
-# Java 17 and Maven, and all servers are downloaded into .dev/ (see dev/).
+# Java 17 and Maven, those against an object store Go, and all servers are downloaded into .dev/ (see dev/).
 
 SHELL  := /bin/bash
 PYTHON ?= python3

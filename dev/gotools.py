@@ -12,7 +12,7 @@ from dev.errors import SetUpError
 
 
 def program(name: str, package: str, given: str) -> Path:
-    """The program that `go install package` makes, called `name` in the cache; the environment's variable `given` names one that is
+    """The program that `go install package@version` makes, called `name` in the cache; the environment's variable `given` names one that is
     installed. Raises SetUpError where there is no Go and none is given."""
     if path := os.environ.get(given):
         if not os.access(path, os.X_OK):
@@ -38,7 +38,7 @@ def _install(folder: Path, package: str, given: str) -> None:
     }
     try:
         done = subprocess.run(
-            [go, "install", "-modcacherw", "-ldflags=-s -w", f"{package}@latest"],
+            [go, "install", "-modcacherw", "-ldflags=-s -w", package],
             capture_output=True,
             text=True,
             check=False,

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 from dev import gotools
 from dev.server import Server
 
-PACKAGE = "github.com/minio/minio"
+PACKAGE = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
 
 
 def binary() -> Path:

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 from dev import gotools
 from dev.server import Server, free_port
 
-PACKAGE = "github.com/Shopify/toxiproxy/v2/cmd/server"
+PACKAGE = "github.com/Shopify/toxiproxy/v2/cmd/server@v2.5.0"
 
 
 def binary() -> Path:
