@@ -198,8 +198,17 @@ class TableMerge:
 
     def _passes(self, record: CommitRecord) -> bool:
         """Whether the table is already what it is from this epoch on: the state says that it was bootstrapped since, or kept in a log
-        that was begun anew."""
-        return faults.mutant("applied_check_skipped") or (self.status is not None and self.status.added == record.id)
+        that was begun anew. An `append` table goes on with the rows it had, also over an epoch that added it before that one."""
+        known = self.status.added if self.status is not None else None
+        if faults.mutant("applied_check_skipped") or known == record.id:
+            return True
+        append = self.snapshot.mode == "append"
+        return (
+            append
+            and known is not None
+            and record.number < known.number
+            and captured.find(self._log, known) is not None
+        )
 
     # -- commits -------------------------------------------------------------------------------------------------------
 

@@ -470,6 +470,29 @@ def test_an_append_table_that_the_log_forgot_is_not_carried_over_what_was_not_ca
         pipeline.check(EVENTS, 10)
 
 
+def test_an_append_table_that_was_added_twice_goes_on(pipeline: Pipeline, log: Log) -> None:
+    with Capture(log, pipeline.source) as capture:
+        pipeline.start(capture)
+        merging = pipeline.merger(log)
+        capture.epoch(10)
+        merging.round()
+        # Two resyncs, the first of which the merger never began: the entry was wrong, or it did not run.
+        capture.add(EVENTS)
+        again = capture.add(EVENTS)
+        pipeline.state.set_table(EVENTS, "added", added=again.id)
+        merging.round()
+        capture.epoch(5)
+        assert not merging.round().tables[EVENTS].held
+        pipeline.check(EVENTS, 15)
+        third = capture.add(EVENTS)
+        capture.epoch(5)
+        assert merging.round().tables[EVENTS].held, "the state does not say so yet"
+        pipeline.check(EVENTS, 15)
+        pipeline.state.set_table(EVENTS, "added", added=third.id)
+        merging.round()
+        pipeline.check(EVENTS, 20)
+
+
 def test_an_append_table_that_was_removed_goes_on_if_nothing_else_happened(pipeline: Pipeline, log: Log) -> None:
     with Capture(log, pipeline.source) as capture:
         pipeline.start(capture)
