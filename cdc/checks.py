@@ -86,7 +86,7 @@ def _feeds(config: PipelineConfig) -> list[Finding]:
         return []
     what = f"the change feed of {fed[0]}" + (f" and {len(fed) - 1} more" if fed[1:] else "")
     what += f" can be read back for {format_duration(config.merge.keep_files)} only"
-    return [Finding("warning", "merge", what, "`merge: {keep_files: 7d}`, for jobs that run once a day")]
+    return [Finding("warning", "merge", what, "`merge: {keep_files: 2d}`, for jobs that run once a day")]
 
 
 def _space(subject: str, folder: Path) -> list[Finding]:

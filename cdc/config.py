@@ -528,6 +528,12 @@ class PipelineConfig(_Model):
     def _check_lake_options(self) -> PipelineConfig:
         if self.lake_options and not self.lake.startswith("s3://"):
             raise ValueError("`lake_options` are for an object store, and `lake:` is none")
+        given = {name.lower().removeprefix("aws_"): value for name, value in self.lake_options.items()}
+        endpoint = given.get("endpoint", given.get("endpoint_url", ""))
+        if endpoint.startswith("http://") and given.get("allow_http") != "true":
+            raise ValueError(
+                f"`lake_options`: {endpoint} is not encrypted: write https://, or `allow_http: true` beside it"
+            )
         return self
 
     @field_validator("log_options", "lake_options")

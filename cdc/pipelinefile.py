@@ -42,6 +42,7 @@ source:
 #   - {{name: shop.users, types: {{is_admin: boolean}}}}
 #   - {{name: "shop.log_*", mode: append}}                    # every change is a row; `backfill: true`: and what is there already
 #   - {{name: shop.prices, mode: history}}                    # every version of a row stays; `soft-delete`: deleted rows do
+#   - {{name: shop.visits, partition_by: [month(created_at)], change_feed: true}}
 #   - {{name: "shop_*.orders_*", into: shop.orders}}          # shards that land in one table
 tables: []
 """

@@ -138,7 +138,8 @@ class Housekeeping:
             error = ConfigError(
                 "its entry in the pipeline file changed, and is not applied yet",
                 where=str(table),
-                hint=f"`lakesync resync {table}` applies the changed entry",
+                hint=f"`lakesync resync {table}` applies the changed entry; one of mode append, soft-delete or history may stop"
+                " there, and says what to do with its folder",
             )
             self._waiting[table] = error
             LOG.warning("options-wait", table=str(table), hint=error.hint)

@@ -30,7 +30,8 @@ def command(
         return
     for one in done:
         output.say(
-            f"{one.table}: {one.files_before} files, {output.size(one.bytes_before)}, are {one.files_after},"
-            f" {output.size(one.bytes_after)}; {one.rows_purged} deleted rows purged; {one.commits_deleted} old commits and"
-            f" {one.files_deleted} files deleted; version {one.version}, {one.rows} rows, {one.seconds:.1f} s"
+            f"{one.table}: files {one.files_before:,} → {one.files_after:,},"
+            f" {output.size(one.bytes_before)} → {output.size(one.bytes_after)}; deleted rows purged: {one.rows_purged:,};"
+            f" cleaned up: {one.commits_deleted:,} commits, {one.files_deleted:,} files;"
+            f" version {one.version}, rows {one.rows:,}, {one.seconds:.1f} s"
         )

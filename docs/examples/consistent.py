@@ -78,7 +78,8 @@ def main() -> None:
     """Count the rows of each table, all at one moment."""
     lake, pipeline, *pairs = sys.argv[1:]
     found = consistent(lake, pipeline, dict(pair.split("=", 1) for pair in pairs))
-    print(f"epoch {found.epoch}, source at {found.position}")
+    at = found.position
+    print(f"epoch {found.epoch}, source at {at['file']}:{at['offset']} ({at['gtids']})")
     for table, version in sorted(found.versions.items()):
         rows = found.polars(table).collect().height
         print(f"{table}: {rows:,} rows at version {version}")

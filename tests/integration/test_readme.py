@@ -39,6 +39,7 @@ _MASKS = (
     (r"\d[\d,.]* (ms|s|min|h)\b", "DURATION"),
     (r"\d[\d,.]* (B|KiB|MiB|GiB)\b", "SIZE"),
     (r"\d+-\d+|none yet", "EPOCHS"),
+    (r" \([\d,]+ in the manifest\)", ""),  # where status is asked between a commit and the end of its round
     (r"\d[\d,.]*\d|\d", "N"),
     (r"  trace alive$", ""),  # it shows itself once a minute
     (r" +", " "),

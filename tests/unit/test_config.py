@@ -205,6 +205,14 @@ def test_not_there_not_yaml_not_a_mapping(tmp_path: Path) -> None:
         parse(tmp_path, "name: a\nname: b\n")
 
 
+@pytest.mark.parametrize("more", ["", ", allow_http: false"])
+@pytest.mark.parametrize("key", ["endpoint", "AWS_ENDPOINT_URL"])
+def test_an_object_store_without_encryption_is_asked_for_in_words(tmp_path: Path, key: str, more: str) -> None:
+    lake = f"lake: s3://a-bucket/x\nlake_options: {{{key}: 'http://minio:9000'{more}}}"
+    with pytest.raises(ConfigError, match="`allow_http: true` beside it"):
+        parse(tmp_path, MINIMAL.replace("lake: lake", lake))
+
+
 def test_a_lake_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAKESYNC_TEST_SECRET", "hunter2")
     options = "{endpoint: 'http://minio:9000', allow_http: true, secret_access_key: 'env:LAKESYNC_TEST_SECRET'}"
