@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdc.errors import LakeDamagedError
+from cdc.lake import partition
 from cdc.lake.parquet import opened, row_groups
 from cdc.lake.snapshot import AddFile, Snapshot
 from cdc.lake.vectors import Vectors, alive
@@ -115,8 +116,14 @@ def _filled(snapshot: Snapshot, file: AddFile, columns: pa.Schema) -> tuple[pa.S
         if name in columns.names:
             text = (file.partition or {}).get(name)
             kind = columns.field(name).type
-            # Delta has no empty values of partitions: they are NULL.
-            filled[name] = pa.scalar(text, pa.string()).cast(kind) if text else pa.scalar(None, kind)
+            try:
+                filled[name] = partition.read(text, kind)
+            except pa.ArrowInvalid as error:
+                raise LakeDamagedError(
+                    f"data file {file.path} is of a partition whose {name} is no {kind}",
+                    where=str(snapshot.folder),
+                    hint="look who else writes to it, and resync the table",
+                ) from error
     return pa.schema([field for field in columns if field.name not in filled]), filled
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from cdc import unfit
 from cdc.epoch import Counts
-from cdc.errors import LakeOccupiedError, TableStoppedError
-from cdc.lake import LakeTable, Layout, Snapshot, partition, sorting
+from cdc.errors import LakeDamagedError, LakeOccupiedError, TableStoppedError
+from cdc.lake import LakeTable, Layout, Snapshot, deltalog, partition, sorting
 from cdc.lake.columns import lake_columns
 from cdc.lake.snapshot import decoded
 from cdc.schema import Column, TableSchema
@@ -262,3 +262,15 @@ def test_readers_pass_over_partitions_that_cannot_have_what_is_asked_for(tmp_pat
     assert pa.table(table.scan(predicate="local_month >= '2025-02'")).num_rows == len(march)
     uris: list[Any] = table.file_uris(file_pruning_predicate=[("local_month", ">=", "2025-02")])
     assert 0 < len(uris) < len(snapshot.files)
+
+
+def test_a_partition_of_others_that_cannot_be_read_is_a_damaged_table(tmp_path: Path) -> None:
+    lake, layout = LakeTable(tmp_path, TABLE, "p"), Layout(partition_by=("day",))
+    batches = table_of([row(1)], SCHEMA.arrow).to_batches()
+    files = lake.write_files(batches, SCHEMA, layout, lambda _: None, ts_ms=1, seq=1)
+    snapshot = lake.bootstrap(files, SCHEMA, layout, applied(1), None, Counts(0, 0, 0))
+    (file,) = snapshot.files.values()
+    add = file.to_action() | {"partitionValues": {"day": "2026-01-01 00:00:00"}}
+    theirs = deltalog.commit(lake.folder, snapshot, [{"remove": file.removed(1)}, {"add": add}])
+    with pytest.raises(LakeDamagedError, match="day is no date32"):
+        content(lake, theirs)
