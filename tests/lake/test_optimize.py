@@ -68,7 +68,7 @@ def test_a_table_becomes_one_file_without_deleted_rows(
     check(lake, after, model)
     check_readers(lake, model, [read_deltalake, read_polars])
     assert main(["-c", str(pipeline.config.path), "optimize", "shop.orders"]) == 0
-    assert "1 files" in capsys.readouterr().out
+    assert "files 1 → 1" in capsys.readouterr().out
     assert lake.refresh(after) is after, "a table that is tidy has nothing to be committed"
 
 
