@@ -32,7 +32,9 @@ KEYS = 10_000
 
 
 def ask(state: State, target: TableName, found: TableState, keys: pa.Table) -> None:
-    """Have these keys of the lake's table read again, from the table of the source that each is of. Raises `StateError`."""
+    """Have these keys of the lake's table read again, from the table of the source that each is of; those that are yet to be read anyway are
+    not asked for twice. Raises `StateError`."""
+    waiting = _waiting(state, target)
     schema = TableSchema.from_dict(found.schema)
     own = sharding.own(schema, found.options)
     tables: dict[TableName, pa.Table] = {target: keys}
@@ -46,11 +48,19 @@ def ask(state: State, target: TableName, found: TableState, keys: pa.Table) -> N
             if value in of_value
         }
     for table, some in tables.items():
-        texts = canonical.key_texts(own, some)
+        texts = [key for key in canonical.key_texts(own, some) if (table, key) not in waiting]
         for start in range(0, len(texts), KEYS):
             spec = ReadSpec(keys=tuple(texts[start : start + KEYS]))
             read = state.ask_read(table, target, spec, "repair")
             LOG.info("keys-read-again", table=str(table), job=read.job, keys=len(spec.keys))
+
+
+def _waiting(state: State, target: TableName) -> set[tuple[TableName, Key]]:
+    """The keys of jobs that never began: their windows will be opened behind all that is in the log by now. Else a key that changes all the time
+    would be in a new job of every round, for as long as no reader is free."""
+    reads = [read for read in state.reads_of("repair") if read.target == target]
+    never = [read for read in reads if read.phase == "waiting" and read.started_us is None]
+    return {(read.table, key) for read in never for key in read.spec.keys}
 
 
 def awaited(state: State, target: TableName, found: TableState) -> frozenset[Key]:
