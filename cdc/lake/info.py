@@ -31,8 +31,8 @@ VERSION = 1
 """Of `commitInfo.lakesync`."""
 ENGINE = "lakesync"
 Kind = Literal["bootstrap", "create", "merge", "adopt", "rejoin", "optimize", "restate"]
-"""`rejoin`: a table that keeps what was there is followed again, from another epoch on. `optimize` moves rows and changes none; `restate` says
-the position again. Both go on from what was said before, as a merge does."""
+"""`rejoin`: a table that keeps what was there, or every change, is followed again, from another epoch on. `optimize` moves rows and changes
+none; `restate` says the position again. Both go on from what was said before, as a merge does."""
 FOLLOWING: frozenset[Kind] = frozenset({"merge", "optimize", "restate"})
 
 _SUMS = (

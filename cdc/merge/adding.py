@@ -14,7 +14,7 @@ from cdc.errors import LogGapError, TableStoppedError
 from cdc.lake import Applied, LakeTable, Layout, Snapshot
 from cdc.log.base import Log
 from cdc.merge import rejoining
-from cdc.merge.decide import applied_at
+from cdc.merge.decide import advance, applied_at
 from cdc.names import TableName
 from cdc.schema import TableSchema
 from cdc.state import Phase
@@ -91,8 +91,12 @@ def begin(
             hint=f"move that folder away, then `lakesync resume {table}`: a new table begins where the log adds it",
         )
     contained = applied is not None and record is not None and applied.position.contains(record.end)
-    if applied is not None and contained and not _stopped(log, table, applied, captured.since):
-        return snapshot, applied
+    if applied is not None and record is not None and contained and not _stopped(log, table, applied, captured.since):
+        if applied.epoch == record.id:
+            return snapshot, applied  # by a merger that did not live to say so
+        # The log counts the table's changes anew from there on; so do the commits.
+        applied = advance(applied, record)
+        return lake.rejoin(snapshot, applied), applied
     raise TableStoppedError(
         "the lake has the table from an earlier time, and changes between then and now were not captured",
         where=f"{table}: {snapshot.folder}",

@@ -484,6 +484,11 @@ def test_an_append_table_that_was_added_twice_goes_on(pipeline: Pipeline, log: L
         capture.epoch(5)
         assert not merging.round().tables[EVENTS].held
         pipeline.check(EVENTS, 15)
+        totals, rows = pipeline.snapshot(EVENTS).totals, pipeline.source.rows(EVENTS, 15)
+        before = len(pipeline.source.rows(EVENTS, 10))
+        assert sum(totals["logged"]) == len(rows) - before, (
+            "the log counts anew where it adds a table; the ledger compares"
+        )
         third = capture.add(EVENTS)
         capture.epoch(5)
         assert merging.round().tables[EVENTS].held, "the state does not say so yet"
@@ -734,7 +739,8 @@ def test_a_table_whose_files_went_while_they_were_read_is_looked_at_again_before
     pipeline: Pipeline, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process compacted it, and kept nothing."""
-    upsert, failed = LakeTable.upsert, []
+    upsert = LakeTable.upsert
+    failed: list[int] = []
 
     def gone(lake: LakeTable, on: Snapshot, *args: Any) -> Snapshot:
         if not failed:
