@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from cdc.clock import Clock
 from cdc.config import PipelineConfig
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, StateError
 from cdc.lake import Applied, LakeTable, Snapshot, manifest
 from cdc.lake.maintain import Keep, Maintenance
 from cdc.merge import trim
@@ -119,6 +120,7 @@ def optimize(config: PipelineConfig, table: TableName, clock: Clock) -> Optimize
     maintenance = Maintenance(lake)
     after = maintenance.optimize(before, keeping(config, table, before), partial(contained, config, table))
     done = maintenance.done
+    _name(config, table, after)
     return Optimized(
         str(table),
         after.version,
@@ -132,3 +134,11 @@ def optimize(config: PipelineConfig, table: TableName, clock: Clock) -> Optimize
         done.files_deleted,
         round(clock.monotonic() - began_s, 3),
     )
+
+
+def _name(config: PipelineConfig, table: TableName, snapshot: Snapshot) -> None:
+    """The manifest names the new version: the files of the older one go. A merger that runs does that by itself."""
+    with suppress(StateError), State(config.state).lock("merge"):
+        found = manifest.read(config.lake_root, config.name)
+        if found is not None and (now := manifest.moved(found, {table: snapshot})) != found:
+            manifest.write(config.lake_root, config.name, now)

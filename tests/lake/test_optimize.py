@@ -11,7 +11,7 @@ import pytest
 from cdc import Pipeline
 from cdc.cli import main
 from cdc.errors import ConfigError
-from cdc.lake import LakeTable, Snapshot, deltalog
+from cdc.lake import LakeTable, Snapshot, deltalog, manifest
 from cdc.state import State
 from tests.integration.lake_rows import SIMPLE, TABLE, bootstrap, disk, read_deltalake, read_polars
 from tests.lake.test_maintenance import Model, change, check, check_readers
@@ -119,3 +119,23 @@ def test_a_table_that_is_read_anew_is_let_alone(pipeline: Pipeline, lake: LakeTa
     with pytest.raises(ConfigError, match="does not have the table yet"):
         pipeline.optimize("shop.orders")
     assert lake.refresh(snapshot) is snapshot
+
+
+def test_the_manifest_names_the_version_of_which_the_files_stay(pipeline: Pipeline, lake: LakeTable) -> None:
+    config = pipeline.config
+    snapshot, _ = filled(lake)
+    applied = snapshot.applied
+    assert applied is not None
+    assert snapshot.info_version is not None
+    named = manifest.TableVersion(snapshot.version, snapshot.info_version, applied.epoch, "ready", None)
+    manifest.write(config.lake_root, config.name, manifest.Manifest(applied, {TABLE: named}, 1))
+    with State(config.state).lock("merge"):
+        pipeline.optimize("shop.orders")
+        assert (found := manifest.read(config.lake_root, config.name)) is not None
+        assert found.tables[TABLE] == named  # a merger runs, and sees to it
+    pipeline.optimize("shop.orders")
+    found = manifest.read(config.lake_root, config.name)
+    newest = lake.load()
+    assert found is not None
+    assert newest is not None
+    assert found.tables[TABLE].version == newest.version > snapshot.version
