@@ -90,7 +90,9 @@ Size = Annotated[
 
 
 _LOGIN_IN_URL = "the URL holds a password: write `password: env:NAME` or `password: file:/path` instead"
-_SECRET_OPTION = re.compile(r"password|secret|session_token|^token$|oauthbearer\.config", re.IGNORECASE)
+_SECRET_OPTION = re.compile(
+    r"password|secret|session_token|(^|_)token$|customer_key|ssl\.key\.pem|oauthbearer\.config", re.IGNORECASE
+)
 
 
 def _not_zero(seconds: float) -> float:
@@ -707,7 +709,8 @@ def _explain(error: Any) -> str:
         return _unknown(where, str(error["loc"][-1]), _known_keys(error["loc"][:-1]))
     if error["type"] == "missing":
         return f"`{where}` is missing"
-    return f"`{where}`: {error['msg'].removeprefix('Value error, ')}"
+    what = error["msg"].removeprefix("Value error, ")
+    return f"`{where}`: {what}" if where else what  # of the whole file
 
 
 def _unknown(where: str, key: str, known: list[str]) -> str:

@@ -153,6 +153,7 @@ def test_a_formatted_duration_reads_back(seconds: float) -> None:
             "from_position: is for one table as it is, not with `into:`",
         ),
         ("log_options: {sasl.password: hunter2}\n", "`sasl.password` holds a secret"),
+        ("log_options: {ssl.key.pem: hunter2}\n", "`ssl.key.pem` holds a secret"),
         ("trace: clickhouse://u:hunter2@h:8123/d\n", "the URL holds a password"),
         ("trace: {url: 'clickhouse://u@h:8123/d', password: hunter2}\n", "a secret is a reference"),
     ],
@@ -209,8 +210,10 @@ def test_not_there_not_yaml_not_a_mapping(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["endpoint", "AWS_ENDPOINT_URL"])
 def test_an_object_store_without_encryption_is_asked_for_in_words(tmp_path: Path, key: str, more: str) -> None:
     lake = f"lake: s3://a-bucket/x\nlake_options: {{{key}: 'http://minio:9000'{more}}}"
-    with pytest.raises(ConfigError, match="`allow_http: true` beside it"):
+    with pytest.raises(ConfigError) as found:
         parse(tmp_path, MINIMAL.replace("lake: lake", lake))
+    assert found.value.what.startswith("`lake_options`: http://minio:9000 is not encrypted")
+    assert "`allow_http: true`" in found.value.what
 
 
 def test_a_lake_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +241,8 @@ def test_a_lake_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("s3://bucket/a b", "the prefix"),
         ("s3://bucket/x\nlake_options: {secret_access_key: hunter2}", "holds a secret"),
         ("s3://bucket/x\nlake_options: {session_token: hunter2}", "holds a secret"),
+        ("s3://bucket/x\nlake_options: {aws_token: hunter2}", "holds a secret"),
+        ("s3://bucket/x\nlake_options: {sse_customer_key_base64: hunter2}", "holds a secret"),
         ("lake\nlake_options: {region: x}", "are for an object store"),
     ],
 )
