@@ -178,7 +178,10 @@ class _Node:
         found = self._known.tables.get(status.table.id) if self._known is not None else None
         if found is None:
             return
-        jobs = [self._job(status.table, found, table) for table in _sources(status.table, found)]
+        # A table of changes that were never to be preceded by rows is only here to have keys read again.
+        none = found.options.get("mode") == "append" and not found.options.get("backfill")
+        jobs = [self._job(status.table, found, table) for table in (() if none else _sources(status.table, found))]
+        self._resume_repairs(status.table, min((job.asked_us for job in jobs), default=0))
         if any(job.phase != "done" for job in jobs) or any(
             read.open and read.target == status.table for read in self.state.reads_of("repair")
         ):
@@ -196,6 +199,16 @@ class _Node:
             return
         if self.state.set_table(status.table, "ready", when=("reading",), unchanged=status):
             LOG.info("table-ready", table=str(status.table), jobs=len(jobs), epoch=applied.epoch.number)
+
+    def _resume_repairs(self, target: TableName, since_us: int) -> None:
+        """Keys that could not be read stopped the table, which is let go on: read them; those from before all of it is read are among that."""
+        for read in self.state.reads_of("repair"):
+            if read.target != target or read.phase != "failed":
+                continue
+            if read.asked_us < since_us:
+                self.state.forget_read(read.job)
+            else:
+                self.state.set_read(read.job, phase="waiting", when=("failed",), error=None)
 
     def _job(self, target: TableName, found: TableState, table: TableName) -> Read:
         of_mode: dict[str, Why] = {"append": "backfill", "upsert": "adopt"}
@@ -266,6 +279,9 @@ class _Node:
         LOG.warning("reading-retried", table=str(read.table), error=error.code, what=error.what, pause_s=pause)
 
     def _fail(self, read: Read, error: LakesyncError) -> None:
+        status = self.state.table(read.target)
+        if read.why == "repair" and status is not None and status.phase == "stopped":
+            return  # by something else; it goes on once the table does (`_begin`)
         failed = self.state.set_read(
             read.job, phase="failed", when=("waiting", "running", "paused"), run=read.run, error=error.to_dict()
         )
