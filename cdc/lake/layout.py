@@ -21,7 +21,11 @@ class Layout:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Layout:
         """From a table's options in the log, or what `to_dict` gave. Without a mode it is `upsert`."""
-        return cls(options.get("mode", "upsert"), tuple(options.get("partition_by", ())), bool(options.get("change_feed", False)))
+        return cls(
+            options.get("mode", "upsert"),
+            tuple(options.get("partition_by", ())),
+            bool(options.get("change_feed", False)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For `commitInfo`; what is as usual is not said."""

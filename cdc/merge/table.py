@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from cdc import faults
 from cdc.config import KEEPING
-from cdc.epoch import WINDOW, CommitRecord, Counts, WindowId
+from cdc.epoch import WINDOW, CommitRecord, Counts, TableEntry, WindowId
 from cdc.errors import LakeConflictError, LakeUnknownError, LogDamagedError, LogGapError
 from cdc.lake import Applied, LakeTable, MergeCounts, Snapshot
 from cdc.lake.columns import GID, SEQ
@@ -38,6 +38,8 @@ from cdc.state import TableStatus
 BATCH_BYTES = 128 * 1024 * 1024
 """Changes of one Delta commit, as the log holds them; more become several commits, each at an epoch's end, be that a part of a
 transaction. One epoch may be larger."""
+KEPT_BYTES = 256
+"""What a row that was there is counted as, in tables that keep it."""
 
 
 @dataclass
@@ -140,13 +142,14 @@ class TableMerge:
                 )
             self._tell()
             entry = record.tables.get(self.table.id)
-            if isinstance(decision, Part) or (entry and batch.size + entry.extent.bytes > BATCH_BYTES):
+            size = self._weight(entry) if entry else 0
+            if isinstance(decision, Part) or (entry and batch.size + size > BATCH_BYTES):
                 batch = self._flush(batch, at)
             if isinstance(decision, Part):
                 batch.exclude, batch.dropped = decision.exclude, without
             if entry is not None:
                 batch.changes += map(decode, self._log.data(self.table.id, entry.extent))
-                batch.size += entry.extent.bytes
+                batch.size += size
                 batch.touched.append(record)
             at = advance(at, record)
             if without:
@@ -156,6 +159,11 @@ class TableMerge:
             self.ended = self.leaving and self.table.id in record.removed
         self._flush(batch, at)
         self.applied = at
+
+    def _weight(self, entry: TableEntry) -> int:
+        """What an epoch's changes take of a batch. Where a table keeps what was there, a commit also holds the rows that they change:
+        a DELETE is small, and what it ends may not be."""
+        return max(entry.extent.bytes, KEPT_BYTES * entry.rows.changes if self.snapshot.mode in KEEPING else 0)
 
     def _knows(self, at: Applied, record: CommitRecord) -> bool:
         """Whether the record led to what the table has, or makes it another one."""
