@@ -31,9 +31,9 @@ COLUMNS = ("", "changes", "s", "rows/s", "CPU s", "servers' CPU s", "anonymous M
 
 def measure(setting: Setting) -> list[Table]:
     """One table."""
-    table = "endtoend"
     turns: dict[str, list[Usage]] = defaultdict(list)
     for turn in range(setting.sizes.turns):
+        table = f"endtoend_{turn}"
         setting.create(table, 0)
         with KafkaBroker() as broker:
             pipeline = Pipeline(setting, f"endtoend-{turn}", [f"{DATABASE}.{table}"])

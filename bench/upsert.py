@@ -1,7 +1,7 @@
 """Random changes into a table: `LakeTable.upsert` beside deltalake's MERGE, on the same rows, each in a process of its own.
 
-With a warm index the process has committed once before; a cold one has no index, and the first upsert builds it from the key columns.
-The peer has nothing to keep between merges.
+The first commit of a process has no index, and builds it from the key columns; the next ones have it. The peer has nothing to keep between
+merges; its first and its next ones are told apart all the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import statistics
 import sys
 import time
 from collections import defaultdict
@@ -43,7 +42,8 @@ PIPELINE = "bench"
 UUID = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
 SEED = 11
 
-WARM, COLD, PEER = "`LakeTable.upsert`, warm index", "… cold: the index is built first", "deltalake `MERGE`"
+OURS, PEER = "`LakeTable.upsert`", "deltalake `MERGE`"
+FIRST, NEXT = "{}, first of a process", "{}, the next ones"
 
 
 def measure(setting: Setting) -> list[Table]:
@@ -64,22 +64,26 @@ def measure(setting: Setting) -> list[Table]:
         turns: dict[str, list[Usage]] = defaultdict(list)
         for _ in range(setting.sizes.turns):
             contents = {}
-            for name in (WARM, COLD, PEER):
-                used, contents[name] = _turn(setting, base, changes, name)
-                turns[name].append(used)
-            if len({*contents.values()}) != 1:
+            for name in (OURS, PEER):
+                first, following, contents[name] = _turn(setting, base, changes, name)
+                turns[FIRST.format(name)].append(first)
+                turns[NEXT.format(name)].append(following)
+            if contents[OURS] != contents[PEER]:
                 raise FailedError(f"the tables differ: (rows, sum of changes) {contents}")
         found_of = {name: medians(used) for name, used in turns.items()}
-        for name, used in found_of.items():
-            seconds = f"{used.wall_s:.4f}" if used.wall_s < 0.1 else f"{used.wall_s:.2f}"
-            figures = (seconds, thousands(number / used.wall_s), f"{used.cpu_s:.3f}")
-            speed = f"{found_of[PEER].wall_s / used.wall_s:.1f}"
-            result.add(name, f"{number:,}", *figures, f"{used.peak_mib:.0f}", speed)
+        for form in (NEXT, FIRST):
+            peer = found_of[form.format(PEER)].wall_s
+            for contestant in (OURS, PEER):
+                used = found_of[name := form.format(contestant)]
+                seconds = f"{used.wall_s:.4f}" if used.wall_s < 0.1 else f"{used.wall_s:.2f}"
+                figures = (seconds, thousands(number / used.wall_s), f"{used.cpu_s:.3f}")
+                result.add(name, f"{number:,}", *figures, f"{used.peak_mib:.0f}", f"{peer / used.wall_s:.1f}")
     return [result]
 
 
-def _turn(setting: Setting, base: Path, changes: Path, name: str) -> tuple[Usage, tuple[int, int]]:
-    """One contestant on a copy of the table; what one commit took, and a summary of what the table then holds."""
+def _turn(setting: Setting, base: Path, changes: Path, name: str) -> tuple[Usage, Usage, tuple[int, int]]:
+    """One contestant on a copy of the table; what its first commit took and the median of the next ones, and a summary of what the table then
+    holds."""
     import deltalake
 
     folder = setting.folder("upsert")
@@ -94,12 +98,10 @@ def _turn(setting: Setting, base: Path, changes: Path, name: str) -> tuple[Usage
         table = target / NAME.folder
     process = Process([str(part) for part in command], folder)
     used = process.wait()
-    # Of each commit in turn: what is cold is so in the first one alone.
     commits = [json.loads(line) for line in process.output.read_text().splitlines()]
-    counted = commits[:1] if name == COLD else commits[1:]
-    wall_s, cpu_s = (statistics.median(commit[what] for commit in counted) for what in ("wall_s", "cpu_s"))
+    taken = [Usage(commit["wall_s"], commit["cpu_s"], used.peak_mib) for commit in commits]
     found: Any = pa.table(deltalake.DeltaTable(str(table)).scan(columns=["change_no"])).column("change_no")
-    return Usage(wall_s, cpu_s, used.peak_mib), (len(found), pc.sum(found).as_py())
+    return taken[0], medians(taken[1:]), (len(found), pc.sum(found).as_py())
 
 
 def make(lake: Path, rows: int) -> None:

@@ -117,10 +117,11 @@ class KeyIndex:
         """Make everything one run, without dead places; how many keys have more than one live place, which should be none."""
 
     def write_run(self) -> None:
-        """Everything that is only in memory goes into a run, durably; nothing refers to it before `save`."""
+        """Everything that is only in memory goes into a run; nothing refers to it before `save`."""
 
     def save(self, stamp: bytes) -> None:
-        """Everything, and which files are live, is what `open` finds from now on, whenever the machine stops."""
+        """Everything, and which files are live, is what `open` finds from now on. A machine that stops may lose it: then `open` raises
+        `ValueError`."""
 
     @property
     def memory(self) -> int:

@@ -360,7 +360,7 @@ class MergeConfig(_Model):
     """Data files that a merge replaced stay this long, for readers of older versions."""
     keep_log: Duration = 2 * 86400.0
     """Versions of a lake table can be read this long, if their files are kept too; then their commits are deleted."""
-    index_memory: Size = 64 * 1024**2
+    index_memory: Size = 192 * 1024**2
     """Of a table's key index so much at most is in memory before it is written to the state folder."""
     maintain: Duration = 1.0
     """Between its commits a merger tidies a table up (small files, deleted rows, the log) for at most about this long at a time."""

@@ -179,9 +179,11 @@ class MySQLServer(SqlServer):
         return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True)
 
     def mysqlbinlog(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `mysqlbinlog`, with file names relative to the data folder. Raises CalledProcessError."""
+        """Run `mysqlbinlog`, with file names relative to the data folder. Rows may have bytes of any kind. Raises CalledProcessError."""
         command = self._installation.client("mysqlbinlog", *arguments)
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=self.datadir)
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=True, cwd=self.datadir
+        )
 
     # replication
 

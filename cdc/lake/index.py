@@ -41,7 +41,7 @@ from cdc.lake.vectors import Vectors, alive
 
 FORM: Final = 1
 """Of the stamp."""
-MEMORY: Final = 64 * 1024 * 1024
+MEMORY: Final = 192 * 1024 * 1024
 SAVE_KEYS: Final = 2_000_000
 SAVE_S: Final = 300.0
 """It is saved when so many keys were added since, or so much time has passed: what is lost by a kill is read again from the newest files."""

@@ -166,12 +166,11 @@ impl KeyIndex {
         store.compact(&self.files, &self.folder)
     }
 
-    /// Everything that is only in memory goes into a run, durably.
+    /// Everything that is only in memory goes into a run.
     pub fn write_run(&mut self) -> Result<()> {
         let Some((_, store)) = &mut self.store else { return Ok(()) };
         store.spill(&self.files, &self.folder)?;
-        store.tidy(&self.files, &self.folder)?;
-        self.folder.sync(store.runs_mut().into_iter().flatten())
+        store.tidy(&self.files, &self.folder)
     }
 
     /// Everything is what `open` gives from now on.

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,7 +28,6 @@ pub struct Stored {
     pub run: Run,
     /// Of the file's name; 0 if it has none.
     number: u64,
-    durable: bool,
 }
 
 impl Folder {
@@ -47,13 +47,13 @@ impl Folder {
                 Error::Io(_) => make(Sink::Memory(Vec::new())),
                 error => Err(error),
             })?;
-            return Ok((Stored { run, number: 0, durable: true }, more));
+            return Ok((Stored { run, number: 0 }, more));
         };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = named(folder, number);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        let file = created(&path)?;
         match make(Sink::File(file)) {
-            Ok((run, more)) => Ok((Stored { run, number, durable: false }, more)),
+            Ok((run, more)) => Ok((Stored { run, number }, more)),
             Err(error) => {
                 let _ = fs::remove_file(&path);
                 Err(error)
@@ -70,18 +70,8 @@ impl Folder {
         }
     }
 
-    /// Whenever the machine stops, these runs will be there.
-    pub fn sync<'a>(&self, runs: impl Iterator<Item = &'a mut Stored>) -> Result<()> {
-        let Some(folder) = &self.path else { return Ok(()) };
-        for stored in runs.filter(|stored| !stored.durable) {
-            File::open(named(folder, stored.number))?.sync_all()?;
-            stored.durable = true;
-        }
-        File::open(folder)?.sync_all()?;
-        Ok(())
-    }
-
-    /// Make this what `read` gives, at once; runs that it does not name are removed.
+    /// Make this what `read` gives, at once; runs that it does not name are removed. A machine that stops may lose runs that the disk did
+    /// not get: their checksums say so, and the index is built again. That is rarer than waiting for the disk would be dear.
     pub fn save(&mut self, list: &List, runs: [&[Stored]; 2]) -> Result<()> {
         let Some(folder) = &self.path else { return Ok(()) };
         let numbers = || runs.into_iter().flatten().map(|stored| stored.number);
@@ -89,8 +79,11 @@ impl Folder {
         let new = folder.join(NEW);
         // From here on `index` may name these, or the others.
         self.saved.extend(numbers());
-        fs::write(&new, data)?;
-        File::open(&new)?.sync_all()?;
+        // One that a killed process left is no one's any more.
+        let _ = fs::remove_file(&new);
+        let mut file = created(&new)?;
+        file.write_all(&data)?;
+        file.sync_all()?;
         fs::rename(&new, folder.join(INDEX))?;
         File::open(folder)?.sync_all()?;
         self.saved = numbers().collect();
@@ -113,7 +106,7 @@ impl Folder {
                     io::ErrorKind::NotFound => Error::value("a run of the index is missing"),
                     _ => error.into(),
                 })?;
-                Ok(Stored { run: Run::open(&file, shape, held)?, number, durable: true })
+                Ok(Stored { run: Run::open(&file, shape, held)?, number })
             };
             shapes.into_iter().map(one).collect()
         };
@@ -149,12 +142,17 @@ fn numbers_in(folder: &Path) -> Result<Vec<u64>> {
     Ok(numbers)
 }
 
+/// A new file that only its owner may read: keys are rows' values.
+fn created(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
 /// A file that is gone when it is closed.
 fn nameless() -> io::Result<Sink> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("lakesync-keys-{}-{number}", std::process::id()));
-    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+    let file = created(&path)?;
     fs::remove_file(&path)?;
     Ok(Sink::File(file))
 }

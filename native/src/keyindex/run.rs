@@ -313,7 +313,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The run, to be read; not durable yet.
+    /// The run, to be read.
     pub fn end(mut self) -> Result<Run> {
         self.directory.resize((1 << self.bits) + 1, self.count);
         let keys_start = self.keys.start;

@@ -28,7 +28,6 @@ pub trait Store: Send {
     /// The keys' places are added to `found`.
     fn locate(&self, keys: &Encoded, files: &Files, found: &mut Vec<Option<Place>>);
     fn runs(&self) -> [&[Stored]; 2];
-    fn runs_mut(&mut self) -> [&mut Vec<Stored>; 2];
     fn memory(&self) -> usize;
     fn entries(&self) -> usize;
 }
@@ -118,10 +117,6 @@ impl<I: Item> Store for Shards<I> {
 
     fn runs(&self) -> [&[Stored]; 2] {
         self.0.each_ref().map(|shard| &shard.runs[..])
-    }
-
-    fn runs_mut(&mut self) -> [&mut Vec<Stored>; 2] {
-        self.0.each_mut().map(|shard| &mut shard.runs)
     }
 
     fn memory(&self) -> usize {
