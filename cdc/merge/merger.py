@@ -129,8 +129,8 @@ class Merger:
     # -- rounds --------------------------------------------------------------------------------------------------------
 
     def run(self, stop: threading.Event, *, hurry: bool = False) -> None:
-        """Rounds, `merge.every` apart, while there is something to do; until `stop` is set. With `hurry` they are only as far apart as
-        the last one took: someone waits for what is in the log.
+        """Rounds, `merge.every` apart, while there is something to do; until `stop` is set. With `hurry` one follows the
+        other: someone waits for what is in the log.
 
         Raises what is no single table's error (the log, the state), and what `round` raises: the retryable ones to be run again.
         """
@@ -166,7 +166,7 @@ class Merger:
                 result = self.round()
                 ended_s, round_s = self._clock.monotonic(), begun_s + self._config.merge.every
                 if hurry:
-                    round_s = min(round_s, ended_s + max(LOOK_S, ended_s - begun_s))
+                    round_s = min(round_s, ended_s)
                 elif any(r.phase == "catching-up" for r in result.tables.values()):
                     # It is ready once it is seen to be; but most of the time is the others'.
                     round_s = min(round_s, ended_s + max(LOOK_S, 4 * (ended_s - begun_s)))
