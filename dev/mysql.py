@@ -181,9 +181,7 @@ class MySQLServer(SqlServer):
     def mysqlbinlog(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `mysqlbinlog`, with file names relative to the data folder. Rows may have bytes of any kind. Raises CalledProcessError."""
         command = self._installation.client("mysqlbinlog", *arguments)
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=True, cwd=self.datadir
-        )
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, cwd=self.datadir)
 
     # replication
 

@@ -648,7 +648,9 @@ def test_a_vector_that_was_replaced_waits_for_the_retention_and_one_that_is_writ
 # -- a long time -----------------------------------------------------------------------------------------------------------
 
 
-def test_where_the_log_does_not_reach_back_vectors_are_not_taken_for_long_replaced(lake: LakeTable, clock: Clock) -> None:
+def test_where_the_log_does_not_reach_back_vectors_are_not_taken_for_long_replaced(
+    lake: LakeTable, clock: Clock
+) -> None:
     snapshot, _ = table(lake, commits=4)
     lake.checkpoint(snapshot)
     for version in range(snapshot.version):
