@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import deltalake
 import pyarrow as pa
@@ -78,6 +79,8 @@ class LakeMachine(RuleBasedStateMachine):
         """What was in versions that must still be readable."""
         self.steps = 0
 
+    subjects: ClassVar[type[Subject]] = Subject
+
     def teardown(self) -> None:
         if hasattr(self, "subject"):
             self.subject.check_by(read_polars)
@@ -95,7 +98,7 @@ class LakeMachine(RuleBasedStateMachine):
     )
     def begin(self, start: dict[int, int], files: int, file_size: int, data: st.DataObject) -> None:
         kind, layout = data.draw(st.sampled_from(self.kinds)), data.draw(st.sampled_from(self.layouts))
-        self.subject = Subject(self.root, KINDS[kind], layout, file_size=file_size)
+        self.subject = self.subjects(self.root, KINDS[kind], layout, file_size=file_size)
         self.subject.bootstrap(start, files)
         DONE[f"tables of mode {layout.mode}"] += 1
         DONE["tables with partitions"] += bool(layout.partition_by)

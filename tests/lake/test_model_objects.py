@@ -12,8 +12,7 @@ from typing import Any
 
 import obstore
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import initialize, run_state_machine_as_test
+from hypothesis.stateful import run_state_machine_as_test
 from obstore.store import S3Store
 
 from cdc.lake import Layout
@@ -21,8 +20,8 @@ from cdc.roots import ObjectRoot
 from dev.minio import MinIOServer
 from tests.integration.lake_rows import TABLE
 from tests.integration.losing import LosingProxy, What
-from tests.lake.machine import DONE, NUMBERS, VALUES, LakeMachine
-from tests.lake.subject import KINDS, Crash, Held, Kind, Subject, at_point, busy_upkeep, frozen
+from tests.lake.machine import DONE, LakeMachine
+from tests.lake.subject import Crash, Held, Kind, Subject, at_point, busy_upkeep, frozen
 from tests.lake.test_model import SETTINGS
 
 EXAMPLES = int(os.environ.get("LAKE_EXAMPLES", "30")) // 5
@@ -80,22 +79,12 @@ class StoredSubject(Subject):
 class StoredMachine(LakeMachine):
     """What happens is the same; a crash leaves a copy of the bucket."""
 
+    subjects = StoredSubject
+
     def teardown(self) -> None:
         with suppress(AttributeError):
             self.subject.close()
         shutil.rmtree(self.root, ignore_errors=True)
-
-    @initialize(
-        start=st.dictionaries(NUMBERS, VALUES, max_size=30),
-        files=st.integers(1, 4),
-        file_size=st.sampled_from([2500, 4000, 100_000]),
-        data=st.data(),
-    )
-    def begin(self, start: dict[int, int], files: int, file_size: int, data: st.DataObject) -> None:
-        kind, layout = data.draw(st.sampled_from(self.kinds)), data.draw(st.sampled_from(self.layouts))
-        self.subject = StoredSubject(self.root, KINDS[kind], layout, file_size=file_size)
-        self.subject.bootstrap(start, files)
-        self._remember()
 
     def they_vacuum(self) -> None:
         """No rule here: deltalake's fails at MinIO (`DeleteObjects`)."""
