@@ -1,4 +1,4 @@
-"""The pipeline file: what may stand in it, its defaults, and the way from a reference to a secret.
+"""The pipeline file: what may stand in it, and its defaults.
 
 Unknown keys are errors that name the nearest known one. A password never stands in the file: `env:NAME` or `file:/path` does.
 """
@@ -6,26 +6,12 @@ Unknown keys are errors that name the nearest known one. A password never stands
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -34,6 +20,10 @@ from cdc.errors import ConfigError
 from cdc.names import TableName, encode
 from cdc.position import GtidSet
 from cdc.roots import ObjectRoot, Root
+from cdc.units import LOGIN_IN_URL, Duration, Model, Size, check_reference, format_size, not_zero
+from cdc.units import LOOPBACK as LOOPBACK
+from cdc.units import format_duration as format_duration
+from cdc.units import read_secret as read_secret
 
 Mode = Literal["upsert", "append", "soft-delete", "history"]
 KEEPING: tuple[Mode, ...] = ("soft-delete", "history")
@@ -43,98 +33,12 @@ HISTORY_COLUMNS = ("valid_from", "valid_to", "is_current")
 Tls = Literal["verify-identity", "verify-ca", "disabled"]
 SHARD_COLUMN = "_cdc_shard"
 """What the column is called that says of which shard a row is, unless it is told."""
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
-
-
-def _duration(value: Any) -> Any:
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())):
-        return float(match[1]) * _UNITS[match[2]]
-    raise ValueError("write a number and a unit: 200ms, 5s, 10m, 1h, 1d")
-
-
-def _size(value: Any) -> Any:
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)\s*(KiB|MiB|GiB)", value.strip())):
-        return int(match[1]) * _SIZES[match[2]]
-    raise ValueError("write a number and a unit: 512KiB, 8MiB, 1GiB")
-
-
-def format_duration(seconds: float) -> str:
-    """As the pipeline file writes it: 200ms, 5s, 10m."""
-    for unit, factor in reversed(_UNITS.items()):
-        if seconds >= factor and (number := round(seconds / factor, 6)) == int(number):
-            return f"{int(number)}{unit}"
-    return f"{seconds * 1000:g}ms"
-
-
-def _format_size(size: int) -> str:
-    unit, factor = next((u, f) for u, f in reversed(_SIZES.items()) if size % f == 0)
-    return f"{size // factor}{unit}"
-
-
-Duration = Annotated[
-    float,
-    BeforeValidator(_duration),
-    PlainSerializer(format_duration, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|h|d)$"}),
-]
-"""Seconds; in the file a number with a unit: 200ms, 5s, 10m."""
-Size = Annotated[
-    int,
-    BeforeValidator(_size),
-    PlainSerializer(_format_size, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(KiB|MiB|GiB)$"}),
-]
-"""Bytes; in the file a number with a unit: 8MiB."""
-
-
-_LOGIN_IN_URL = "the URL holds a password: write `password: env:NAME` or `password: file:/path` instead"
 _SECRET_OPTION = re.compile(
     r"password|secret|session_token|(^|_)token$|customer_key|ssl\.key\.pem|oauthbearer\.config", re.IGNORECASE
 )
 
 
-def _not_zero(seconds: float) -> float:
-    if seconds <= 0:
-        raise ValueError("must be longer than nothing")
-    return seconds
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-def read_secret(reference: str, where: str) -> str:
-    """The secret behind `env:NAME` or `file:/path`. Raises `ConfigError` without ever showing what it found."""
-    kind, _, rest = reference.partition(":")
-    if kind == "env" and rest:
-        if rest not in os.environ:
-            raise ConfigError(
-                f"environment variable {rest} is not set", where=where, hint=f"export {rest}=… and start again"
-            )
-        return os.environ[rest]
-    if kind == "file" and rest:
-        path = Path(rest)
-        try:
-            mode = path.stat().st_mode
-            if stat.S_IMODE(mode) & 0o077:
-                raise ConfigError(f"{path} can be read by others", where=where, hint=f"chmod 600 {path}")
-            return path.read_text().rstrip("\r\n")
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}", where=where) from error
-    raise ConfigError(
-        "a secret is a reference, never the secret itself", where=where, hint="write env:NAME or file:/path"
-    )
-
-
-def _check_reference(value: str) -> str:
-    if value and not re.match(r"(env|file):.", value):
-        raise ValueError("a secret is a reference, never the secret itself: write env:NAME or file:/path")
-    return value
-
-
-class SourceConfig(_Model):
+class SourceConfig(Model):
     """`source:`"""
 
     url: str
@@ -155,13 +59,13 @@ class SourceConfig(_Model):
         if parts.scheme not in ("mysql", "mariadb") or not parts.hostname or not parts.username:
             raise ValueError("write mysql://user@host:3306 (or mariadb://)")
         if parts.password is not None:
-            raise ValueError(_LOGIN_IN_URL)
+            raise ValueError(LOGIN_IN_URL)
         return url
 
     @field_validator("password")
     @classmethod
     def _check_password(cls, value: str) -> str:
-        return _check_reference(value)
+        return check_reference(value)
 
     @model_validator(mode="after")
     def _check_plaintext(self) -> SourceConfig:
@@ -193,7 +97,7 @@ class SourceConfig(_Model):
         return SecretStr(read_secret(self.password, "source.password") if self.password else "")
 
 
-class TableConfig(_Model):
+class TableConfig(Model):
     """One entry of `tables:`, a name or pattern alone being short for `{name: …}`."""
 
     name: str
@@ -323,7 +227,7 @@ class TableConfig(_Model):
         )
 
 
-class CaptureConfig(_Model):
+class CaptureConfig(Model):
     """`capture:`"""
 
     linger: Duration = 0.2
@@ -344,10 +248,10 @@ class CaptureConfig(_Model):
     @field_validator("idle", "look_back", "heartbeat")
     @classmethod
     def _check_pause(cls, value: float) -> float:
-        return _not_zero(value)
+        return not_zero(value)
 
 
-class MergeConfig(_Model):
+class MergeConfig(Model):
     """`merge:`"""
 
     every: Duration = 5.0
@@ -368,10 +272,10 @@ class MergeConfig(_Model):
     @field_validator("every")
     @classmethod
     def _check_pause(cls, value: float) -> float:
-        return _not_zero(value)
+        return not_zero(value)
 
 
-class ThrottleConfig(_Model):
+class ThrottleConfig(Model):
     """`snapshot.throttle:`"""
 
     threads_running: int | None = Field(default=64, ge=1)
@@ -386,10 +290,10 @@ class ThrottleConfig(_Model):
     @field_validator("every")
     @classmethod
     def _check_pause(cls, value: float) -> float:
-        return _not_zero(value)
+        return not_zero(value)
 
 
-class SnapshotConfig(_Model):
+class SnapshotConfig(Model):
     """`snapshot:`"""
 
     chunk_rows: int = Field(default=1_000_000, ge=1)
@@ -410,7 +314,7 @@ class SnapshotConfig(_Model):
     """When reading pauses."""
 
 
-class TraceConfig(_Model):
+class TraceConfig(Model):
     """`trace:`, the URL alone being short for `{url: …}`."""
 
     url: str
@@ -426,18 +330,18 @@ class TraceConfig(_Model):
     @classmethod
     def _check_url(cls, url: str) -> str:
         if urlsplit(url).password is not None:
-            raise ValueError(_LOGIN_IN_URL)
+            raise ValueError(LOGIN_IN_URL)
         return url
 
     @field_validator("password")
     @classmethod
     def _check_password(cls, value: str) -> str:
-        return _check_reference(value)
+        return check_reference(value)
 
     @field_validator("every")
     @classmethod
     def _check_pause(cls, value: float) -> float:
-        return _not_zero(value)
+        return not_zero(value)
 
 
 class _Index(NamedTuple):
@@ -447,7 +351,7 @@ class _Index(NamedTuple):
     targets: dict[TableName, TableConfig]
 
 
-class PipelineConfig(_Model):
+class PipelineConfig(Model):
     """The whole file. `path` is where it was read from, and no key of it."""
 
     name: str
@@ -719,7 +623,7 @@ def _unknown(where: str, key: str, known: list[str]) -> str:
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    models: dict[str, type[_Model]] = {
+    models: dict[str, type[Model]] = {
         "source": SourceConfig,
         "capture": CaptureConfig,
         "merge": MergeConfig,
@@ -745,7 +649,7 @@ def json_schema() -> dict[str, Any]:
             holder.pop("title", None)
             default = holder.get("default")
             if "KiB" in holder.get("pattern", "") and default is not None:
-                holder["default"] = _format_size(default)
+                holder["default"] = format_size(default)
             elif "pattern" in holder and default is not None:
                 holder["default"] = format_duration(default)
     return {

@@ -66,9 +66,9 @@ def test_units(tmp_path: Path) -> None:
 
 @given(st.sampled_from([0.001, 0.2, 1.0, 5.0, 60.0, 90.0, 3600.0, 86400.0]) | st.integers(1, 10**7).map(float))
 def test_a_formatted_duration_reads_back(seconds: float) -> None:
-    from cdc.config import _duration
+    from cdc.units import parse_duration
 
-    assert _duration(format_duration(seconds)) == pytest.approx(seconds)
+    assert parse_duration(format_duration(seconds)) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
