@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,18 @@ from cdc.log import captured
 from cdc.log.base import Log
 from cdc.log.codec import UNKNOWN, WIDTH, Changes, Incomplete, decode
 from cdc.names import TableName
+from cdc.reads import Key
 from cdc.schema import TableSchema
 from cdc.source import canonical
 from cdc.source.connection import connect, translate
 from cdc.source.server import Server
 from cdc.state import Read, State
+from reconcile.found import Difference, TableValues, ValuesReport
+from reconcile.scope import WHOLE, Checkpoint, Scope
 from reconcile.sources import Rows, SourceRows
+from snapshot.chunks import Walk
+
+__all__ = ["Checkpoint", "Difference", "Progress", "Scope", "TableValues", "ValuesReport", "compare", "recheck"]
 
 FOLLOW_S = 120.0
 """How long the lake may take to reach the mark."""
@@ -57,54 +63,6 @@ POLL_S = 0.2
 ALIVE_S = 15.0
 """A merger whose last sign of life is older than this is not running."""
 _DIGEST = "_digest"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One key. `kind`: missing or extra in the lake, there more than once, or different in these columns."""
-
-    key: str
-    kind: str
-    columns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TableValues:
-    """One table's comparison at `epoch`. `settled` keys had to be read again since they changed meanwhile."""
-
-    table: str
-    epoch: int
-    source_rows: int
-    lake_rows: int
-    settled: int
-    unsettled: int
-    different: int
-    differences: tuple[Difference, ...]
-    note: str = ""
-
-    @property
-    def equal(self) -> bool:
-        return not self.different and not self.unsettled
-
-
-@dataclass(frozen=True)
-class ValuesReport:
-    """All tables. `epoch` is the oldest epoch at which one of them was compared."""
-
-    tables: tuple[TableValues, ...]
-
-    @property
-    def epoch(self) -> int:
-        return min((t.epoch for t in self.tables if not t.note), default=0)
-
-    @property
-    def equal(self) -> bool:
-        return all(t.equal for t in self.tables)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the JSON report."""
-        tables = [asdict(t) | {"equal": t.equal} for t in self.tables]
-        return {"epoch": self.epoch, "equal": self.equal, "tables": tables}
 
 
 Progress = Callable[[str, int], None]
@@ -119,16 +77,62 @@ def compare(
     state: State,
     tables: Sequence[TableName] = (),
     *,
+    scope: Scope = WHOLE,
     follow_s: float = FOLLOW_S,
+    rows_per_second: int | None = None,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+    show_values: bool = False,
 ) -> ValuesReport:
-    """Compare these tables, or all that are ready.
+    """Compare these tables, or all that are ready, as far as `scope` says; `rows_per_second` bounds what is read of the source. With a
+    `checkpoint`, what an earlier comparison of the same scope has done already is not done again. `show_values`: differences with the
+    values of the columns that differ.
 
-    Raises `NotFollowingError` if a table is not ready or the lake does not reach the mark in `follow_s`; `ConfigError` for a table
-    that is not configured; `SourceError`, `LogError`, `LakeError`.
+    Raises `NotFollowingError` if a table is not ready, the lake does not reach the mark in `follow_s`, or a table changed so that what was
+    read says nothing; `ConfigError` for a table that is not configured, or a scope that it does not have; `SourceError`, `LogError`,
+    `LakeError`.
     """
     known = state.tables()
     wanted = list(tables) or [t for t, status in known.items() if status.phase != "removed"]
+    connection = _ready(config, state, wanted)
+    try:
+        windows = _Windows(config, log, state, connection, follow_s)
+        return _compare([_Table(config, log, state, connection, table, progress) for table in wanted], windows)
+    except pymysql.MySQLError as error:
+        raise translate(error) from error
+    finally:
+        connection.close()
+
+
+def recheck(
+    config: PipelineConfig,
+    log: Log,
+    state: State,
+    table: TableName,
+    keys: Sequence[Key],
+    *,
+    follow_s: float = FOLLOW_S,
+    show_values: bool = False,
+) -> TableValues:
+    """Compare the rows with these keys of one table, each until it is settled. Raises as `compare`; `ConfigError` for a key that is none
+    of the table's."""
+    connection = _ready(config, state, [table])
+    try:
+        windows = _Windows(config, log, state, connection, follow_s)
+        compared = _Table(config, log, state, connection, table, None)
+        compared.must_be_whole()
+        compared.suspects = compared.keys_of(keys)
+        _settle([compared], windows)
+        return compared.report()
+    except pymysql.MySQLError as error:
+        raise translate(error) from error
+    finally:
+        connection.close()
+
+
+def _ready(config: PipelineConfig, state: State, wanted: Sequence[TableName]) -> pymysql.Connection[Any]:
+    """A connection to the source, once it is known that all of these tables can be compared."""
+    known = state.tables()
     for table in wanted:
         if table not in known:
             raise ConfigError("not a table of this pipeline", where=str(table), hint="`lakesync status` lists them")
@@ -139,14 +143,7 @@ def compare(
                 where=str(table),
                 hint=(error or {}).get("hint") or "`lakesync status` shows how far it is",
             )
-    connection = connect(config.source, purpose="reconcile")
-    try:
-        windows = _Windows(config, log, state, connection, follow_s)
-        return _compare([_Table(config, log, state, connection, table, progress) for table in wanted], windows)
-    except pymysql.MySQLError as error:
-        raise translate(error) from error
-    finally:
-        connection.close()
+    return connect(config.source, purpose="reconcile")
 
 
 def _compare(all_tables: list[_Table], windows: _Windows) -> ValuesReport:
@@ -158,6 +155,11 @@ def _compare(all_tables: list[_Table], windows: _Windows) -> ValuesReport:
         table.read_all()
     for table, closing in windows.close(opening, tables):
         table.suspect(closing)
+    _settle(tables, windows)
+    return ValuesReport(tuple(t.report() for t in all_tables))
+
+
+def _settle(tables: list[_Table], windows: _Windows) -> None:
     for _ in range(SETTLE_WINDOWS):
         open_tables = [t for t in tables if t.suspects.num_rows]
         if not open_tables:
@@ -167,7 +169,6 @@ def _compare(all_tables: list[_Table], windows: _Windows) -> ValuesReport:
             table.read_suspects()
         for table, closing in windows.close(opening, open_tables):
             table.settle(closing)
-    return ValuesReport(tuple(t.report() for t in all_tables))
 
 
 @dataclass(frozen=True)
@@ -321,6 +322,16 @@ class _Table:
         now = self.captured().options
         if sharding.shards(now).keys() != sharding.shards(self.options).keys():
             raise NotFollowingError("its shards changed during the comparison", where=str(self.table), hint="try again")
+
+    def keys_of(self, keys: Sequence[Key]) -> pa.Table:
+        """These keys in the lake's types, each once. Raises `ConfigError` for one that is none of the table's."""
+        walk = Walk(self.table, self.schema)
+        try:
+            return _distinct(walk.keys_of([walk.bound_of([str(cell) for cell in key]) for key in keys]), self.key)
+        except (ValueError, pa.ArrowInvalid) as error:
+            raise ConfigError(
+                "not a key of the table", where=str(self.table), hint="see the types of its key"
+            ) from error
 
     def report(self) -> TableValues:
         """What came of it."""
