@@ -6,7 +6,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from dev import kafka, mariadb, minio, packages, sysbench, toxiproxy
+from dev import chromium, kafka, mariadb, minio, packages, sysbench, toxiproxy
 from dev.errors import SetUpError
 from dev.kafka import KafkaBroker
 from dev.mariadb import MariaDBServer
@@ -23,6 +23,7 @@ def _fetch() -> None:
         ("MinIO (built, some minutes)", "minio", minio.binary),
         ("Toxiproxy", "toxiproxy", toxiproxy.binary),
         ("sysbench and Percona's tools", "sysbench", sysbench.tools),
+        ("Chromium", chromium.FOLDER, chromium.Installation.find),
     ):
         if not (packages.cache_folder() / folder).exists():
             print(f"fetching {name} …", flush=True)
