@@ -54,6 +54,8 @@ class _Pending:
     skipped: list[str] = field(default_factory=list)
     stopped: dict[TableName, LakesyncError] = field(default_factory=dict)
     windows: dict[str, list[WindowEntry]] = field(default_factory=dict)
+    captured_us: int = 0
+    """When the last of it was decoded."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ class Chain:
         self._empty(drained, times, first, gaps, gtids)
         pending.transactions += drained.whole
         pending.framing.update(drained.framing)
+        pending.captured_us = self._clock.now_us()
         pending.skipped += drained.skipped
         self.stop(drained.stops)
         self._move(drained, server_uuid)
@@ -249,6 +252,7 @@ class Chain:
             if source.target in self._pending.stopped:
                 return False
         self._pending.windows.setdefault(source.target.id, []).append(entry)
+        self._pending.captured_us = self._clock.now_us()
         return True
 
     def _add(self, changes: TableChanges, batch: pa.RecordBatch, gtids: pa.StringArray) -> None:
@@ -403,7 +407,7 @@ class Chain:
 
     def _seal(self, extents: Mapping[str, Extent], epoch: _Epoch) -> CommitRecord:
         pending, newest, added, removed = epoch.pending, self.newest, epoch.added, epoch.removed
-        number = self._number + 1
+        number, now_us = self._number + 1, self._clock.now_us()
         entries = {}
         for table, rows in pending.rows.items():
             state = self.states[table]
@@ -427,9 +431,9 @@ class Chain:
             raw_us=epoch.raw_us,
             seq=epoch.seq,
             transactions=pending.transactions,
-            framing={name: pending.framing[name] for name in FRAMING},
+            framing={name: pending.framing[name] for name in FRAMING} | {"captured_us": pending.captured_us or now_us},
             framing_totals={name: totals[name] for name in FRAMING},
-            written_us=self._clock.now_us(),
+            written_us=now_us,
             checkpoint=checkpoint,
             tables=entries,
             added=added,

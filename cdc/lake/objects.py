@@ -251,6 +251,11 @@ class ObjectFolder:
         found = self._head(name)
         return None if found is None else _tail(found["e_tag"] or str(found["last_modified"]), found["size"])
 
+    def made_us(self, name: str) -> int | None:
+        """As `Folder.made_us`."""
+        found = self._head(name)
+        return None if found is None else int(found["last_modified"].timestamp() * 1_000_000)
+
     def _head(self, name: str) -> Any:
         import obstore
 

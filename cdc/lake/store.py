@@ -25,6 +25,8 @@ FILE_MODE = 0o640
 FOLDER_MODE = 0o750
 TEMPORARY = "_commit_"
 """Prefix of temporary files in `_delta_log`, as delta-rs names its own; readers pass over them."""
+COPIED_NS = 60_000_000_000
+"""A file that got its name so long after it was written was restored, or copied with its times."""
 Tail = NewType("Tail", str)
 """Which file it is that has a name: another file of the same name has another one, so that a log that was put back to an older state
 is noticed."""
@@ -104,6 +106,10 @@ class Folder(Protocol):
 
     def tail(self, name: str) -> Tail | None:
         """Which file has this name; None where none is."""
+
+    def made_us(self, name: str) -> int | None:
+        """Since when the file of this name can be read, by the store's clock, µs since 1970; None where it is not. Stores that say no more
+        give whole seconds."""
 
     def read(self, name: str) -> bytes:
         """A whole file. Raises `FileNotFoundError`, `LakeError`."""
@@ -262,6 +268,14 @@ class LocalFolder:
         """As `Folder.tail`."""
         found = self._stat(name)
         return None if found is None else Tail(f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}")
+
+    def made_us(self, name: str) -> int | None:
+        """As `Folder.made_us`: when it was linked to its name, unless it was copied since."""
+        found = self._stat(name)
+        if found is None:
+            return None
+        late = found.st_ctime_ns - found.st_mtime_ns
+        return (found.st_ctime_ns if late < COPIED_NS else found.st_mtime_ns) // 1000
 
     def _stat(self, name: str) -> os.stat_result | None:
         path = self._at(name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,10 @@ from cdc.config import PipelineConfig
 from cdc.epoch import WINDOW, CommitRecord, Counts, Op
 from cdc.lake import folders
 from cdc.lake.changes import Effects
-from cdc.lake.deltalog import commits as lake_commits
 from cdc.lake.info import FOLLOWING
 from cdc.log.base import Log
 from cdc.log.codec import decode
+from cdc.trace.lake import Known, LakeCommit, Seen, commits
 from cdc.trace.tables import ARROW, CREATE, NODES, widen
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ BATCH_ROWS = 20_000
 
 @dataclass
 class Cursor:
-    """How far the projection came: the newest record, and per table the newest lake version."""
+    """How far the projection came: the newest record, and per table the newest lake version, of which table (`cdc.trace.lake`)."""
 
     log: str = ""
     epoch: int = 0
     hash: str = ""
     versions: dict[str, int] = field(default_factory=dict)
+    lakes: dict[str, Known] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Cursor:
@@ -85,9 +86,9 @@ def project(client: Client, config: PipelineConfig, log: Log, *, rebuild: bool =
         client.command(statement)
     cursor = Cursor() if rebuild or _is_empty(client, config.name) else Cursor.read(path)
     if cursor.log and (cursor.log != log.uuid or not _still_there(log, cursor)):
-        cursor = Cursor(versions=cursor.versions)
+        cursor = Cursor(versions=cursor.versions, lakes=cursor.lakes)
     rows: list[dict[str, Any]] = []
-    records = commits = written = 0
+    records = taken = written = 0
 
     def flush() -> None:
         nonlocal written
@@ -100,11 +101,12 @@ def project(client: Client, config: PipelineConfig, log: Log, *, rebuild: bool =
 
     # The lake first: so every epoch that one of these commits names is in the log by the time that is read.
     for table, folder in folders(config.lake_root):
-        for version, info in lake_commits(folder, cursor.versions.get(table.id, -1)):
-            if info.get("pipeline", config.name) == config.name:
-                rows.append(_lake_row(config.name, table.id, version, info))
-                commits += 1
-            cursor.versions[table.id] = version
+        for found in commits(folder, cursor.versions.get(table.id, -1), cursor.lakes.get(table.id)):
+            if isinstance(found, Seen):
+                cursor.versions[table.id], cursor.lakes[table.id] = found.version, found.known
+            elif found.info.get("pipeline", config.name) == config.name:
+                rows.append(_lake_row(config.name, table.id, found))
+                taken += 1
             if len(rows) >= BATCH_ROWS:
                 flush()
     for record in log.records(cursor.epoch or None):
@@ -114,11 +116,11 @@ def project(client: Client, config: PipelineConfig, log: Log, *, rebuild: bool =
         if len(rows) >= BATCH_ROWS:
             flush()
     flush()
-    return ProjectResult(cursor.epoch, cursor.hash, records, commits, written, time.monotonic() - started)
+    return ProjectResult(cursor.epoch, cursor.hash, records, taken, written, time.monotonic() - started)
 
 
 _DEFAULTS: dict[str, Any] = {
-    f.name: (-1 if f.name == "version" else 0 if pa.types.is_int64(f.type) else "" if pa.types.is_string(f.type) else 0)
+    f.name: -1 if f.name == "version" else "" if pa.types.is_string(f.type) else {} if pa.types.is_map(f.type) else 0
     for f in ARROW
 }
 
@@ -133,6 +135,8 @@ def _record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[dict
         "before": record.before or "",
         "committed": record.raw_us,
         "done": record.written_us,
+        "captured": record.captured_us,
+        "logged": record.written_us,
     }
     framing = record.framing
     yield common | {
@@ -141,7 +145,9 @@ def _record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[dict
         "gtids": len(record.end.gtids.subtract(record.start.gtids)),
         "events": framing.get("events", 0),
         "bytes": framing.get("bytes", 0),
+        "bytes_out": framing.get("bytes", 0),
         "total": record.framing_totals.get("transactions", 0),
+        "totals": dict(record.framing_totals),
     }
     for table, entry in record.tables.items():
         yield common | {
@@ -149,9 +155,15 @@ def _record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[dict
             "table": table,
             **entry.rows._asdict(),
             "total": entry.totals.changes,
+            "totals": entry.totals._asdict(),
             "bytes": entry.extent.bytes,
+            "rows_in": entry.rows.changes,
+            "rows_out": entry.rows.changes,
+            "bytes_out": entry.extent.bytes,
         }
-        counted = _count(log.data(table, entry.extent))
+        data = log.data(table, entry.extent)
+        counted = _count(data)
+        held = counted["inserts"] + counted["updates"] + counted["deletes"] + counted["reads"]
         if windows := record.windows.get(table):
             read, emitted = sum(w.read for w in windows), sum(w.emitted for w in windows)
             yield common | {
@@ -160,6 +172,8 @@ def _record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[dict
                 "total": read,
                 "windowed": emitted,
                 "superseded": read - emitted,
+                "rows_in": read,
+                "rows_out": emitted,
             }
         yield common | {
             "node": "log",
@@ -167,6 +181,10 @@ def _record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[dict
             **counted,
             "bytes": entry.extent.bytes,
             "events": entry.extent.records,
+            "rows_in": entry.rows.changes,
+            "rows_out": held,
+            "bytes_in": entry.extent.bytes,
+            "bytes_out": sum(map(len, data)),
         }
 
 
@@ -193,27 +211,40 @@ def _count(payloads: list[bytes]) -> dict[str, int]:
     return found
 
 
-def _lake_row(pipeline: str, table: str, version: int, info: Mapping[str, Any]) -> dict[str, Any]:
-    counts = info["counts"]
-    names = ("superseded", "duplicate", "effective", "key_changes", *Effects._fields)
-    measured = ("rows_added", "rows_deleted", "live_before", "live_after")
+def _lake_row(pipeline: str, table: str, commit: LakeCommit) -> dict[str, Any]:
+    info, counts, totals = commit.info, commit.info["counts"], commit.info["totals"]
+    effects = ("key_changes", *Effects._fields)
+    merged = Counts(*counts["logged"])
+    follows = info["kind"] in FOLLOWING
     return {
         "pipeline": pipeline,
-        "node": "merge" if info["kind"] in FOLLOWING else "snapshot",
+        "node": "merge" if follows else "snapshot",
         "table": table,
         # A version of its own: a table that is bootstrapped twice at one epoch has two rows.
-        "hash": f"{info['hash']}@{version}",
+        "hash": f"{info['hash']}@{commit.version}",
         "log": info["log"],
         "number": info["epoch"],
         "first_number": info.get("first_epoch", info["epoch"]),
         "committed": info["raw_us"],
         "done": info["committed_us"],
-        **Counts(*counts["logged"])._asdict(),
-        "total": sum(info["totals"]["logged"]),
+        "merged": info["committed_us"],
+        "readable": max(commit.readable_us or 0, info["committed_us"]),  # some stores give whole seconds
+        **merged._asdict(),
+        "total": sum(totals["logged"]),
+        "totals": Counts(*totals["logged"])._asdict() | {n: t for n, t in totals.items() if n != "logged"},
         "bytes": counts.get("bytes_added", 0),
-        **{name: counts.get(name, 0) for name in (*names, *measured)},
-        "version": version,
+        **{name: counts.get(name, 0) for name in ("superseded", "duplicate", "effective", *effects, *_MEASURED)},
+        "rows_in": merged.changes if follows else counts.get("rows_added", 0),
+        "rows_out": sum(counts.get(n, 0) for n in _OUT) if follows else counts.get("rows_added", 0),
+        "bytes_out": counts.get("bytes_added", 0),
+        "version": commit.version,
+        "lake_id": commit.lake_id,
     }
+
+
+_MEASURED = ("rows_added", "rows_deleted", "live_before", "live_after")
+_OUT = ("inserted", "replaced", "removed")
+"""What a merge did to rows of the table, by looking their keys up."""
 
 
 def _is_empty(client: Client, pipeline: str) -> bool:

@@ -48,6 +48,16 @@ _COLUMNS: Final = (
     ("live_before", "Int64", pa.int64()),
     ("live_after", "Int64", pa.int64()),
     ("version", "Int64", pa.int64()),
+    ("lake_id", "LowCardinality(String)", pa.string()),
+    ("captured", "DateTime64(6, 'UTC')", pa.timestamp("us", "UTC")),
+    ("logged", "DateTime64(6, 'UTC')", pa.timestamp("us", "UTC")),
+    ("merged", "DateTime64(6, 'UTC')", pa.timestamp("us", "UTC")),
+    ("readable", "DateTime64(6, 'UTC')", pa.timestamp("us", "UTC")),
+    ("rows_in", "Int64", pa.int64()),
+    ("rows_out", "Int64", pa.int64()),
+    ("bytes_in", "Int64", pa.int64()),
+    ("bytes_out", "Int64", pa.int64()),
+    ("totals", "Map(String, Int64)", pa.map_(pa.string(), pa.int64())),
 )
 
 ARROW: Final = pa.schema([pa.field(name, arrow) for name, _, arrow in _COLUMNS])
