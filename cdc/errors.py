@@ -21,6 +21,7 @@
     │   ├── LakeConflictError       another writer took the version; reload and decide again (retryable)
     │   ├── LakeUnknownError        a commit whose outcome is unknown; reload and look (retryable)
     │   ├── LakeDamagedError        a commit, checkpoint or data file that is torn or missing
+    │   │   └── LakeKeysError       a key is there twice, or has a NULL in it: someone else wrote to the table
     │   └── LakeOccupiedError       the folder belongs to someone else
     ├── TraceError                  ClickHouse failed; the pipeline does not wait for it            exit 3
     ├── TableStoppedError           one table cannot go on; the others do                           exit 3
@@ -161,6 +162,10 @@ class LakeUnknownError(LakeError):
 
 class LakeDamagedError(LakeError):
     """A commit, checkpoint or data file that is torn, empty or missing."""
+
+
+class LakeKeysError(LakeDamagedError):
+    """Rows that no source can have: a key twice, or with a NULL in it. Someone else wrote to the table."""
 
 
 class LakeOccupiedError(LakeError):

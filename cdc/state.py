@@ -34,7 +34,8 @@ VERSION = 1
 BUSY_TIMEOUT_S = 30.0
 Phase = Literal["new", "added", "snapshot", "reading", "catching-up", "ready", "stopped", "removed"]
 """`snapshot`: its rows are read into files of the lake. `reading`: they are read in windows, through the log, and are merged as they come."""
-RequestKind = Literal["resync", "resume", "skip"]
+RequestKind = Literal["resync", "resume", "skip", "mend"]
+"""`mend`: the table holds keys more than once, and the surplus rows are to go (`lakesync reconcile --repair`)."""
 
 
 @dataclass(frozen=True)

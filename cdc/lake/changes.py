@@ -70,7 +70,8 @@ class Effects(NamedTuple):
     absent: int = 0
     """A deletion of a key that was not there."""
     truncated: int = 0
-    """No changes' effect, but what the TRUNCATE of a shard took: rows whose key no later change has. In an `append` table, which loses
+    """No changes' effect, but what the TRUNCATE of a shard took: rows whose key no later change has. Likewise rows that were too many, of
+    a key that others had written twice (a commit of kind `mend`). In an `append` table, which loses
     none and gets a row for each TRUNCATE, so many less than 0."""
 
     @property

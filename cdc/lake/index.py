@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from cdc import faults
 from cdc._native import Bitmap, KeyIndex
 from cdc.clock import Clock
-from cdc.errors import LakeDamagedError
+from cdc.errors import LakeDamagedError, LakeKeysError
 from cdc.journal import logger
 from cdc.lake import reading
 from cdc.lake.columns import key_columns
@@ -52,6 +52,7 @@ _PIECE_GROUPS = 8
 _AHEAD = 2
 """Pieces of the key columns that are read before they are asked for, by a thread each."""
 _LOCK = "lock"
+_MEND = "lakesync never writes that, so look who else writes to it; then `lakesync reconcile TABLE --repair` takes such rows out"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class TableIndex:
         """Make it describe exactly this version. `written`: of files that it does not know, `columns(snapshot)` of all rows, in their
         order; of others they are read.
 
-        Raises `LakeDamagedError` for a key that the table holds twice, and for files that cannot be read; `LakeError`.
+        Raises `LakeKeysError` for a key that the table holds twice, `LakeDamagedError` for files that cannot be read; `LakeError`.
         """
         if self._index is not None and snapshot.files is self._synced:
             return
@@ -380,10 +381,10 @@ def _without_nulls(
         if dead is not None:
             live = pc.and_(live, alive(dead, first, rows.num_rows))
         if pc.any(live).as_py():
-            raise LakeDamagedError(
+            raise LakeKeysError(
                 f"holds rows with a NULL in column {name} of the key",
                 where=str(snapshot.folder),
-                hint="look who else writes to it, and resync the table",
+                hint=_MEND,
             )
         some = column.drop_null()
         if not len(some):
@@ -451,9 +452,5 @@ def _batches(keys: pa.Table) -> list[pa.RecordBatch]:
     return keys.combine_chunks().to_batches()
 
 
-def _twice(snapshot: Snapshot, keys: int) -> LakeDamagedError:
-    return LakeDamagedError(
-        f"holds {keys} keys more than once",
-        where=str(snapshot.folder),
-        hint="resync the table; lakesync never writes a key twice, so look who else writes to it",
-    )
+def _twice(snapshot: Snapshot, keys: int) -> LakeKeysError:
+    return LakeKeysError(f"holds {keys} keys more than once", where=str(snapshot.folder), hint=_MEND)

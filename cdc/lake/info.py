@@ -30,10 +30,10 @@ from cdc.schema import TableSchema
 VERSION = 1
 """Of `commitInfo.lakesync`."""
 ENGINE = "lakesync"
-Kind = Literal["bootstrap", "create", "merge", "adopt", "rejoin", "optimize", "restate"]
+Kind = Literal["bootstrap", "create", "merge", "adopt", "rejoin", "optimize", "restate", "mend"]
 """`rejoin`: a table that keeps what was there, or every change, is followed again, from another epoch on. `optimize` moves rows and changes
-none; `restate` says the position again. Both go on from what was said before, as a merge does."""
-FOLLOWING: frozenset[Kind] = frozenset({"merge", "optimize", "restate"})
+none; `restate` says the position again; `mend` takes surplus rows out. They go on from what was said before, as a merge does."""
+FOLLOWING: frozenset[Kind] = frozenset({"merge", "optimize", "restate", "mend"})
 
 _SUMS = (
     "superseded",
@@ -154,6 +154,7 @@ def _operation(change: Change) -> str:
         "rejoin": "REJOIN",
         "optimize": "OPTIMIZE",
         "restate": "RESTATE",
+        "mend": "DELETE",
     }
     if change.kind in names:
         return names[change.kind]
@@ -184,6 +185,8 @@ def _metrics(change: Change, counts: Mapping[str, Any]) -> dict[str, str]:
                 0, counts["rows_added"] - effects.inserted - effects.replaced + min(0, effects.truncated)
             ),
         }
+    elif change.kind == "mend":
+        metrics |= {"numDeletedRows": change.rows_deleted}
     elif change.kind != "optimize":
         metrics |= {"numTargetFilesAdded": len(change.added), "numTargetFilesRemoved": len(change.removed)}
     else:

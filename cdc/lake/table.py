@@ -20,8 +20,8 @@ from cdc.config import Mode
 from cdc.epoch import Counts
 from cdc.errors import LakeConflictError, LakeError, LakeOccupiedError
 from cdc.journal import logger
-from cdc.lake import checkpoint, deltalog, features, feed, index, keeping, partition, points, reading
-from cdc.lake.changes import TRUNCATED, Effects, Folded, MergeCounts
+from cdc.lake import checkpoint, deltalog, features, feed, index, keeping, partition, points, reading, surplus
+from cdc.lake.changes import TRUNCATED, Effects, FoldCounts, Folded, MergeCounts
 from cdc.lake.checkpoint import Action
 from cdc.lake.columns import (
     OP,
@@ -41,7 +41,7 @@ from cdc.lake.compaction import Compacted, Mapped
 from cdc.lake.deltalog import LOG, app_id
 from cdc.lake.feed import FeedFile
 from cdc.lake.index import MEMORY, TableIndex
-from cdc.lake.info import FOLLOWING, Change, commit_info
+from cdc.lake.info import FOLLOWING, Change, Kind, commit_info
 from cdc.lake.keys import KeyIndex, distinct
 from cdc.lake.layout import PLAIN, Layout
 from cdc.lake.parquet import NAME, DataFile, FileWriter, bounds, new_name, opened
@@ -50,6 +50,7 @@ from cdc.lake.snapshot import AddFile, Applied, Snapshot, decoded
 from cdc.lake.sorting import Sorting
 from cdc.lake.steps import Steps
 from cdc.lake.store import Folder, failed, open_folder, unknown
+from cdc.lake.surplus import Surplus
 from cdc.lake.vectors import FOLDER, Vectors, name_of
 from cdc.lake.writing import Writing
 from cdc.names import TableName
@@ -193,6 +194,17 @@ class LakeTable:
                     found = rows.filter(pc.is_valid(asked.locate(rows.select(keys.column_names))))
                     if found.num_rows:
                         yield found
+
+    def surplus(self, snapshot: Snapshot) -> Surplus:
+        """Rows that no source can have, and that stop a merger: of keys that are there more than once, or have a NULL in them. Reads the keys
+        of all rows. Raises `LakeError`."""
+        told = [] if snapshot.mode != "history" else list(keeping.told_by(snapshot.mode))
+
+        def rows() -> Iterator[tuple[str, pa.Table]]:
+            for path, found in self._numbered(snapshot, [*snapshot.schema.key, SEQ, *told]):
+                yield path, keeping.live(found, snapshot.mode) if told else found
+
+        return surplus.find(snapshot, snapshot.schema.key, rows, reading.live(snapshot))
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -381,6 +393,13 @@ class LakeTable:
         effects = Effects(inserted=rows.num_rows - says, truncated=-says)
         return self._merge(on, columns, images, Places.nowhere(), effects, applied, merged)
 
+    def mend(self, on: Snapshot, found: Surplus, applied: Applied) -> Snapshot:
+        """One commit of kind `mend`: these rows, `surplus` of this very version, go. Raises as `upsert`."""
+        images, columns = self._images(on, on.mode, self._readable(on).empty_table())
+        none = MergeCounts(FoldCounts(Counts()), applied.epoch.number, 0)
+        effects = Effects(truncated=len(found.places))
+        return self._merge(on, columns, images, found.places, effects, applied, none, kind="mend")
+
     def _images(self, on: Snapshot, mode: Mode, rows: pa.Table) -> tuple[pa.Table, pa.Schema]:
         """Rows to be written, and the table's columns from then on: exactly these, those of partitions made from the others."""
         if on.mode != mode:
@@ -407,6 +426,7 @@ class LakeTable:
         effects: Effects,
         applied: Applied,
         merged: MergeCounts,
+        kind: Kind = "merge",
     ) -> Snapshot:
         """One commit: these rows are added, and the rows at these places (none of them nowhere) deleted by vector. `columns` are the
         table's from then on.
@@ -443,7 +463,7 @@ class LakeTable:
             undo()
             raise
         change = Change(
-            "merge",
+            kind,
             on.layout,
             on.schema,
             applied,

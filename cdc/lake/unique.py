@@ -27,14 +27,21 @@ def repeated(keys: Keys, rows: int, pass_rows: int = PASS_ROWS) -> int:
     """How many keys there are beyond one of each, at least: 0 if and only if every key is there once. `rows` is how many there are."""
     passes = max(1, -(-rows // pass_rows))
     for number in range(passes):
-        suspected = _suspected(keys, number, passes, rows // passes)
+        suspected = _suspected(keys, number, passes, rows // passes)[:_CANDIDATES]
         if len(suspected) and (found := _compared(keys, suspected)):
             return found
     return 0
 
 
+def suspected(keys: Keys, rows: int, pass_rows: int = PASS_ROWS) -> Hashes:
+    """Hashes that more than one of the keys has, ascending: those of all keys that are there more than once, and seldom others."""
+    passes = max(1, -(-rows // pass_rows))
+    found = [_suspected(keys, number, passes, rows // passes) for number in range(passes)]
+    return np.sort(np.concatenate(found))
+
+
 def _suspected(keys: Keys, number: int, passes: int, expected: int) -> Hashes:
-    """Of the hashes of this pass those that are there more than once, at most `_CANDIDATES`."""
+    """Of the hashes of this pass those that are there more than once, ascending."""
     held = np.empty(expected + expected // 8 + 1024, np.uint64)
     filled = 0
     for piece in keys():
@@ -49,7 +56,7 @@ def _suspected(keys: Keys, number: int, passes: int, expected: int) -> Hashes:
     held = held[:filled]
     held.sort()
     twice: Hashes = held[1:][held[1:] == held[:-1]]
-    return np.unique(twice[:_CANDIDATES])
+    return np.unique(twice)
 
 
 def _compared(keys: Keys, suspected: Hashes) -> int:

@@ -154,7 +154,7 @@ class Merger:
             if now_s < round_s and not (done and self._is_awaited(done[1])):
                 stop.wait(min(LOOK_S, round_s - now_s))
                 continue
-            asked = resuming.take_requests(self._state, self._config)
+            asked = resuming.take_requests(self._state, self._config, self._log)
             phases = {t: (s.phase, s.changed_us) for t, s in self._state.tables().items()}
             reads = {r.job for r in self._state.reads(open_only=True) if r.why in ("shard", "repair")}
             due = asked or done is None or phases != done[1] or reads != read

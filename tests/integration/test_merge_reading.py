@@ -197,7 +197,7 @@ def test_a_backfilled_append_table_is_never_read_twice(tmp_path: Path) -> None:
         assert "twice" in (status.error or {})["what"]
         disk(pipeline.lake(EVENTS)).rename(tmp_path / "away")
         pipeline.state.ask("resume", str(EVENTS))
-        resuming.take_requests(pipeline.state, pipeline.config)
+        resuming.take_requests(pipeline.state, pipeline.config, log)
         merging.round()
         assert (pipeline.phases()[EVENTS], pipeline.snapshot(EVENTS).rows) == ("reading", 0)
 
@@ -227,7 +227,7 @@ def test_a_table_that_was_stopped_while_it_was_read_goes_on_being_read(
             pipeline.state.stop_table(SALES, node, LogDamagedError("made up"))
         assert pipeline.phases()[SALES] == "stopped"
         pipeline.state.ask("resume", str(SALES))
-        resuming.take_requests(pipeline.state, pipeline.config)
+        resuming.take_requests(pipeline.state, pipeline.config, log)
         assert pipeline.phases()[SALES] == "reading"
         merging.round()
         assert equals(pipeline, SALES, 10)

@@ -131,7 +131,7 @@ def test_records_that_are_read_for_another_table_are_no_new_windows(pipeline: Pi
         capture.epoch(5)
         merging.round()
         pipeline.state.ask("resume", str(ITEMS))
-        resuming.take_requests(pipeline.state, pipeline.config)
+        resuming.take_requests(pipeline.state, pipeline.config, log)
         capture.epochs(random.Random(4))
         pipeline.merger(log).round()
     pipeline.check(ORDERS, 50)

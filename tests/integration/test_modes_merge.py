@@ -478,7 +478,7 @@ def test_a_table_that_keeps_something_is_not_replaced(
         assert "would be lost" in (status.error or {})["what"]
         disk(pipeline.lake(ITEMS)).rename(tmp_path / "away")
         pipeline.state.ask("resume", str(ITEMS))
-        resuming.take_requests(pipeline.state, pipeline.config)
+        resuming.take_requests(pipeline.state, pipeline.config, log)
         merging.round()
         assert (pipeline.phases()[ITEMS], pipeline.snapshot(ITEMS).rows) == ("reading", 0)
 
