@@ -9,6 +9,7 @@ ended, or something is missing between them. In `totals` are the framing's runni
     first_offset, last_offset   place in the file
     first_whole, last_whole     1 where it is at a transaction's end
     mariadb                     1 where a GTID's number may be one that no transaction has
+    jump                        1 where capture goes on from another history, and every table is added anew
 
 Between two positions in one file of one server, with equal holes and at a transaction's end, the offsets grow by the bytes of the
 transactions between them.
@@ -17,6 +18,7 @@ transactions between them.
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -36,6 +38,8 @@ def source(record: CommitRecord) -> dict[str, Any]:
             f"{end}_whole": int(position.whole),
         }
     totals["mariadb"] = int(record.end.gtids.is_mariadb)
+    anew = bool(record.added) and set(record.states or ()) == set(record.added) and not record.transactions
+    totals["jump"] = int(anew and record.start.gtids != record.end.gtids)
     return {"begins": place(record.start), "ends": place(record.end), "totals": totals}
 
 
@@ -49,4 +53,4 @@ def holes(gtids: GtidSet) -> int:
     """How many GTIDs are missing below the highest of each server."""
     if gtids.is_mariadb:
         return 0
-    return sum(b[0] - a[1] - 1 for parts in gtids.sids.values() for a, b in zip(parts, parts[1:], strict=False))
+    return sum(b[0] - a[1] - 1 for parts in gtids.sids.values() for a, b in pairwise(parts))
