@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
@@ -19,6 +20,7 @@ from cdc import partitioning
 from cdc.errors import ConfigError
 from cdc.names import TableName, encode
 from cdc.position import GtidSet
+from cdc.proving import AlertsConfig, MetricsConfig, ReconcileConfig
 from cdc.roots import ObjectRoot, Root
 from cdc.units import LOGIN_IN_URL, Duration, Model, Size, check_reference, format_size, not_zero
 from cdc.units import LOOPBACK as LOOPBACK
@@ -325,6 +327,8 @@ class TraceConfig(Model):
     """Allow plaintext to a host that is not loopback."""
     every: Duration = 60.0
     """How often the counts are brought up to date; `lakesync reconcile` does it too."""
+    keep: Duration = 90 * 86400.0
+    """Counts stay this long; totals and each table's newest row stay for good."""
 
     @field_validator("url")
     @classmethod
@@ -342,6 +346,13 @@ class TraceConfig(Model):
     @classmethod
     def _check_pause(cls, value: float) -> float:
         return not_zero(value)
+
+    @field_validator("keep")
+    @classmethod
+    def _check_keep(cls, value: float) -> float:
+        if value < 3600:
+            raise ValueError("at least 1h: the ledger is closed by them")
+        return value
 
 
 class _Index(NamedTuple):
@@ -376,6 +387,12 @@ class PipelineConfig(Model):
     """From the log to the lake."""
     snapshot: SnapshotConfig = SnapshotConfig()
     """The first reading of a table."""
+    reconcile: ReconcileConfig | None = None
+    """Checks that the daemon does by itself."""
+    alerts: AlertsConfig | None = None
+    """Who is told of what is wrong."""
+    metrics: MetricsConfig | None = None
+    """Where Prometheus finds its metrics."""
     tables: tuple[TableConfig, ...] = ()
     """What is followed; a table takes the first entry that names it, an exact name before a pattern."""
     path: Path = Path("lakesync.yaml")
@@ -570,6 +587,7 @@ def parse(data: dict[str, Any], path: Path) -> PipelineConfig:
         options = data.get(part)
         if isinstance(options, dict):
             data[part] = {k: _absolute_reference(v, base) for k, v in options.items()}
+    data["alerts"] = _absolute_references(data.get("alerts"), base)
     try:
         return PipelineConfig.model_validate(data)
     except ValidationError as error:
@@ -593,6 +611,13 @@ def resolve_folder(base: Path, folder: str) -> Path:
 def _absolute_reference(value: Any, base: Path) -> Any:
     kind, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
     return f"file:{resolve_folder(base, rest)}" if kind == "file" and rest else value
+
+
+def _absolute_references(part: Any, base: Path) -> Any:
+    """The same of all that is in it."""
+    if isinstance(part, dict):
+        return {k: _absolute_references(v, base) for k, v in part.items()}
+    return _absolute_reference(part, base)
 
 
 def _absolute_files(part: Any, base: Path) -> Any:
@@ -623,16 +648,19 @@ def _unknown(where: str, key: str, known: list[str]) -> str:
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    models: dict[str, type[Model]] = {
-        "source": SourceConfig,
-        "capture": CaptureConfig,
-        "merge": MergeConfig,
-        "snapshot": SnapshotConfig,
-        "trace": TraceConfig,
-        "tables": TableConfig,
-    }
-    model = models.get(str(location[0]), PipelineConfig) if location else PipelineConfig
+    model: type[Model] = PipelineConfig
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models(model.model_fields[part].annotation), model)
     return sorted(set(model.model_fields) - {"path"})
+
+
+def _models(annotation: Any) -> Iterator[type[Model]]:
+    """The models in a field's type."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 def json_schema() -> dict[str, Any]:
@@ -641,6 +669,12 @@ def json_schema() -> dict[str, Any]:
     del schema["properties"]["path"], schema["properties"]["trace"]["default"]
     schema["required"] = ["name", "source", "lake"]
     schema["properties"]["trace"]["anyOf"].insert(0, {"type": "string", "description": "the URL alone"})
+    schema["properties"]["metrics"]["anyOf"].insert(0, {"type": "string", "description": "the address alone"})
+    alerts = schema["$defs"]["AlertsConfig"]["properties"]
+    alerts["webhook"]["anyOf"].insert(0, {"type": "string", "description": "the URL alone"})
+    alerts["command"]["anyOf"].insert(
+        0, {"type": "array", "items": {"type": "string"}, "description": "the list alone"}
+    )
     tables = schema["properties"]["tables"]
     tables["items"] = {"anyOf": [{"type": "string", "description": "the name alone"}, tables["items"]]}
     for part in (schema, *schema["$defs"].values()):

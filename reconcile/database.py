@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS runs (
 CREATE INDEX IF NOT EXISTS runs_by_kind ON runs (kind, number);
 CREATE TABLE IF NOT EXISTS verdicts (
     run INTEGER NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, verdict TEXT NOT NULL, differences INTEGER NOT NULL, whole INTEGER NOT NULL,
-    at_us INTEGER NOT NULL, PRIMARY KEY (run, name)
+    at_us INTEGER NOT NULL, version INTEGER, PRIMARY KEY (run, name)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS verdicts_by_table ON verdicts (kind, name, run);
 CREATE TABLE IF NOT EXISTS progress (

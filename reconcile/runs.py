@@ -46,7 +46,8 @@ class Run:
 
 @dataclass(frozen=True)
 class TableVerdict:
-    """What the newest run of a kind said of a table. `whole`: it was about everything, not about a sample, a window, some columns."""
+    """What the newest run of a kind said of a table. `whole`: it was about everything, not about a sample, a window, some columns. `version`: of
+    the lake's table, as it was compared."""
 
     run: int
     table: str
@@ -55,6 +56,7 @@ class TableVerdict:
     differences: int
     whole: bool
     at_us: int
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,10 +164,20 @@ class Runs:
         """Of every table and kind the newest one, a run that failed included."""
         with self.database.read() as db:
             rows = db.execute(
-                "SELECT run, name, kind, verdict, differences, whole, at_us FROM verdicts v WHERE run = "
+                "SELECT run, name, kind, verdict, differences, whole, at_us, version FROM verdicts v WHERE run = "
                 "(SELECT max(run) FROM verdicts WHERE kind = v.kind AND name = v.name) ORDER BY name, kind"
             ).fetchall()
-        return [TableVerdict(r[0], r[1], r[2], r[3], r[4], bool(r[5]), r[6]) for r in rows]
+        return [TableVerdict(r[0], r[1], r[2], r[3], r[4], bool(r[5]), r[6], r[7]) for r in rows]
+
+    def proven(self) -> dict[str, int]:
+        """Of each table the Delta version at which all of its values were compared last, if nothing that differed is left of it."""
+        with self.database.read() as db:
+            rows = db.execute(
+                "SELECT name, version FROM verdicts v WHERE run = (SELECT max(run) FROM verdicts WHERE kind = 'values' AND name = v.name "
+                "AND whole AND verdict <> 'failed') AND kind = 'values' AND version IS NOT NULL AND NOT EXISTS "
+                "(SELECT 1 FROM findings WHERE kind = 'values' AND name = v.name AND resolved_us IS NULL)"
+            ).fetchall()
+        return dict(rows)
 
     def prune(self, keep_s: float) -> int:
         """Forget runs that ended so long ago, but not the newest of a kind, the newest verdict about a table, and what an open finding is of.
@@ -173,8 +185,9 @@ class Runs:
         with self.database.write() as db:
             old = db.execute(
                 "SELECT number FROM runs r WHERE ended_us < ? AND number < (SELECT max(number) FROM runs WHERE kind = r.kind)"
-                " AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.run = r.number AND v.run = "
-                "(SELECT max(run) FROM verdicts WHERE kind = v.kind AND name = v.name))"
+                " AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.run = r.number AND (v.run = "
+                "(SELECT max(run) FROM verdicts WHERE kind = v.kind AND name = v.name) OR v.run = "
+                "(SELECT max(run) FROM verdicts WHERE kind = v.kind AND name = v.name AND whole AND verdict <> 'failed')))"
                 " AND NOT EXISTS (SELECT 1 FROM findings WHERE run = r.number AND resolved_us IS NULL) ORDER BY number LIMIT ?",
                 (_now_us() - int(keep_s * 1e6), _PRUNED_AT_ONCE),
             ).fetchall()
@@ -365,12 +378,12 @@ def _end(db: sqlite3.Connection, run: int, verdict: Verdict, report: dict[str, A
         unproven = not found and (one.get("equal") is False or one.get("closes") is False)  # keys that never rest
         holds = "failed" if unproven else "differs" if found else "agrees"
         db.execute(
-            "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (run, one["table"], kind, holds, differences, whole, at_us),
+            "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (run, one["table"], kind, holds, differences, whole, at_us, one.get("version")),
         )
     if not seen:
         db.executemany(
-            "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, 0, 0, ?)",
+            "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, 0, 0, ?, NULL)",
             [(run, t, kind, verdict, at_us) for t in tables],
         )
 

@@ -81,6 +81,34 @@ def test_a_formatted_duration_reads_back(seconds: float) -> None:
         ("tables: [{name: a.b, mod: append}]\n", "unknown key `tables.0.mod`, did you mean `mode`?"),
         ("merge: {every: 5}\n", "`merge.every`: write a number and a unit"),
         ("merge: {every: 0s}\n", "`merge.every`: must be longer than nothing"),
+        ("reconcile: {legder: every 5m}\n", "unknown key `reconcile.legder`, did you mean `ledger`?"),
+        ("reconcile: {ledger: often}\n", "`reconcile.ledger`: write `every 5m`, or the five fields of cron"),
+        ("reconcile: {values: '61 3 * * *'}\n", "`reconcile.values`: bad minute: write `every 5m`"),
+        ("reconcile: {ledger: every 0s}\n", "`reconcile.ledger`: every nothing is no schedule"),
+        ("reconcile: {values: every 1d, sample: 0.01}\n", "`reconcile.sample`: write a percentage"),
+        ("reconcile: {values: every 1d, sample: 0%}\n", "`reconcile.sample`: write a percentage"),
+        (
+            "reconcile: {ledger: every 5m, sample: 1%}\n",
+            "`reconcile`: repair: and sample: go with a schedule for `values:`",
+        ),
+        ("reconcile: {ledger: every 5m, timezone: Berlin}\n", "`reconcile.timezone`: no such time zone is known here"),
+        (
+            "alerts: {webhook: {url: https://h/, hdrs: {}}}\n",
+            "unknown key `alerts.webhook.hdrs`, did you mean `headers`?",
+        ),
+        ("alerts: {webhook: http://other.example/x}\n", "`alerts.webhook`: http:// sends everything in plain text"),
+        ("alerts: {webhook: https://u:hunter2@h/}\n", "`alerts.webhook`: the URL holds a login"),
+        ("alerts: {webhook: ftp://h/}\n", "`alerts.webhook`: write https://host/path"),
+        (
+            "alerts: {webhook: {url: https://h/, headers: {Authorization: Bearer hunter2}}}\n",
+            "Authorization holds a secret",
+        ),
+        ("alerts: {command: page --me}\n", "`alerts.command`: write a list, the program and each of its arguments"),
+        ("alerts: {command: []}\n", "`alerts.command.run`: "),
+        ("alerts: {repeat: 0s}\n", "`alerts.repeat`: must be longer than nothing"),
+        ("metrics: 0.0.0.0:9464\n", "`metrics`: 0.0.0.0 can be reached by others"),
+        ("metrics: 127.0.0.1\n", "`metrics`: write host:port"),
+        ("trace: {url: 'chdb:///x', keep: 5m}\n", "`trace.keep`: at least 1h"),
         ("capture: {epoch_size: 8MB}\n", "`capture.epoch_size`: write a number and a unit"),
         ("tables: [orders]\n", "`tables.0.name`: 'orders': not a table name (write schema.table)"),
         ("tables: [a.b, {name: a.b}]\n", "`tables`: a.b stands there twice"),
@@ -343,3 +371,44 @@ def test_the_schema_refuses_what_the_code_refuses() -> None:
     ]
     for bad in wrong:
         assert not validator.is_valid(good | bad)
+
+
+def test_checks_alerts_and_metrics_have_short_forms(tmp_path: Path) -> None:
+    config = parse(
+        tmp_path,
+        MINIMAL
+        + """
+reconcile: {ledger: every 5m, values: "0 3 * * *", sample: 1%, rows_per_second: 50000, timezone: Europe/Berlin}
+alerts: {webhook: "http://127.0.0.1:9/x", command: [./page, --me], lag: 10m}
+metrics: "[::1]:9464"
+""",
+    )
+    assert config.reconcile is not None
+    assert str(config.reconcile.ledger) == "every 5m"
+    assert config.reconcile.sample == pytest.approx(0.01)
+    assert config.alerts is not None
+    assert config.alerts.webhook is not None
+    assert config.alerts.webhook.timeout == 10
+    assert config.alerts.command is not None
+    assert config.alerts.command.run == ("./page", "--me")
+    assert config.metrics is not None
+    assert config.metrics.address == ("::1", 9464)
+
+
+def test_a_webhooks_secrets_are_references_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("url", "https://hooks.example/T0/hunter2\n"), ("token", "Bearer hunter3\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    config = parse(tmp_path, MINIMAL + "alerts: {webhook: {url: 'file:url', headers: {Authorization: 'file:token'}}}\n")
+    assert config.alerts is not None
+    webhook = config.alerts.webhook
+    assert webhook is not None
+    assert webhook.target("alerts.webhook") == (
+        "https://hooks.example/T0/hunter2",
+        {"Authorization": "Bearer hunter3"},
+    )
+    assert "hunter" not in repr(config) + webhook.shown()
+    (tmp_path / "url").write_text("http://hooks.example/hunter2")
+    with pytest.raises(ConfigError, match="plain text") as caught:
+        webhook.target("alerts.webhook")
+    assert "hunter2" not in str(caught.value)

@@ -230,6 +230,21 @@ def test_old_runs_go_and_what_still_counts_stays(runs: Runs) -> None:
     assert [r.number for r in runs.history()] == [newest, first]  # the first has a finding that is open
 
 
+def test_proven_is_the_version_of_the_newest_whole_run_with_nothing_left(runs: Runs) -> None:
+    check(runs, values(version=3))
+    check(runs, values(version=4))
+    check(runs, values(sampled=0.1, version=5))
+    assert runs.proven() == {"shop.orders": 4}
+    check(runs, values("7", version=6))
+    assert runs.proven() == {}
+    runs.settled("shop.orders", ["7"])
+    assert runs.proven() == {"shop.orders": 6}
+    check(runs, values(equal=False, unsettled=1, version=7))
+    assert runs.proven() == {"shop.orders": 6}
+    assert runs.prune(0) == 3
+    assert runs.proven() == {"shop.orders": 6}
+
+
 def test_many_at_once(runs: Runs) -> None:
     failures: list[BaseException] = []
 
