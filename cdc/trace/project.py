@@ -29,6 +29,7 @@ from cdc.lake.changes import Effects
 from cdc.lake.info import FOLLOWING
 from cdc.log.base import Log
 from cdc.log.codec import decode
+from cdc.trace import framing
 from cdc.trace.lake import Known, LakeCommit, Seen, commits
 from cdc.trace.tables import ARROW, CREATE, NODES, widen
 
@@ -138,16 +139,16 @@ def _record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[dict
         "captured": record.captured_us,
         "logged": record.written_us,
     }
-    framing = record.framing
+    counts = record.framing
     yield common | {
         "node": "source",
-        "transactions": framing.get("transactions", 0),
+        "transactions": counts.get("transactions", 0),
         "gtids": len(record.end.gtids.subtract(record.start.gtids)),
-        "events": framing.get("events", 0),
-        "bytes": framing.get("bytes", 0),
-        "bytes_out": framing.get("bytes", 0),
+        "events": counts.get("events", 0),
+        "bytes": counts.get("bytes", 0),
+        "bytes_out": counts.get("bytes", 0),
         "total": record.framing_totals.get("transactions", 0),
-        "totals": dict(record.framing_totals),
+        **framing.source(record),
     }
     for table, entry in record.tables.items():
         yield common | {
@@ -239,6 +240,8 @@ def _lake_row(pipeline: str, table: str, commit: LakeCommit) -> dict[str, Any]:
         "bytes_out": counts.get("bytes_added", 0),
         "version": commit.version,
         "lake_id": commit.lake_id,
+        "kind": info["kind"],
+        "foreign": counts.get("foreign", 0),
     }
 
 

@@ -58,6 +58,10 @@ _COLUMNS: Final = (
     ("bytes_in", "Int64", pa.int64()),
     ("bytes_out", "Int64", pa.int64()),
     ("totals", "Map(String, Int64)", pa.map_(pa.string(), pa.int64())),
+    ("kind", "LowCardinality(String)", pa.string()),
+    ("foreign", "Int64", pa.int64()),
+    ("begins", "String", pa.string()),
+    ("ends", "String", pa.string()),
 )
 
 ARROW: Final = pa.schema([pa.field(name, arrow) for name, _, arrow in _COLUMNS])
