@@ -12,7 +12,6 @@ for batch in pipeline.changes("shop.orders"):
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +25,7 @@ from cdc.clock import SystemClock
 from cdc.config import Mode, PipelineConfig
 from cdc.daemon import NODES, NodeName
 from cdc.epoch import CommitRecord
-from cdc.errors import ConfigError, TraceError
+from cdc.errors import ConfigError
 from cdc.log import open_log
 from cdc.merge import tidying
 from cdc.merge.tidying import Optimized
@@ -35,10 +34,13 @@ from cdc.position import Gtid
 from cdc.source.preflight import Finding
 from cdc.state import Read, State
 from cdc.status import PipelineStatus
-from cdc.trace.client import client as open_trace
-from reconcile import ledger as ledger_of
+from reconcile import asked as scoping
+from reconcile import reconciling
 from reconcile import values as values_of
+from reconcile.reconciling import Asked
 from reconcile.report import Report
+from reconcile.runs import Trigger
+from reconcile.scope import WHOLE, Scope
 from snapshot import asking
 
 Override = Literal["boolean", "string"]
@@ -219,26 +221,55 @@ class Pipeline:
         *tables: str,
         ledger: bool = True,
         values: bool = True,
+        repair: bool = False,
+        dry_run: bool = False,
+        scope: Scope = WHOLE,
+        since: str | None = None,
+        until: str | None = None,
+        rows_per_second: int | None = None,
+        resume: bool = False,
         follow_s: float = values_of.FOLLOW_S,
         progress: values_of.Progress | None = None,
+        show_values: bool = False,
+        trigger: Trigger = "asked",
     ) -> Report:
-        """Close the ledger and compare values, while writes go on. Raises `NotFollowingError` if the lake does not follow."""
+        """Close the ledger and compare values, while writes go on; with `repair`, read again what differs, and compare that once more.
+
+        `scope`: which part of the values. `since`, `until`: the ledger's window, epoch numbers, times or ages (`2h`). `resume`: what the
+        same comparison did before its process died is not done again. `show_values`: differences with both sides' values. It is recorded
+        in the state folder. Raises `ConfigError` for what does not go together, `NotFollowingError` if the lake does not follow; where
+        only one part fails, its error is in the report.
+        """
+        asked = Asked(
+            tuple(TableName.parse(t) for t in tables),
+            ledger,
+            values,
+            repair,
+            dry_run,
+            scope,
+            since,
+            until,
+            rows_per_second,
+            resume,
+            follow_s,
+            show_values,
+            trigger,
+        )
+        return reconciling.reconcile(self.config, asked, progress)
+
+    def scope(
+        self,
+        *tables: str,
+        columns: Sequence[str] = (),
+        low: str | None = None,
+        high: str | None = None,
+        between: tuple[str, str, str] | None = None,
+        sample: float | None = None,
+    ) -> Scope:
+        """A scope of these tables for `reconcile`, from keys and times as people write them. Raises `ConfigError` for what they do not have."""
         config, named = self.config, [TableName.parse(t) for t in tables]
         with closing(open_log(config.log, config.name, config.log_settings())) as log:
-            compared = (
-                values_of.compare(config, log, State(config.state), named, follow_s=follow_s, progress=progress)
-                if values
-                else None
-            )
-            closed = None
-            if ledger:
-                if config.trace is None:
-                    raise TraceError(
-                        "the pipeline has no trace to close the ledger by", where=str(config.path), hint="set `trace:`"
-                    )
-                with open_trace(config.trace) as client:
-                    closed = ledger_of.close(client, config, log, named)
-        return Report(config.name, time.time_ns() // 1000, closed, compared)
+            return scoping.scope(log, named, columns=columns, low=low, high=high, between=between, sample=sample)
 
     # -- the stream ----------------------------------------------------------------------------------------------------
 

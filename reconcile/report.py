@@ -1,133 +1,177 @@
-"""What reconciliation found: for people on a terminal, and as JSON for machines.
+"""What reconciliation found: as JSON for machines, as a page for people, as text on a terminal.
 
-The JSON form has `version`; it grows, and a field's meaning does not change within a version.
+The JSON form has `version` (docs/reports.md, configs/report.schema.json); within a version it grows, and a field's meaning does not change. The
+page is made from the JSON form, so a run that is kept can be shown again.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from cdc.errors import ConfigError
-from reconcile.ledger import NOW, LedgerReport
-from reconcile.values import ValuesReport
+from cdc.errors import ConfigError, LakesyncError
+from reconcile import verdict as verdicts
+from reconcile.found import ValuesReport
+from reconcile.ledger import LedgerReport
 
-VERSION = 1
-DIFFERENCES_SHOWN = 10
+VERSION: Final = 2
+SUFFIXES: Final = (".json", ".html", ".htm")
 
 
 @dataclass(frozen=True)
 class Report:
-    """One reconciliation; a part that was not asked for is None."""
+    """One reconciliation; a part that was not asked for, or that failed, is None. Times are µs since 1970."""
 
     pipeline: str
     at_us: int
     ledger: LedgerReport | None = None
     values: ValuesReport | None = None
+    repair: Mapping[str, Any] | None = None
+    """`RepairReport.to_dict`."""
+    seconds: float = 0.0
+    runs: Mapping[str, int] = field(default_factory=dict)
+    """The number under which each part is kept (`reconcile.runs`)."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for: parts, tables, scope, window."""
+    flow: tuple[Mapping[str, Any], ...] = ()
+    """Per node and table what went in and out: `cdc.trace.queries.Flow`."""
+    latency: Mapping[str, Any] | None = None
+    """`buckets`, all tables together over time, and `tables`, each over all the time (`cdc.trace.queries.Latency`)."""
+    tables: tuple[Mapping[str, Any], ...] = ()
+    """The state of each table, as `status` has it."""
+    errors: tuple[LakesyncError, ...] = ()
+    """What could not be done."""
+
+    @property
+    def state(self) -> verdicts.State:
+        """The verdict in a word."""
+        return verdicts.state(self.ledger, self.values, self.repair, self._failed)
 
     @property
     def agrees(self) -> bool:
-        """The verdict: everything that was asked for was checked and holds."""
-        return (self.ledger is None or self.ledger.closes) and (self.values is None or self.values.equal)
+        """Whether everything that was asked for was checked, and holds now."""
+        return self.state in ("agrees", "repaired")
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in one sentence."""
+        return verdicts.sentence(self.state, self.ledger, self.values, self.repair, self._failed)
+
+    @property
+    def _failed(self) -> list[dict[str, Any]]:
+        return [error.to_dict() for error in self.errors]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
+        try:
+            from reconcile.checks import CHECKS
+        except ImportError:
+            CHECKS = ()
+
         return {
             "version": VERSION,
+            "lakesync": version("lakesync"),
             "pipeline": self.pipeline,
             "at_us": self.at_us,
+            "seconds": round(self.seconds, 3),
+            "runs": dict(self.runs),
+            "asked": dict(self.asked),
             "agrees": self.agrees,
+            "state": self.state,
+            "verdict": self.verdict,
+            "details": verdicts.details(self.ledger, self.values, self.repair, self._failed),
             "ledger": self.ledger and self.ledger.to_dict(),
             "values": self.values and self.values.to_dict(),
+            "repair": self.repair and dict(self.repair),
+            "flow": [dict(one) for one in self.flow],
+            "latency": self.latency and dict(self.latency),
+            "tables": [dict(one) for one in self.tables],
+            "checks": [
+                {"name": c.name, "title": c.title, "sees": list(c.sees), "blind": list(c.blind)} for c in CHECKS
+            ],
+            "errors": self._failed,
         }
 
-    def write(self, path: Path) -> None:
-        """As JSON into a file, whole or not at all. Raises `ConfigError` for a path that cannot be written."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(orjson.dumps(self.to_dict(), option=orjson.OPT_INDENT_2) + b"\n")
-            temporary.replace(path)
-        except OSError as error:
-            raise ConfigError(f"the report cannot be written: {error.strerror}", where=str(path)) from error
+    def write(self, path: Path, *, hide_keys: bool = False) -> None:
+        """Into a file, whole or not at all, in the form that its suffix names. Raises `ConfigError` for a path that cannot be written."""
+        write(self.to_dict(), path, hide_keys=hide_keys)
 
-    def print(self, console: Console) -> None:
-        """As text: a line a table, then what is wrong, then the verdict."""
-        if self.ledger:
-            _print_ledger(console, self.ledger)
-        if self.values:
-            _print_values(console, self.values)
+    def print(self, console: Console, *, hide_keys: bool = False) -> None:
+        """As text."""
+        from reconcile import text
+
+        text.show(console, self, hide_keys=hide_keys)
 
 
-def _print_ledger(console: Console, report: LedgerReport) -> None:
-    table = Table(
-        "table", "epochs", "captured", "logged", "merged", "in flight", "rows now", "ledger", box=None, pad_edge=False
-    )
-    for column in table.columns[1:7]:
-        column.justify = "right"
-    for one in report.tables:
-        sides = {e.name: e for e in one.equations}
-        captured, merged = sides.get("captured = logged"), sides.get("merged = superseded + duplicate + effective")
-        now = sides.get(NOW)
-        table.add_row(
-            one.table,
-            f"{one.first + 1:,}-{one.last:,}" if one.last > one.first else "none yet",
-            f"{captured.left:,}" if captured else f"{one.equations[0].left:,} transactions",
-            f"{captured.right:,}" if captured else "",
-            f"{merged.left:,}" if merged else "",
-            f"{one.in_flight:,}" if captured else "",
-            f"{now.right:,}" if now else "",
-            _mark(one.closes, "closes", "DOES NOT CLOSE"),
-        )
-    console.print(table)
-    for one in report.tables:
-        for equation in one.equations:
-            if not equation.holds:
-                where = f", {equation.where}" if equation.where else ""
-                console.print(
-                    f"  {one.table}: {equation.name}: {equation.left:,} and {equation.right:,}, gap {equation.gap:+,}{where}"
-                )
-        if one.note:
-            console.print(f"  {one.table}: {one.note}")
-    console.print("Ledger: " + ("closes." if report.closes else "DOES NOT CLOSE."))
-
-
-def _print_values(console: Console, report: ValuesReport) -> None:
-    table = Table("table", "source rows", "lake rows", "re-read", "differ", "values", box=None, pad_edge=False)
-    for column in table.columns[1:5]:
-        column.justify = "right"
-    for one in report.tables:
-        table.add_row(
-            one.table,
-            f"{one.source_rows:,}",
-            f"{one.lake_rows:,}",
-            f"{one.settled:,}",
-            f"{one.different:,}" + (f" + {one.unsettled:,} unsettled" if one.unsettled else ""),
-            _mark(one.equal, one.note or "equal", "DIFFERENT" if one.different else "NOT SETTLED"),
-        )
-    console.print(table)
-    for one in report.tables:
-        for difference in one.differences[:DIFFERENCES_SHOWN]:
-            columns = f" in {', '.join(difference.columns)}" if difference.columns else ""
-            console.print(f"  {one.table} key {difference.key}: {difference.kind}{columns}")
-        if one.different > DIFFERENCES_SHOWN:
-            console.print(f"  … and {one.different - DIFFERENCES_SHOWN:,} more")
-    if report.equal:
-        console.print(f"Values: equal, at epoch {report.epoch:,}.")
+def write(report: Mapping[str, Any], path: Path, *, hide_keys: bool = False) -> None:
+    """A report in its JSON form, as `Report.write`."""
+    shown = without_keys(report) if hide_keys else report
+    if path.suffix.lower() == ".json":
+        data = orjson.dumps(shown, option=orjson.OPT_INDENT_2) + b"\n"
     else:
-        console.print("Values: NOT EQUAL.")
-        wrong = [one.table for one in report.tables if one.different]
-        if wrong:
-            console.print(
-                f"  → `lakesync snapshot {wrong[0]}` reads it again; with --key, --from and --to, some of its rows"
-            )
+        from reconcile import html  # late: who wants text alone needs no templates
+
+        data = html.page(shown).encode()
+    temporary = _beside(path)
+    try:
+        temporary.touch(mode=0o600)  # keys are of rows, and may be of people
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
 
 
-def _mark(good: bool, yes: str, no: str) -> Text:
-    return Text(yes, style="green") if good else Text(no, style="bold red")
+def check_path(path: Path) -> None:
+    """Raise `ConfigError` for a path to which no report can be written: before the work is done."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            "not a kind of report", where=str(path), hint="name a file that ends in .json (machines) or .html (people)"
+        )
+    if path.is_dir():
+        raise ConfigError("the report cannot be written: it is a folder", where=str(path), hint="name a file in it")
+    temporary = _beside(path)
+    try:
+        temporary.touch(mode=0o600)
+        temporary.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def without_keys(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without keys of rows, and without values: what differs is counted, and has numbers in place of keys."""
+    hidden = dict(report) | {"keys_hidden": True}
+    asked = dict(report.get("asked") or {})
+    if scope := asked.get("scope"):
+        asked["scope"] = {name: value for name, value in scope.items() if name not in ("low", "high", "between")}
+    hidden["asked"] = asked
+    for part in ("values", "repair"):
+        if of := report.get(part):
+            hidden[part] = dict(of) | {"tables": [_table_without_keys(t) for t in of["tables"]]}
+    return hidden
+
+
+def _table_without_keys(table: Mapping[str, Any]) -> dict[str, Any]:
+    shown = [
+        {k: v for k, v in difference.items() if k not in ("before", "after")} | {"key": f"#{number}"}
+        for number, difference in enumerate(table.get("differences") or (), 1)
+    ]
+    return dict(table) | {"differences": shown} | ({"range": "a part of the rows"} if table.get("range") else {})
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}")
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    hint = (
+        "make the folder first" if isinstance(error, FileNotFoundError) else "name a place that this user may write to"
+    )
+    return ConfigError(f"the report cannot be written: {error.strerror}", where=str(path), hint=hint)
