@@ -293,6 +293,7 @@ class _Table:
         self.last: EpochId | None = None
         self.last_lake: dict[tuple[Any, ...], list[_Texts]] = {}
         self.found: list[Difference] = []
+        self.found_keys: list[dict[str, Any]] = []
         self.settled = self.epoch = 0
 
     def captured(self) -> TableState:
@@ -346,6 +347,7 @@ class _Table:
             len(self.found),
             tuple(self.found[:DIFFERENCES_KEPT]),
             note,
+            found=pa.Table.from_pylist(self.found_keys, schema=self.key_schema),
         )
 
     def read_all(self) -> None:
@@ -383,6 +385,7 @@ class _Table:
                 self.settled += 1
                 if difference := self.difference(key, source, there):
                     self.found.append(difference)
+                    self.found_keys.append(row)
             elif key in images and self.is_in_history(key, source, there, images[key]):
                 self.settled += 1
             else:

@@ -40,7 +40,7 @@ class Surplus:
 def find(snapshot: Snapshot, key: tuple[str, ...], rows: Rows, count: int) -> Surplus:
     """What there is of it among `count` rows. Raises `LakeError` for more of it than can be mended."""
     names = list(key)
-    hashes = unique.suspected(lambda: (_whole(r, names) for _, r in rows()), count)
+    hashes = unique.suspected(lambda: (_whole(r, names).select(names) for _, r in rows()), count)
     kept, nulls = [], []
     found = 0
     for path, piece in rows():
