@@ -67,6 +67,8 @@ class TableValues:
     chunks_unlike: int = 0
     rows_in_full: int = 0
     """Rows of the source that were read as text, every column of them."""
+    version: int = -1
+    """The lake's version that the last part was compared with."""
     position: str = ""
     """The source's position, as of the lake version that the last part was compared with."""
     sampled: float | None = None
