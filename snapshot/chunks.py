@@ -89,13 +89,29 @@ class Walk:
         text: bool = False,
         where: str = "",
         after_included: bool = False,
+        high_included: bool = True,
     ) -> tuple[str, tuple[object, ...]]:
-        """The statement for at most `limit` rows after `after` (with it, if `after_included`) and up to `high`, which is included, and its
-        arguments. Both are compared as whole keys; `where` is a condition of the server's own SQL, for it to judge; `text` as of
-        `select_list`.
+        """The statement for at most `limit` rows after `after` (with it, if `after_included`) and up to `high` (with it, if
+        `high_included`), and its arguments. Both are compared as whole keys; `where` is a condition of the server's own SQL, for it to
+        judge; `text` as of `select_list`.
 
         It gives the columns of `select_list`, then what `bound` needs besides, then the expressions `also`, which give bytes.
         """
+        rows, arguments = self.rows_between(
+            after, high, where=where, after_included=after_included, high_included=high_included
+        )
+        return f"SELECT {self._columns(also, text)} FROM {rows} ORDER BY {self.order()} LIMIT %s", (*arguments, limit)
+
+    def rows_between(
+        self,
+        after: Bound | None,
+        high: Bound | None,
+        *,
+        where: str = "",
+        after_included: bool = False,
+        high_included: bool = True,
+    ) -> tuple[str, tuple[object, ...]]:
+        """What stands behind FROM, for the rows of `select`, and its arguments."""
         conditions: list[str] = []
         arguments: list[object] = []
         if after is not None:
@@ -103,15 +119,14 @@ class Walk:
             conditions.append(condition)
             arguments += values
         if high is not None:
-            condition, values = self.beyond(high, "<", included=True)
+            condition, values = self.beyond(high, "<", included=high_included)
             conditions.append(condition)
             arguments += values
         if where:
             # On lines of its own: it may end in a comment.
             conditions.append(f"(\n{_escaped(where)}\n)")
-        sql = f"SELECT {self._columns(also, text)} FROM {_escaped(self.table.quoted)} FORCE INDEX (PRIMARY)"
-        sql += f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        return f"{sql} ORDER BY {self.order()} LIMIT %s", (*arguments, limit)
+        rows = f"{_escaped(self.table.quoted)} FORCE INDEX (PRIMARY)"
+        return rows + (f" WHERE {' AND '.join(conditions)}" if conditions else ""), tuple(arguments)
 
     def edge(
         self, conditions: Sequence[tuple[str, tuple[object, ...]]], *, descending: bool = False, text: bool = False
@@ -160,18 +175,20 @@ class Walk:
             for n in range(len(self._besides) + also)
         ]
 
-    def points(self, keys: pa.Table, also: Sequence[str] = (), *, text: bool = False) -> tuple[str, tuple[object, ...]]:
+    def points(
+        self, keys: pa.Table, also: Sequence[str] = (), *, text: bool = False, where: str = ""
+    ) -> tuple[str, tuple[object, ...]]:
         """The statement for the rows with these keys (the key's columns in the lake's types), and for those that the server takes for
-        equal to them by collation. Its columns are those of `select`."""
+        equal to them by collation. Its columns are those of `select`; `where` as there."""
         texts: list[Any] = [canonical.texts(c, keys.column(c.name).combine_chunks()).to_pylist() for c in self.key]
-        where, arguments = [], []
+        found, arguments = [], []
         # Not `(…) IN (…)`: there MariaDB compares texts of other character sets without converting them.
         for row in zip(*texts, strict=True):
             conditions = [_equal(c, _cell(c, value)) for c, value in zip(self.key, row, strict=True)]
-            where.append(f"({' AND '.join(condition for condition, _ in conditions)})")
+            found.append(f"({' AND '.join(condition for condition, _ in conditions)})")
             arguments += [value for _, values in conditions for value in values]
-        sql = f"SELECT {self._columns(also, text)} FROM {_escaped(self.table.quoted)}"
-        return f"{sql} WHERE {' OR '.join(where)}", tuple(arguments)
+        sql = f"SELECT {self._columns(also, text)} FROM {_escaped(self.table.quoted)} WHERE ({' OR '.join(found)})"
+        return sql + (f" AND (\n{_escaped(where)}\n)" if where else ""), tuple(arguments)
 
     def _columns(self, also: Sequence[str], text: bool) -> str:
         columns = [_escaped(select_list(self.schema, text))]
