@@ -50,7 +50,9 @@ def count(records: Iterable[Payload]) -> dict[str, int]:
     return {name: int(operations[op]) for op, name in NAMES.items()} | {"windowed": windowed}
 
 
-def _column(reader: pa.RecordBatchStreamReader, field: pa.Field[pa.DataType]) -> np.ndarray[tuple[int], np.dtype[np.integer]]:
+def _column(
+    reader: pa.RecordBatchStreamReader, field: pa.Field[pa.DataType]
+) -> np.ndarray[tuple[int], np.dtype[np.integer]]:
     batch = reader.read_next_batch()
     if batch.schema.names[:1] != [field.name] or batch.column(0).type != field.type or batch.column(0).null_count:
         raise ValueError("not the column that it should be")

@@ -1,17 +1,20 @@
 """The trace's tables in ClickHouse. Rows are keyed by the hash of the commit record, so writing them twice changes nothing.
 
 `lakesync_nodes` has one row a node, table and epoch (nodes source, capture, window, log) or lake commit (nodes merge, snapshot),
-named by the epoch's hash; ask it with FINAL. What a column means at which node is in docs/trace.md.
+named by the epoch's hash; ask it with FINAL. `lakesync_newest` has the newest of them of every node and table, which stays when retention
+takes the others: with the running totals in it the ledger's balance does not depend on how long detail is kept. What a column means at
+which node is in docs/trace.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import pyarrow as pa
 
 NODES: Final = "lakesync_nodes"
+NEWEST: Final = "lakesync_newest"
 
 _COLUMNS: Final = (
     ("pipeline", "LowCardinality(String)", pa.string()),
@@ -67,14 +70,35 @@ _COLUMNS: Final = (
 ARROW: Final = pa.schema([pa.field(name, arrow) for name, _, arrow in _COLUMNS])
 """The rows to insert: strings and timestamps are never null, counts that a node does not have are 0, `version` -1."""
 
-CREATE: Final = (
-    f"CREATE TABLE IF NOT EXISTS {NODES} (\n    "
-    + ",\n    ".join(f"`{name}` {kind}" for name, kind, _ in _COLUMNS)
-    + "\n) ENGINE = ReplacingMergeTree ORDER BY (pipeline, node, `table`, hash)"
-)
+KEYS: Final = {NODES: "pipeline, node, table, hash", NEWEST: "pipeline, node, table"}
+"""What rows are keyed by, as ClickHouse says it without quotes."""
+
+_ENGINES: Final = {
+    # By month: what is old goes in whole parts, and a question about some days does not read all the others.
+    NODES: "ReplacingMergeTree PARTITION BY toYYYYMM(committed) ORDER BY (pipeline, node, `table`, hash)",
+    NEWEST: "ReplacingMergeTree(done) ORDER BY (pipeline, node, `table`)",
+}
 
 
-def widen(have: Collection[str]) -> str | None:
+def create(table: str) -> str:
+    """The statement that makes one of the tables where it is not there."""
+    columns = ",\n    ".join(f"`{name}` {kind}" for name, kind, _ in _COLUMNS)
+    return f"CREATE TABLE IF NOT EXISTS {table} (\n    {columns}\n) ENGINE = {_ENGINES[table]}"
+
+
+def widen(table: str, have: Collection[str]) -> str | None:
     """The statement for a table that another version made and that has these columns; None if it has all."""
     new = [f"ADD COLUMN IF NOT EXISTS `{name}` {kind}" for name, kind, _ in _COLUMNS if name not in have]
-    return f"ALTER TABLE {NODES} " + ", ".join(new) if new else None
+    return f"ALTER TABLE {table} " + ", ".join(new) if new else None
+
+
+def foreign(table: str, engine: str, key: str, columns: Mapping[str, str]) -> str:
+    """Why a table of this name cannot be the trace's, whichever version made it; empty where it can. `columns`: types by name."""
+    if not engine.endswith("ReplacingMergeTree"):
+        return f"its engine is {engine}"
+    if key.replace("`", "") != KEYS[table]:
+        return f"it is ordered by ({key})"
+    for name, kind, _ in _COLUMNS:
+        if name in columns and columns[name] != kind:
+            return f"its column {name} is {columns[name]}"
+    return ""

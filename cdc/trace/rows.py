@@ -1,0 +1,157 @@
+"""The trace's rows: what a commit record and a lake commit say of every node, and what the log's data holds when it is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cdc.epoch import CommitRecord, Counts
+from cdc.lake.changes import Effects
+from cdc.lake.info import FOLLOWING
+from cdc.log.base import Log
+from cdc.trace import framing
+from cdc.trace.counting import count
+from cdc.trace.lake import LakeCommit
+from cdc.trace.tables import ARROW, NEWEST, NODES
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+Row = Mapping[str, Any]
+
+_MEASURED = ("rows_added", "rows_deleted", "live_before", "live_after")
+_OUT = ("inserted", "replaced", "removed")
+"""What a merge did to rows of the table, by looking their keys up."""
+_DEFAULTS: dict[str, Any] = {
+    f.name: -1 if f.name == "version" else "" if pa.types.is_string(f.type) else {} if pa.types.is_map(f.type) else 0
+    for f in ARROW
+}
+
+
+class Rows:
+    """Rows that wait for an INSERT, by column, and the newest of every node and table among them."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self._columns: dict[str, list[Any]] = {name: [] for name in _DEFAULTS}
+        self._newest: dict[tuple[str, str], Row] = {}
+
+    def __len__(self) -> int:
+        return len(self._columns["hash"])
+
+    def add(self, row: Row) -> None:
+        """One more; columns that it does not name have their defaults."""
+        for name, default in _DEFAULTS.items():
+            self._columns[name].append(row.get(name, default))
+        self._newest[row["node"], row.get("table", "")] = row
+
+    def write(self, client: Client) -> None:
+        """Insert all of them, then the newest. Raises as the client."""
+        columns = [pa.array(self._columns[field.name], field.type) for field in ARROW]
+        client.insert_arrow(NODES, pa.Table.from_arrays(columns, schema=ARROW))
+        newest = [_DEFAULTS | dict(row) for row in self._newest.values()]
+        client.insert_arrow(NEWEST, pa.Table.from_pylist(newest, schema=ARROW))
+        self.written += len(self)
+        for values in self._columns.values():
+            values.clear()
+        self._newest.clear()
+
+
+def record_rows(pipeline: str, record: CommitRecord, log: Log) -> Iterator[Row]:
+    """Of an epoch: nodes source, capture, window, log. Raises `LogError`."""
+    common = {
+        "pipeline": pipeline,
+        "hash": record.hash,
+        "log": record.log,
+        "number": record.number,
+        "first_number": record.number,
+        "before": record.before or "",
+        "committed": record.raw_us,
+        "done": record.written_us,
+        "captured": record.captured_us,
+        "logged": record.written_us,
+    }
+    counts = record.framing
+    yield common | {
+        "node": "source",
+        "transactions": counts.get("transactions", 0),
+        "gtids": len(record.end.gtids.subtract(record.start.gtids)),
+        "events": counts.get("events", 0),
+        "bytes": counts.get("bytes", 0),
+        "bytes_out": counts.get("bytes", 0),
+        "total": record.framing_totals.get("transactions", 0),
+        **framing.source(record),
+    }
+    for table, entry in record.tables.items():
+        yield common | {
+            "node": "capture",
+            "table": table,
+            **entry.rows._asdict(),
+            "total": entry.totals.changes,
+            "totals": entry.totals._asdict(),
+            "bytes": entry.extent.bytes,
+            "rows_in": entry.rows.changes,
+            "rows_out": entry.rows.changes,
+            "bytes_out": entry.extent.bytes,
+        }
+        if windows := record.windows.get(table):
+            read, emitted = sum(w.read for w in windows), sum(w.emitted for w in windows)
+            yield common | {
+                "node": "window",
+                "table": table,
+                "total": read,
+                "windowed": emitted,
+                "superseded": read - emitted,
+                "rows_in": read,
+                "rows_out": emitted,
+            }
+        data = log.data(table, entry.extent)
+        counted = count(data)
+        yield common | {
+            "node": "log",
+            "table": table,
+            **counted,
+            "bytes": entry.extent.bytes,
+            "events": entry.extent.records,
+            "rows_in": entry.rows.changes,
+            "rows_out": sum(counted[operation] for operation in Counts._fields),
+            "bytes_in": entry.extent.bytes,
+            "bytes_out": sum(map(len, data)),
+        }
+
+
+def lake_row(pipeline: str, table: str, commit: LakeCommit) -> Row:
+    """Of a lake commit: node merge, or snapshot where it does not go on from what was before."""
+    info, counts, totals = commit.info, commit.info["counts"], commit.info["totals"]
+    effects = ("key_changes", *Effects._fields)
+    merged = Counts(*counts["logged"])
+    follows = info["kind"] in FOLLOWING
+    added = counts.get("rows_added", 0)
+    return {
+        "pipeline": pipeline,
+        "node": "merge" if follows else "snapshot",
+        "table": table,
+        "kind": info["kind"],
+        # A version of its own: a table that is bootstrapped twice at one epoch has two rows.
+        "hash": f"{info['hash']}@{commit.version}",
+        "log": info["log"],
+        "number": info["epoch"],
+        "first_number": info.get("first_epoch", info["epoch"]),
+        "committed": info["raw_us"],
+        "done": info["committed_us"],
+        "merged": info["committed_us"],
+        "readable": max(commit.readable_us or 0, info["committed_us"]),  # some stores give whole seconds
+        **merged._asdict(),
+        "total": sum(totals["logged"]),
+        "totals": Counts(*totals["logged"])._asdict() | {name: n for name, n in totals.items() if name != "logged"},
+        "bytes": counts.get("bytes_added", 0),
+        **{name: counts.get(name, 0) for name in ("superseded", "duplicate", "effective", *effects, *_MEASURED)},
+        "foreign": counts.get("foreign", 0),
+        "rows_in": merged.changes if follows else added,
+        "rows_out": sum(counts.get(name, 0) for name in _OUT) if follows else added,
+        "bytes_out": counts.get("bytes_added", 0),
+        "version": commit.version,
+        "lake_id": commit.lake_id,
+    }

@@ -1,0 +1,95 @@
+"""What must be in ClickHouse before rows are written: tables as this version has them, views, retention.
+
+Tables that an older version made get the new columns; whatever else has their names is left alone, and said to be in the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cdc.errors import TraceError
+from cdc.trace.tables import KEYS, NODES, create, foreign, widen
+from cdc.trace.views import views
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+_TTL = re.compile(r"toDateTime\(done\) \+ toIntervalSecond\((\d+)\) WHERE pipeline IN \(((?:'(?:[^'\\]|\\.)*'(?:, )?)+)\)")
+_TTL_OF_ONE = re.compile(r"toDateTime\(done\) \+ toIntervalSecond\((\d+)\) WHERE pipeline = ('(?:[^'\\]|\\.)*')")
+_NAME = re.compile(r"'((?:[^'\\]|\\.)*)'")
+_OTHER_PLACE = (
+    "name another database in `trace:` (clickhouse://host:8123/database), or rename what is there; the pipeline goes on"
+)
+
+
+def prepare(client: Client, pipeline: str, keep_s: float | None, where: str) -> bool:
+    """Make, or bring up to date, what is not as it should be; whether a table lacked columns, so that its rows do.
+
+    `keep_s`: for how long the pipeline's rows stay after they were written at their node, seconds; None: for good. Raises `TraceError`.
+    """
+    named = ", ".join(f"'{name}'" for name in (*KEYS, *views()))
+    inside = f"WHERE database = currentDatabase() AND {{}} IN ({named})"
+    have = {
+        name: (engine, key, full, comment)
+        for name, engine, key, full, comment in client.query(
+            f"SELECT name, engine, sorting_key, engine_full, comment FROM system.tables {inside.format('name')}"
+        ).result_rows
+    }
+    columns: dict[str, dict[str, str]] = {}
+    for table, name, kind in client.query(
+        f"SELECT table, name, type FROM system.columns {inside.format('table')}"
+    ).result_rows:
+        columns.setdefault(table, {})[name] = kind
+    widened = False
+    for table in KEYS:
+        if table not in have:
+            client.command(create(table))
+            continue
+        engine, key, _, _ = have[table]
+        if why := foreign(table, engine, key, columns.get(table, {})):
+            raise TraceError(f"a table {table} that is not the trace's is there: {why}", where=where, hint=_OTHER_PLACE)
+        if statement := widen(table, columns.get(table, {})):
+            client.command(statement)
+            widened = True
+    _retain(client, pipeline, keep_s, have[NODES][2] if NODES in have else "")
+    for name, (mark, statement) in views().items():
+        engine, _, _, comment = have.get(name, ("", "", "", ""))
+        if engine not in ("", "View"):
+            what = f"{name} is there and is no view: its engine is {engine}"
+            raise TraceError(what, where=where, hint=_OTHER_PLACE)
+        if comment != mark or widened:  # `*` of a view means the columns of when it was made
+            client.command(statement)
+    return widened
+
+
+def retention(engine_full: str) -> dict[str, int]:
+    """For how many seconds each pipeline's rows stay, by what ClickHouse says of the table."""
+    found = {}
+    for seconds, names in (*_TTL.findall(engine_full), *_TTL_OF_ONE.findall(engine_full)):
+        for name in _NAME.findall(names):
+            found[re.sub(r"\\(.)", r"\1", name)] = int(seconds)
+    return found
+
+
+def _retain(client: Client, pipeline: str, keep_s: float | None, engine_full: str) -> None:
+    """Several pipelines may have their rows in one table, and each its own retention."""
+    before = retention(engine_full)
+    after = {name: seconds for name, seconds in before.items() if name != pipeline}
+    if keep_s is not None:
+        after[pipeline] = max(1, round(keep_s))
+    if after != before:
+        change = f"MODIFY TTL {_ttl(after)}" if after else "REMOVE TTL"
+        client.command(f"ALTER TABLE {NODES} {change}")
+
+
+def _ttl(keep: Mapping[str, int]) -> str:
+    # One term for each time: ClickHouse takes no two that differ by their conditions alone.
+    by_time: dict[int, list[str]] = {}
+    for name, seconds in sorted(keep.items()):
+        by_time.setdefault(seconds, []).append("'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'")
+    return ", ".join(
+        f"toDateTime(done) + toIntervalSecond({seconds}) DELETE WHERE pipeline IN ({', '.join(names)})"
+        for seconds, names in sorted(by_time.items())
+    )
