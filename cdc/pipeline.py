@@ -19,7 +19,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from cdc import checks, daemon, pipelinefile, status, stream
+from cdc import checks, daemon, pipelinefile, status, stream, waiting
 from cdc import config as configuration
 from cdc.clock import SystemClock
 from cdc.config import Mode, PipelineConfig
@@ -34,6 +34,8 @@ from cdc.position import Gtid
 from cdc.source.preflight import Finding
 from cdc.state import Read, State
 from cdc.status import PipelineStatus
+from cdc.waiting import Arrived
+from cdc.watermark import Watermark
 from reconcile import asked as scoping
 from reconcile import reconciling
 from reconcile import values as values_of
@@ -126,6 +128,23 @@ class Pipeline:
     def status(self) -> PipelineStatus:
         """What it is doing."""
         return status.collect(self.config)
+
+    def wait_for(
+        self,
+        *tables: str,
+        position: str | None = None,
+        time: str | None = None,
+        timeout_s: float = 600.0,
+        told: Callable[[Sequence[Watermark]], None] | None = None,
+    ) -> Arrived:
+        """Wait until the lake has, of these tables (all, where none is named), everything that is in the GTID set `position`, or that the source
+        committed up to `time`: ISO 8601 with a zone, or `now`. `told` hears again and again which tables are waited for.
+
+        Raises `ConfigError` for what cannot be waited for, `TableStoppedError` for a table that is stopped, `NotFollowingError` when time
+        is up.
+        """
+        named = [TableName.parse(t) for t in tables]
+        return waiting.wait_for(self.config, named, position=position, at=time, timeout_s=timeout_s, told=told)
 
     def resume(self, *tables: str) -> list[int]:
         """Let stopped tables go on where they are. The requests' numbers."""

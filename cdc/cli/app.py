@@ -37,6 +37,7 @@ from cdc.cli import (
     skip,
     snapshot,
     status,
+    wait,
 )
 from cdc.errors import ConfigError, LakesyncError
 
@@ -50,7 +51,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for _verb in (init, check, add, remove, run, status, snapshot, resume, resync, skip, optimize, reconcile, log, schema):
+for _verb in (
+    init,
+    check,
+    add,
+    remove,
+    run,
+    status,
+    wait,
+    snapshot,
+    resume,
+    resync,
+    skip,
+    optimize,
+    reconcile,
+    log,
+    schema,
+):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 

@@ -55,6 +55,12 @@ class Channel:
     error: int
     filters: Mapping[str, str] = field(default_factory=dict)
     """What it leaves out or takes alone, as the server names it; mostly empty."""
+    name: str = ""
+    """Of the channel, or of MariaDB's connection; mostly empty."""
+    received: str = ""
+    """How far the source's binary log was received: `file:offset`, there."""
+    applied: str = ""
+    """How far it was applied, in the same places. What is between the two lies in the relay log."""
 
     @property
     def runs(self) -> bool:
@@ -146,9 +152,28 @@ class Server:
                         for k, v in new.items()
                         if re.match(r"Replicate_(Wild_)?(Do|Ignore)_(DB|Table)", k) and v
                     },
+                    str(new.get("Channel_Name") or new.get("Connection_name") or ""),
+                    f"{new.get('Source_Log_File')}:{new.get('Read_Source_Log_Pos')}",
+                    f"{new.get('Relay_Source_Log_File')}:{new.get('Exec_Source_Log_Pos')}",
                 )
             )
         return found
+
+    def clock_us(self) -> int:
+        """The server's own clock as this is asked, µs since 1970."""
+        ((now_us,),) = self._query("SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)")
+        return int(now_us)
+
+    def silence_s(self) -> float:
+        """A replica that hears nothing from its source for so long, not even that there is nothing, takes the connection for lost."""
+        settings = {
+            str(name).lower(): value for name, value in self._query("SHOW GLOBAL VARIABLES LIKE '%net\\_timeout'")
+        }
+        return float(settings.get("replica_net_timeout") or settings.get("slave_net_timeout") or 60)
+
+    def ever_replicated(self) -> bool:
+        """Whether it may be a replica, or have been one, for who may not ask for `replication`."""
+        return True
 
     def logs_replicated(self) -> bool:
         """Whether what it replicates is in its own binary log."""
@@ -297,6 +322,10 @@ class MariaDBServer(Server):
     def replication(self) -> list[Channel]:
         """The servers that it replicates from; none for one that is no replica. Needs REPLICA MONITOR."""
         return self._channels("SHOW ALL SLAVES STATUS")
+
+    def ever_replicated(self) -> bool:
+        """Whether it may be a replica, or have been one, for who may not ask for `replication`."""
+        return bool(self._replicated())
 
     def purged(self) -> GtidSet:
         """What the binary log does not hold any more. Needs BINLOG MONITOR."""
