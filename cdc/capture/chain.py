@@ -204,6 +204,10 @@ class Chain:
         self._empty(drained, times, first, gaps, gtids)
         pending.transactions += drained.whole
         pending.framing.update(drained.framing)
+        if faults.mutant("transaction_uncounted") and drained.whole:
+            pending.framing["transactions"] -= 1
+        if faults.mutant("bytes_uncounted") and drained.whole:
+            pending.framing["bytes"] -= 100
         pending.captured_us = self._clock.now_us()
         pending.skipped += drained.skipped
         self.stop(drained.stops)
@@ -271,13 +275,18 @@ class Chain:
             return
         table, schema = source.target.id, source.schema.hash
         lacking = source.lacking(incomplete(changes)) if changes.presence is not None else None
-        records, kept, failed = encoded(source.mapped(batch), gtids, schema, lacking)
+        mapped = source.mapped(batch)
+        short = faults.mutant("batch_shortened") and batch.num_rows > 1 and lacking is None
+        records, kept, failed = encoded(mapped.slice(0, batch.num_rows - short), gtids, schema, lacking)
         if failed is not None:
             failed.where = f"{changes.table} at {failed.where}"
             self._pending.stopped[source.target] = failed
         if records:
             self._pending.data.setdefault(table, []).extend(records)
-            self._pending.rows[table] = self._pending.rows.get(table, Counts()).plus(counts(kept))
+            found = counts(mapped if short else kept)
+            if faults.mutant("capture_miscounts"):
+                found = found._replace(inserts=max(0, found.inserts - 1))
+            self._pending.rows[table] = self._pending.rows.get(table, Counts()).plus(found)
             self._pending.schemas[table] = schema
 
     def stop(self, stops: Iterable[Stop]) -> None:
