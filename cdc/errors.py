@@ -24,6 +24,7 @@
     │   │   └── LakeKeysError       a key is there twice, or has a NULL in it: someone else wrote to the table
     │   └── LakeOccupiedError       the folder belongs to someone else
     ├── TraceError                  ClickHouse failed; the pipeline does not wait for it            exit 3
+    ├── DeliveryError               a webhook or a command did not take a message; it is tried again    exit 3
     ├── TableStoppedError           one table cannot go on; the others do                           exit 3
     ├── NotFollowingError           the lake does not reach a position in time                      exit 3
     └── UnexpectedError             a mistake in lakesync itself; `where` has the traceback         exit 3
@@ -174,6 +175,12 @@ class LakeOccupiedError(LakeError):
 
 class TraceError(LakesyncError):
     """ClickHouse failed. The pipeline never waits for it."""
+
+
+class DeliveryError(LakesyncError):
+    """A webhook or a command did not take a message. The pipeline never waits for it."""
+
+    retryable = True
 
 
 class TableStoppedError(LakesyncError):

@@ -141,23 +141,33 @@ class Runs:
         return _run(row) if row else None
 
     def last(
-        self, kind: Kind, table: object = None, *, trigger: Trigger | None = None, ended: bool = True
+        self,
+        kind: Kind,
+        table: object = None,
+        *,
+        trigger: Trigger | None = None,
+        ended: bool = True,
+        report: bool = True,
     ) -> Run | None:
-        """The newest run of a kind, with its report; with `table`, one that has a verdict about it; not `ended`: the newest one that began."""
+        """The newest run of a kind; with `table`, one that has a verdict about it; not `ended`: the newest one that began; not `report`: without
+        it, which is quicker."""
         only = " AND EXISTS (SELECT 1 FROM verdicts WHERE run = number AND name = ?)" if table is not None else ""
         arguments = [kind, trigger, trigger, *([str(table)] if table is not None else [])]
         with self.database.read() as db:
             row = db.execute(
-                f"SELECT {_COLUMNS}, report FROM runs WHERE kind = ? AND (? IS NULL OR trigger = ?)"
+                f"SELECT {_COLUMNS}, {'report' if report else 'NULL'} FROM runs WHERE kind = ? AND (? IS NULL OR trigger = ?)"
                 f"{' AND ended_us IS NOT NULL' if ended else ''}{only} ORDER BY number DESC LIMIT 1",
                 arguments,
             ).fetchone()
         return _run(row) if row else None
 
-    def history(self, limit: int = 100) -> list[Run]:
-        """The newest runs, newest first, without their reports."""
+    def history(self, limit: int = 100, kind: Kind | None = None) -> list[Run]:
+        """The newest runs, of a kind or all, newest first, without their reports."""
         with self.database.read() as db:
-            rows = db.execute(f"SELECT {_COLUMNS}, NULL FROM runs ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
+            rows = db.execute(
+                f"SELECT {_COLUMNS}, NULL FROM runs WHERE ?1 IS NULL OR kind = ?1 ORDER BY number DESC LIMIT ?2",
+                (kind, limit),
+            ).fetchall()
         return [_run(row) for row in rows]
 
     def verdicts(self) -> list[TableVerdict]:
@@ -351,41 +361,71 @@ def _open_runs(db: sqlite3.Connection, kind: Kind, tables: str, options: str) ->
 
 
 def _end(db: sqlite3.Connection, run: int, verdict: Verdict, report: dict[str, Any], at_us: int) -> None:
-    row = db.execute("SELECT kind, tables, options FROM runs WHERE number = ? AND ended_us IS NULL", (run,)).fetchone()
+    row = db.execute(
+        "SELECT kind, tables, options, begun_us FROM runs WHERE number = ? AND ended_us IS NULL", (run,)
+    ).fetchone()
     if row is None:
         return
     db.execute(
         "UPDATE runs SET ended_us = ?, verdict = ?, report = ? WHERE number = ?", (at_us, verdict, _json(report), run)
     )
     db.execute("DELETE FROM progress WHERE run = ?", (run,))
-    kind, tables, options = row[0], orjson.loads(row[1]), orjson.loads(row[2])
-    part = report.get(kind) if isinstance(report.get(kind), dict) else report
-    assert isinstance(part, dict)
-    seen = [t for t in part.get("tables") or () if isinstance(t, dict) and "table" in t]
-    if kind == "repair":
+    kind, tables, options, begun_us = row[0], orjson.loads(row[1]), orjson.loads(row[2]), row[3]
+    seen = _tables(report, kind)
+    if kind != "repair":
+        windowed = any(options.get(name) is not None for name in ("since", "until"))
+        for one in seen:
+            _end_table(db, run, kind, one, at_us, windowed=windowed)
+        if not seen:
+            db.executemany(
+                "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, 0, 0, ?, NULL)",
+                [(run, t, kind, verdict, at_us) for t in tables],
+            )
+    if kind != "ledger":
+        _resolve_repaired(db, report, begun_us, at_us)
+
+
+def _tables(report: Mapping[str, Any], kind: Kind) -> list[dict[str, Any]]:
+    """The tables of one part of a report; of a whole one, or of that part alone."""
+    part = report.get(kind) if kind in report else report
+    tables = part.get("tables") if isinstance(part, dict) else None
+    return [t for t in tables or () if isinstance(t, dict) and "table" in t]
+
+
+def _end_table(
+    db: sqlite3.Connection, run: int, kind: Kind, one: dict[str, Any], at_us: int, *, windowed: bool
+) -> None:
+    found = _found_of_ledger(one) if kind == "ledger" else _found_of_values(one)
+    whole = not windowed if kind == "ledger" else not any(one.get(n) for n in ("sampled", "columns", "range", "note"))
+    if whole:
+        _resolve_others(db, kind, one["table"], {key for key, *_ in found}, at_us)
+    for key, what, columns, rows in found:
+        _find(db, kind, one["table"], key, what, columns, rows, run, at_us)
+    differences = sum(rows for *_, rows in found) if kind == "values" else len(found)
+    unproven = not found and (one.get("equal") is False or one.get("closes") is False)  # keys that never rest
+    holds = "failed" if unproven else "differs" if found else "agrees"
+    db.execute(
+        "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (run, one["table"], kind, holds, differences, whole, at_us, one.get("version")),
+    )
+
+
+def _resolve_repaired(db: sqlite3.Connection, report: Mapping[str, Any], since_us: int, at_us: int) -> None:
+    """What the repair of this run put right, whichever of the two is recorded first."""
+    db.execute(
+        "UPDATE findings SET resolved_us = ?1 WHERE kind = 'values' AND resolved_us IS NULL AND seen_us >= ?2 AND EXISTS (SELECT 1 "
+        "FROM repairs r WHERE r.name = findings.name AND r.key = findings.key AND r.outcome = 'repaired' AND r.at_us >= ?2)",
+        (at_us, since_us),
+    )
+    repair = report.get("repair")
+    if not isinstance(repair, dict) or repair.get("dry_run"):
         return
-    windowed = any(options.get(name) is not None for name in ("since", "until"))
-    for one in seen:
-        found = _found_of_ledger(one) if kind == "ledger" else _found_of_values(one)
-        whole = (
-            not windowed if kind == "ledger" else not any(one.get(n) for n in ("sampled", "columns", "range", "note"))
-        )
-        if whole:
-            _resolve_others(db, kind, one["table"], {key for key, *_ in found}, at_us)
-        for key, what, columns, rows in found:
-            _find(db, kind, one["table"], key, what, columns, rows, run, at_us)
-        differences = sum(rows for *_, rows in found) if kind == "values" else len(found)
-        unproven = not found and (one.get("equal") is False or one.get("closes") is False)  # keys that never rest
-        holds = "failed" if unproven else "differs" if found else "agrees"
-        db.execute(
-            "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (run, one["table"], kind, holds, differences, whole, at_us, one.get("version")),
-        )
-    if not seen:
-        db.executemany(
-            "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, 0, 0, ?, NULL)",
-            [(run, t, kind, verdict, at_us) for t in tables],
-        )
+    for one in _tables(report, "repair"):
+        if one.get("ok"):
+            db.execute(
+                "UPDATE findings SET resolved_us = ?1 WHERE kind = 'values' AND name = ?2 AND seen_us >= ?3 AND resolved_us IS NULL",
+                (at_us, one["table"], since_us),
+            )
 
 
 _Found = tuple[str, str, list[str], int]

@@ -219,6 +219,34 @@ def test_what_was_repaired_is_kept_with_before_and_after(runs: Runs) -> None:
     assert runs.repairs(table="shop.other") == []
 
 
+@pytest.mark.parametrize("values_first", [True, False])
+@pytest.mark.parametrize("ok", [True, False])
+def test_what_a_run_repairs_is_no_finding_in_whatever_order_it_is_recorded(
+    runs: Runs, values_first: bool, ok: bool
+) -> None:
+    compared, repairing = runs.begin("values", "asked", (), {}), runs.begin("repair", "asked", (), {})
+    found = values("7", "9", different=4)
+    report = {"values": found, "repair": {"dry_run": False, "tables": [{"table": "shop.orders", "ok": ok}]}}
+    if values_first:
+        runs.end(compared, "differs", {"values": found})
+    runs.repaired(
+        repairing,
+        [Repaired("shop.orders", "7", "different"), Repaired("shop.orders", "9", "different", outcome="differs")],
+    )
+    runs.settled("shop.orders", ["7"])
+    runs.end(repairing, "agrees", report)
+    if not values_first:
+        runs.end(compared, "differs", report)
+    assert keys(runs) == ([] if ok else ["9", REST])
+
+
+def test_a_dry_run_puts_nothing_right(runs: Runs) -> None:
+    run = runs.begin("values", "asked", (), {})
+    repair = {"dry_run": True, "tables": [{"table": "shop.orders", "ok": True}]}
+    runs.end(run, "differs", {"values": values("7"), "repair": repair})
+    assert keys(runs) == ["7"]
+
+
 def test_old_runs_go_and_what_still_counts_stays(runs: Runs) -> None:
     first = check(runs, values("7"))
     check(runs, values(sampled=0.5))
