@@ -31,13 +31,13 @@ MARKS: Final[Mapping[Sight, str]] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One check. `sees`: what it is about; `cannot`: what it does not see, whatever happens."""
+    """One check. `sees`: what it is about; `blind`: what it does not see, whatever happens."""
 
     name: Name
     title: str
     how: str
-    sees: str
-    cannot: str
+    sees: tuple[str, ...]
+    blind: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,44 +56,59 @@ CHECKS: Final = (
         "pipeline",
         "the pipeline itself",
         "always, while it runs",
-        "positions that do not follow one another, a source whose history is another one, data that is not what its commit record says, commits "
-        "whose rows do not balance, a key that is there twice",
-        "values that are wrong from the beginning, and what others write into the lake without touching a key twice",
+        (
+            "positions that do not follow one another",
+            "a source whose history is another one",
+            "data in the log that is not what its commit record says",
+            "commits whose rows do not balance",
+            "a key that is there twice",
+        ),
+        ("values that are wrong from the beginning", "what others write into the lake without touching a key twice"),
     ),
     Check(
         "ledger",
         "ledger",
         "`lakesync reconcile --ledger`, `reconcile: {ledger: every 5m}`",
-        "rows that are lost, or there twice, between any two nodes; rows that others put into the lake or took out",
-        "values; changes that the server never wrote into its binary log, or that were lost before they were counted for the first time",
+        (
+            "rows that are lost, or there twice, between any two nodes",
+            "rows that others put into the lake, or took out",
+        ),
+        (
+            "values",
+            "changes that were lost before they were counted for the first time: not in the binary log, or not read",
+        ),
     ),
     Check(
         "values",
         "values",
         "`lakesync reconcile --values`",
-        "every row and every column, at one position, by the server's own canonical text",
-        "tables of mode `append`, and what `soft-delete` and `history` keep besides the rows that are there now; lakesync's own columns",
+        ("every row and every column, at one position, by the server's own canonical text",),
+        (
+            "tables of mode `append`",
+            "what `soft-delete` and `history` keep besides the rows that are there now",
+            "lakesync's own columns",
+        ),
     ),
     Check(
         "columns",
         "values of some columns",
         "`lakesync reconcile --values --columns a,b`",
-        "keys that are missing or too many, and these columns",
-        "the other columns",
+        ("keys that are missing or too many", "these columns"),
+        ("the other columns",),
     ),
     Check(
         "sample",
         "values of a sample",
         "`lakesync reconcile --values --sample 1%`",
-        "every row and column of the key ranges whose turn it is",
-        "the other key ranges, until their turn comes",
+        ("every row and column of the key ranges whose turn it is",),
+        ("the other key ranges, until their turn comes",),
     ),
     Check(
         "repair",
         "repair",
         "`lakesync reconcile --values --repair`",
-        "rows that values found to differ: they are read again through the log, and compared once more",
-        "what values does not see",
+        ("rows that values found to differ: they are read again through the log, and compared once more",),
+        ("what values does not see",),
     ),
 )
 
@@ -163,7 +178,7 @@ END: Final = "<!-- checks end -->"
 def markdown() -> str:
     """The tables of `docs/verification.md`."""
     lines = ["| check | how | sees | does not see |", "| --- | --- | --- | --- |"]
-    lines += [f"| {c.title} | {c.how} | {c.sees} | {c.cannot} |" for c in CHECKS]
+    lines += [f"| {c.title} | {c.how} | {'; '.join(c.sees)} | {'; '.join(c.blind)} |" for c in CHECKS]
     lines += [
         "",
         f"| corruption | where | {' | '.join(c.title for c in CHECKS)} |",
