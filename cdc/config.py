@@ -21,6 +21,8 @@ from cdc.errors import ConfigError
 from cdc.names import TableName, encode
 from cdc.position import GtidSet
 from cdc.proving import AlertsConfig, MetricsConfig, ReconcileConfig
+from cdc.ready import periods
+from cdc.ready.settings import ReadyConfig
 from cdc.roots import ObjectRoot, Root
 from cdc.units import LOGIN_IN_URL, Duration, Model, Size, check_reference, format_size, not_zero
 from cdc.units import LOOPBACK as LOOPBACK
@@ -123,6 +125,8 @@ class TableConfig(Model):
     """The column that says which shard a row is of, and is part of the key."""
     from_position: str | None = None
     """The lake has the table already, as of this GTID set (MariaDB: GTID list); it is taken over as it is."""
+    ready: ReadyConfig | None = None
+    """Who is told that a partition of time is complete; null: nobody."""
 
     @field_validator("name")
     @classmethod
@@ -169,6 +173,12 @@ class TableConfig(Model):
         for term in partitioning.parse_all(self.partition_by):
             if term.column in self.exclude:
                 raise ValueError(f"column {term.column} stands in partition_by: and in exclude:")
+        return self
+
+    @model_validator(mode="after")
+    def _check_ready(self) -> TableConfig:
+        if self.ready is not None:
+            periods.chosen(self.partition_by, self.ready.period)
         return self
 
     @model_validator(mode="after")
@@ -488,7 +498,7 @@ class PipelineConfig(Model):
             if (named := exact.get(target)) and named.target != target:
                 raise ValueError(f"into: {entry.into} (at {entry.name}) is a table of its own here, {named.name}")
             other = first.setdefault(target, entry)
-            for key in ("mode", "types", "exclude", "partition_by", "change_feed", "shard_column"):
+            for key in ("mode", "types", "exclude", "partition_by", "change_feed", "shard_column", "ready"):
                 if getattr(other, key) != getattr(entry, key):
                     raise ValueError(f"{other.name} and {entry.name} are into {entry.into}, with different {key}:")
         return tables
@@ -588,6 +598,11 @@ def parse(data: dict[str, Any], path: Path) -> PipelineConfig:
         if isinstance(options, dict):
             data[part] = {k: _absolute_reference(v, base) for k, v in options.items()}
     data["alerts"] = _absolute_references(data.get("alerts"), base)
+    if isinstance(tables := data.get("tables"), list | tuple):
+        data["tables"] = [
+            {**t, "ready": _absolute_references(t["ready"], base)} if isinstance(t, dict) and "ready" in t else t
+            for t in tables
+        ]
     try:
         return PipelineConfig.model_validate(data)
     except ValidationError as error:
@@ -652,7 +667,7 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = next(_models(model.model_fields[part].annotation), model)
-    return sorted(set(model.model_fields) - {"path"})
+    return sorted({field.alias or name for name, field in model.model_fields.items()} - {"path"})
 
 
 def _models(annotation: Any) -> Iterator[type[Model]]:
@@ -670,11 +685,12 @@ def json_schema() -> dict[str, Any]:
     schema["required"] = ["name", "source", "lake"]
     schema["properties"]["trace"]["anyOf"].insert(0, {"type": "string", "description": "the URL alone"})
     schema["properties"]["metrics"]["anyOf"].insert(0, {"type": "string", "description": "the address alone"})
-    alerts = schema["$defs"]["AlertsConfig"]["properties"]
-    alerts["webhook"]["anyOf"].insert(0, {"type": "string", "description": "the URL alone"})
-    alerts["command"]["anyOf"].insert(
-        0, {"type": "array", "items": {"type": "string"}, "description": "the list alone"}
-    )
+    for name in ("AlertsConfig", "ReadyConfig"):
+        told = schema["$defs"][name]["properties"]
+        told["webhook"]["anyOf"].insert(0, {"type": "string", "description": "the URL alone"})
+        told["command"]["anyOf"].insert(
+            0, {"type": "array", "items": {"type": "string"}, "description": "the list alone"}
+        )
     tables = schema["properties"]["tables"]
     tables["items"] = {"anyOf": [{"type": "string", "description": "the name alone"}, tables["items"]]}
     for part in (schema, *schema["$defs"].values()):
