@@ -24,6 +24,32 @@ def json_diffs(data: bytes) -> list[tuple[int, str, str | None]]:
 def json_patch(text: str, diffs: list[tuple[int, str, str | None]]) -> str | None:
     """The text of a JSON value, as the server prints it, after these differences; None where they do not fit the value."""
 
+def texts(array: _Arrow, time: bool = False) -> Batch:
+    """The canonical texts (`cdc.source.canonical`) of an array of the lake's types, string; null stays null. `time`: int64 is a TIME in µs.
+
+    Raises `TypeError` for a type that no column has, `ValueError` for more than 2 GiB of texts.
+    """
+
+def row_digests(batch: _Arrow, kinds: Sequence[str], unfit: _Arrow | None = None) -> Batch:
+    """Of each row of a record batch the first 16 bytes of the SHA-256 over its fields; fixed_size_binary(16).
+
+    `kinds`: how each column is laid out (`cdc.source.digests`): `plain`, `time` (plain; int64 is a TIME), `bytes`, `hexed` (bytes; texts are
+    hexadecimal digits), `hashed`. `unfit`: the same rows' `_cdc_unfit`. Raises `ValueError`, `TypeError` for what does not belong together.
+    """
+
+def row_buckets(batch: _Arrow, kinds: Sequence[str], bits: int, unfit: _Arrow | None = None) -> Batch:
+    """Of each row the lowest `bits` bits of the CRC-32 over its fields, uint32; arguments and errors of `row_digests`."""
+
+def chunk_of(keys: _Arrow, bounds: _Arrow) -> Batch:
+    """For each key how many of the bounds are not after it, uint32. Both are record batches of the key's columns, in its order and of the same
+    types; bounds ascend. Texts and binaries are ordered by their bytes, all else by value. Raises `ValueError` for a null, or other types.
+    """
+
+def sums(digests: _Arrow, chunks: _Arrow, n: int) -> Batch:
+    """For each of `n` chunks struct<rows: int64, high: decimal128(38, 0), low: decimal128(38, 0)>: its rows, and the sums of the first and the
+    last eight bytes of their digests (fixed_size_binary(16)), as unsigned big-endian numbers. `chunks`: uint32, each digest's.
+    """
+
 class DecodeError(Exception):
     """Bytes that cannot be decoded: `args` are the kind (`damaged`, `unsupported`, `table` or `identity`) and what, without row values."""
 

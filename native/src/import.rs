@@ -1,6 +1,6 @@
 //! Arrow arrays from Python, by Arrow's C data interface.
 
-use arrow_array::{StructArray, UInt32Array, ffi};
+use arrow_array::{ArrayRef, StructArray, UInt32Array, ffi, make_array};
 use arrow_data::ArrayData;
 use arrow_data::ffi::FFI_ArrowArray;
 use arrow_schema::DataType;
@@ -25,6 +25,11 @@ fn array(it: &Bound<'_, PyAny>) -> PyResult<ArrayData> {
         ffi::from_ffi(array, &schema)
     };
     imported.map_err(|error| PyValueError::new_err(error.to_string()))
+}
+
+/// Any array.
+pub fn array_ref(it: &Bound<'_, PyAny>) -> PyResult<ArrayRef> {
+    Ok(make_array(array(it)?))
 }
 
 /// A record batch.

@@ -7,12 +7,16 @@ pub mod batches;
 #[cfg(feature = "python")]
 mod binlog;
 pub mod bitmap;
+pub mod bounds;
 pub mod cells;
 pub mod charset;
 pub mod columns;
+#[cfg(feature = "python")]
+mod comparing;
 pub mod cursor;
 pub mod decimals;
 pub mod decoder;
+pub mod digests;
 pub mod error;
 pub mod events;
 #[cfg(feature = "python")]
@@ -38,5 +42,6 @@ pub mod resultset;
 pub mod rowevent;
 pub mod rows;
 pub mod tablemap;
+pub mod texts;
 pub mod transaction;
 pub mod values;

@@ -34,5 +34,8 @@ mod _native {
     use crate::places::{Bitmap, KeyIndex};
 
     #[pymodule_export]
+    use crate::comparing::{chunk_of, row_buckets, row_digests, sums, texts};
+
+    #[pymodule_export]
     use crate::export::{Batch, DecodeError, ResultSet, ServerError};
 }

@@ -23,7 +23,7 @@ from cdc.log.codec import WIDTH
 from cdc.names import TableName
 from cdc.position import BinlogEnd, Position
 from cdc.schema import Column, TableSchema
-from cdc.source import canonical, catalogue, results
+from cdc.source import canonical, catalogue, digests, results
 from cdc.source.connection import LIMITS, connect, is_mariadb, translated
 from cdc.source.dump import BinlogStream
 from cdc.source.server import Server
@@ -228,6 +228,33 @@ def test_every_edge_has_the_text_that_the_server_prints(
             assert (canonical.texts(column, array).cast(pa.binary()).to_pylist() != texts) == (kind in edges.unfit), (
                 kind
             )
+
+
+@pytest.mark.parametrize("output", ["native", "string"])
+def test_every_edge_has_the_digest_that_the_server_computes(
+    server: SqlServer, connection: Connection[Any], edges: Edges, output: str
+) -> None:
+    mariadb, schema = is_mariadb(connection), edges.schema
+    expressions = [digests.digest_expression([c], mariadb=mariadb) for c in schema.columns]
+    expressions += [
+        digests.digest_expression(schema.columns, mariadb=mariadb),
+        digests.bucket_expression(schema.columns, mariadb=mariadb),
+    ]
+    sql = f"SELECT {', '.join(expressions[:-1])}, CAST({expressions[-1]} AS CHAR) FROM {edges.table.quoted} ORDER BY id"
+    plans = [{"name": str(n), "type": "varbinary"} for n in range(len(expressions))]
+    (told,) = results.read(connection, as_binary(sql), plans)
+    if output == "string":
+        schema = schema.with_overrides(dict.fromkeys(schema.names, "string"))
+    (batch,) = rows_of(connection, edges, schema).combine_chunks().to_batches()
+    kept = batch.column(unfit.NAME)
+    for kind, column, found in zip(edges.kinds, schema.columns, told.columns, strict=False):
+        assert digests.digests([column], batch, kept).to_pylist() == found.to_pylist(), kind
+        if output == "native":
+            without = digests.digests([column], batch).to_pylist()
+            assert (without != found.to_pylist()) == (kind in edges.unfit), kind
+    assert digests.digests(schema.columns, batch, kept).to_pylist() == told.column(-2).to_pylist()
+    buckets = digests.buckets(schema.columns, batch, kept).to_pylist()
+    assert buckets == [int(b) for b in told.column(-1).to_pylist()]
 
 
 def test_the_binary_log_tells_the_same_columns_and_the_same_rows(
