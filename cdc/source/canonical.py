@@ -112,12 +112,18 @@ def _texts(column: Column, array: pa.Array[Any]) -> pa.Array[Any]:
         return array.cast(pa.string())
     if pa.types.is_timestamp(kind) and kind.unit != "us":
         array = array.cast(pa.timestamp("us"))
-    return pa.array(_native.texts(array, column.type == "time"))
+    return _native_texts(array, column.type == "time")
+
+
+def _native_texts(array: pa.Array[Any], time: bool = False) -> pa.Array[Any]:
+    made: Any = _native.texts(array, time)
+    found: Any = pa.array(made)
+    return found  # type: ignore[no-any-return]
 
 
 def time_text(micros: int) -> str:
     """A TIME of so many microseconds."""
-    return str(pa.array(_native.texts(pa.array([micros], pa.int64()), True))[0])
+    return str(_native_texts(pa.array([micros], pa.int64()), True)[0])
 
 
 def decimal_text(value: Decimal) -> str:
@@ -127,4 +133,4 @@ def decimal_text(value: Decimal) -> str:
 
 def double_text(value: float) -> str:
     """A double as MySQL prints it in JSON."""
-    return str(pa.array(_native.texts(pa.array([value], pa.float64())))[0])
+    return str(_native_texts(pa.array([value], pa.float64()))[0])

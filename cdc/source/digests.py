@@ -83,7 +83,8 @@ def digests(
 ) -> pa.FixedSizeBinaryArray:
     """The digests of a batch's rows over these columns, found by name, in the lake's types; fixed_size_binary(16). `unfit`: the same rows'
     `_cdc_unfit`."""
-    found: Any = pa.array(_native.row_digests(_selected(columns, batch), _kinds(columns), _map(unfit)))
+    made: Any = _native.row_digests(_selected(columns, batch), _kinds(columns), _map(unfit))
+    found: Any = pa.array(made)
     return found  # type: ignore[no-any-return]
 
 
@@ -91,7 +92,8 @@ def buckets(
     columns: Sequence[Column], batch: pa.RecordBatch, unfit: pa.Array[Any] | None = None, *, bits: int = BUCKET_BITS
 ) -> pa.UInt32Array:
     """The buckets of a batch's rows by these columns; uint32."""
-    found: Any = pa.array(_native.row_buckets(_selected(columns, batch), _kinds(columns), bits, _map(unfit)))
+    made: Any = _native.row_buckets(_selected(columns, batch), _kinds(columns), bits, _map(unfit))
+    found: Any = pa.array(made)
     return found  # type: ignore[no-any-return]
 
 

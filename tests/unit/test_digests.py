@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdc import _native
@@ -59,6 +59,7 @@ def laid_out(column: Column, text: str | None, raw: Any) -> bytes:
     return text.encode() + b","
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_texts_are_those_of_the_oracle(rows: list[tuple[Any, ...]]) -> None:
     batch = batch_of(rows)
@@ -69,6 +70,7 @@ def test_texts_are_those_of_the_oracle(rows: list[tuple[Any, ...]]) -> None:
         assert canonical.texts(column, part).equals(reference.texts(column, part)), column
 
 
+@settings(deadline=None)
 @given(ROWS, st.integers(0, 32))
 def test_a_digest_is_of_the_fields_of_its_row(rows: list[tuple[Any, ...]], bits: int) -> None:
     batch, columns = batch_of(rows), [c for c, _, _ in COLUMNS]
@@ -84,11 +86,18 @@ def test_a_digest_is_of_the_fields_of_its_row(rows: list[tuple[Any, ...]], bits:
     assert digests.digests(columns, part).equals(digests.digests(columns, batch).slice(len(rows) // 3))
 
 
+def bytes_of(found: Any) -> bytes:
+    return bytes(found[0].as_py())
+
+
+def array_of(made: Any) -> Any:
+    return pa.array(made)
+
+
 def one(column: Column, value: Any, kind: Any = None, unfit: dict[str, str] | None = None) -> bytes:
     batch = pa.RecordBatch.from_arrays([pa.array([value], kind or column.arrow_type)], [column.name])
     kept = None if unfit is None else pa.array([unfit], pa.map_(pa.string(), pa.string()))
-    found: Any = digests.digests([column], batch, kept)[0].as_py()
-    return bytes(found)
+    return bytes_of(digests.digests([column], batch, kept))
 
 
 def test_rows_that_differ_are_never_laid_out_alike() -> None:
@@ -97,7 +106,7 @@ def test_rows_that_differ_are_never_laid_out_alike() -> None:
 
     def pair(one: str | None, other: str | None) -> bytes:
         batch = pa.RecordBatch.from_arrays([pa.array([one], pa.string()), pa.array([other], pa.string())], ["a", "b"])
-        return bytes(digests.digests([a, b], batch)[0].as_py())
+        return bytes_of(digests.digests([a, b], batch))
 
     rows = [
         ("ab", "c"),
@@ -193,6 +202,7 @@ KEYS = (
 )
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_chunks_are_found_as_by_sorting(data: st.DataObject) -> None:
     kinds = data.draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3))
@@ -207,7 +217,7 @@ def test_chunks_are_found_as_by_sorting(data: st.DataObject) -> None:
         arrays = [pa.array([row[n] for row in rows], kind) for n, (kind, _) in enumerate(kinds)]
         return pa.RecordBatch.from_arrays(arrays, [str(n) for n in range(len(kinds))])
 
-    found: Any = pa.array(_native.chunk_of(table(keys), table(bounds)))
+    found = array_of(_native.chunk_of(table(keys), table(bounds)))
     assert found.type == pa.uint32()
     assert found.to_pylist() == [sum(ordered(b) <= ordered(key) for b in bounds) for key in keys]
 
@@ -220,9 +230,10 @@ def test_chunks_of_keys_that_cannot_be_ordered_are_refused() -> None:
         _native.chunk_of(keys.slice(0, 1), pa.RecordBatch.from_arrays([pa.array(["1"])], ["a"]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.binary(min_size=16, max_size=16), st.integers(0, 4))))
 def test_sums_are_of_both_halves(rows: list[tuple[bytes, int]]) -> None:
-    found: Any = pa.array(
+    found = array_of(
         _native.sums(pa.array([r[0] for r in rows], pa.binary(16)), pa.array([r[1] for r in rows], pa.uint32()), 5)
     )
     for chunk, entry in enumerate(found.to_pylist()):
