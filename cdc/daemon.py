@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Literal
 
-from cdc import crash, sdnotify
+from cdc import crash, metrics, sdnotify
 from cdc.capture.capture import Capture
 from cdc.capture.tables import PipelineFile
 from cdc.clock import Clock, SystemClock
@@ -35,14 +35,31 @@ from cdc.source import catalogue, preflight
 from cdc.source.connection import connect
 from cdc.source.server import Server
 from cdc.state import State, TableStatus
+from cdc.trace import node as trace_node
+from cdc.ready import node as ready_node
+from cdc.trace import node as trace_node
 from cdc.trace import project_in_process
 from cdc.window import Windows
+from reconcile import node as reconcile_node
+from reconcile import watching
 from snapshot import node as snapshot_node
 from snapshot import reread as reread_node
 from snapshot.throttle import Throttle
 
-NodeName = Literal["capture", "reread", "snapshot", "merge", "trace"]
-NODES: tuple[NodeName, ...] = ("capture", "reread", "snapshot", "merge", "trace")
+NodeName = Literal["capture", "reread", "snapshot", "merge", "ready", "trace", "reconcile", "alerts", "metrics"]
+NODES: tuple[NodeName, ...] = (
+    "capture",
+    "reread",
+    "snapshot",
+    "merge",
+    "ready",
+    "trace",
+    "reconcile",
+    "alerts",
+    "metrics",
+)
+BESIDE: frozenset[NodeName] = frozenset({"ready", "trace", "reconcile", "alerts", "metrics"})
+"""Nodes that only look at what the others do: whatever happens to one, it is started again, and the pipeline goes on."""
 Stop = threading.Event
 Body = Callable[[Stop], None]
 
@@ -55,6 +72,10 @@ TICK_S = 0.25
 """How often the supervisor looks."""
 END_WITHIN_S = 20.0
 """How long the nodes have to end once they are told to."""
+BESIDE_END_WITHIN_S = 3.0
+"""How long those beside them have: what they did not do is done the next time."""
+RECORDED = 3
+"""Of one mistake in a node beside the others, tracebacks are kept so many times in a row."""
 
 LOG = logger("daemon")
 
@@ -187,44 +208,54 @@ class Supervisor:
         self.ending.set()
         deadline = self.clock.monotonic() + END_WITHIN_S
         for name, thread in self.threads.items():
-            if name == "trace":
-                continue  # it may wait for its child; both end with this process, and what they did not do is done the next time
-            thread.join(max(0.0, deadline - self.clock.monotonic()))
-            if thread.is_alive():
-                self._fail(name, UnexpectedError(f"did not end within {END_WITHIN_S:.0f} s", where=f"node {name}"))
+            if name not in BESIDE:
+                thread.join(max(0.0, deadline - self.clock.monotonic()))
+                if thread.is_alive():
+                    self._fail(name, UnexpectedError(f"did not end within {END_WITHIN_S:.0f} s", where=f"node {name}"))
+        deadline = self.clock.monotonic() + BESIDE_END_WITHIN_S
+        for name, thread in self.threads.items():
+            if name in BESIDE:
+                thread.join(max(0.0, deadline - self.clock.monotonic()))
 
     def _supervise(self, node: NodeName, body: Body) -> None:
         attempt = 0
         while not self.ending.is_set():
             began = self.clock.monotonic()
+            error: LakesyncError
             try:
                 body(self.ending)
-                if not self.ending.is_set():
-                    self._fail(node, UnexpectedError("ended without being told to", where=f"node {node}"))
-                return
-            except LakesyncError as error:
                 if self.ending.is_set():
-                    LOG.info("ended-with-error", ended=node, code=error.code, what=error.what)
                     return
-                if not error.retryable:
+                error = UnexpectedError("ended without being told to", where=f"node {node}")
+            except LakesyncError as raised:
+                error = raised
+            except BaseException as raised:
+                if node in BESIDE and attempt >= RECORDED:
+                    error = UnexpectedError(f"unexpected {type(raised).__name__}, again", where=f"node {node}")
+                else:
+                    error = crash.record(raised, self.state.folder, f"node {node}")
+                if node not in BESIDE:
                     self._fail(node, error)
                     return
-                attempt = 1 if self.clock.monotonic() - began > CALM_S else attempt + 1
-                pause = pause_before(attempt)
-                LOG.warning(
-                    "restarting",
-                    failed=node,
-                    code=error.code,
-                    what=error.what,
-                    where=error.where,
-                    attempt=attempt,
-                    in_s=round(pause, 1),
-                )
-                self._record(node, error)
-                self.ending.wait(pause)
-            except BaseException as error:
-                self._fail(node, crash.record(error, self.state.folder, f"node {node}"))
+            if self.ending.is_set():
+                LOG.info("ended-with-error", ended=node, code=error.code, what=error.what)
                 return
+            if not error.retryable and node not in BESIDE:
+                self._fail(node, error)
+                return
+            attempt = 1 if self.clock.monotonic() - began > CALM_S else attempt + 1
+            pause = pause_before(attempt)
+            LOG.warning(
+                "restarting",
+                failed=node,
+                code=error.code,
+                what=error.what,
+                where=error.where,
+                attempt=attempt,
+                in_s=round(pause, 1),
+            )
+            self._record(node, error)
+            self.ending.wait(pause)
 
     def _fail(self, node: str, error: LakesyncError) -> None:
         LOG.error("failed", failed=node, code=error.code, what=error.what, where=error.where, hint=error.hint)
@@ -273,18 +304,15 @@ def _bodies(
 
         return run
 
-    def trace(stop: Stop) -> None:
-        assert config.trace
-        while not stop.wait(config.trace.every):
-            _project(config)
-            state.beat("trace", {})
+    def trace(stop: Stop, log: Log) -> None:
+        trace_node.run(config, log, state, stop, clock)
 
     found: dict[NodeName, Body] = {
         "capture": with_log(capture),
         "reread": with_log(reread),
         "snapshot": with_log(snapshot),
         "merge": with_log(merge),
-        "trace": trace,
+        "trace": with_log(trace),
     }
     return {n: found[n] for n in nodes if n != "trace" or config.trace}
 

@@ -37,6 +37,7 @@ from cdc.cli import (
     skip,
     snapshot,
     status,
+    trace,
     wait,
 )
 from cdc.errors import ConfigError, LakesyncError
@@ -69,6 +70,7 @@ for _verb in (
     schema,
 ):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
+app.add_typer(trace.app)
 
 
 def _version(asked: bool) -> None:
@@ -139,7 +141,7 @@ def _reader_left() -> int:
 
 
 def _verb_of(arguments: Sequence[str]) -> str:
-    commands = {c.name for c in app.registered_commands}
+    commands = {c.name for c in app.registered_commands} | {g.name for g in app.registered_groups}
     return next((a for a in arguments if a in commands), "")
 
 

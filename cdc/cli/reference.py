@@ -23,15 +23,19 @@ WIDTH = 100
 
 @functools.cache
 def helps() -> dict[str, str]:
-    """The help text of every command by name, as `--help` prints it, at a fixed width."""
+    """The help text of every command by name (`trace rebuild`), as `--help` prints it, at a fixed width."""
     os.environ["COLUMNS"] = str(WIDTH)
     group = typer.main.get_command(app)
-    parent = group.make_context("lakesync", [], resilient_parsing=True)
-    found = {}
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
+    return dict(_helps(group, group.make_context("lakesync", [], resilient_parsing=True), ""))
+
+
+def _helps(group: Any, parent: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    for name, command in group.commands.items():
         with command.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=WIDTH) as context:
-            found[name] = command.get_help(context).rstrip()
-    return found
+            if hasattr(command, "commands"):
+                yield from _helps(command, context, f"{prefix}{name} ")
+            else:
+                yield f"{prefix}{name}", command.get_help(context).rstrip()
 
 
 def _commands() -> str:

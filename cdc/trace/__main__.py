@@ -1,9 +1,14 @@
-"""`python -m cdc.trace FILE`: one projection, for `project_in_process`."""
+"""`python -m cdc.trace FILE`: one projection, for `cdc.trace.child`. One line of JSON: what was done, or the error."""
 
 from __future__ import annotations
 
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from cdc.config import load
 from cdc.errors import LakesyncError
@@ -13,21 +18,26 @@ from cdc.trace.project import project
 
 
 def main() -> int:
-    """Exit code 0, or that of the error, which is printed as one line."""
+    """Exit code 0, or that of the error."""
+    done: dict[str, Any] = dict.fromkeys(("epoch", "records", "commits", "rows", "seconds"), 0)
     try:
         config = load(Path(sys.argv[1]))
-        if config.trace is None:
-            return 0
-        log = open_log(config.log, config.name, config.log_settings())
-        try:
-            with client(config.trace) as opened:
-                project(opened, config, log)
-        finally:
-            log.close()
+        if config.trace is not None:
+            with (
+                closing(open_log(config.log, config.name, config.log_settings())) as log,
+                client(config.trace) as opened,
+            ):
+                found = project(opened, config, log)
+                done = {name: getattr(found, name) for name in done}
     except LakesyncError as error:
-        print(error, file=sys.stderr)
+        _say(error.to_dict())
         return error.exit_code
+    _say(done | {"cpu_s": time.process_time()})
     return 0
+
+
+def _say(words: dict[str, Any]) -> None:
+    sys.stdout.write(orjson.dumps(words).decode() + "\n")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ and the process that did so ends soon (`cdc.trace.project_in_process`).
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from cdc.config import LOOPBACK, TraceConfig, read_secret
@@ -97,19 +99,53 @@ def _folder(path: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+_WAYS_OUT: Final = {
+    60: ("a table of the trace is gone", "run `lakesync trace rebuild`"),
+    76: (
+        "its files cannot be opened",
+        "make room or restore the folder; a chDB folder that is damaged can be moved away",
+    ),
+    81: ("there is no such database", "create the database, or name another one in `trace:`"),
+    159: ("it was too slow", "look at its load"),
+    164: ("the user may only read", "grant it CREATE TABLE, CREATE VIEW, ALTER, INSERT and SELECT on the database"),
+    192: ("the user is not known", "look at the user in `trace:`, and at `trace.password`"),
+    241: ("it has no memory left", "give it more, or look at its load"),
+    242: ("the table is read-only", "look at its replication and its disk"),
+    243: ("its disk is full", "make room on its disk"),
+    252: ("it has too many parts that are not merged yet", "look at its load"),
+    497: ("the user lacks a right", "grant it CREATE TABLE, CREATE VIEW, ALTER, INSERT and SELECT on the database"),
+    516: ("the login is refused", "look at the user in `trace:`, and at `trace.password`"),
+}
+"""By ClickHouse's error codes: what it means, and what helps."""
+_ERRNO: Final = re.compile(r"\[Errno -?\d+\] ([^'\")\]]+)")
+_CODE: Final = re.compile(r"\b[Cc]ode: (\d+)")
+_GOES_ON: Final = "; the pipeline goes on, and the trace catches up later"
+
+
 @contextmanager
 def _errors(config: TraceConfig) -> Iterator[None]:
     from clickhouse_connect.driver.exceptions import Error
 
+    # It says on its logger, and so on standard error, what it then raises.
+    logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
     try:
         yield
     except (Error, OSError) as error:
-        raise TraceError(
-            f"ClickHouse: {_first_line(error)}",
-            where=f"trace: {config.url}",
-            hint="the pipeline goes on; the trace catches up later",
-        ) from error
+        what, hint = _explained(error)
+        raise TraceError(f"ClickHouse: {what}", where=f"trace: {config.url}", hint=hint + _GOES_ON) from error
 
 
-def _first_line(error: Any) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _explained(error: Exception) -> tuple[str, str]:
+    words = str(error).strip()
+    code = getattr(error, "code", None) or next((int(found) for found in _CODE.findall(words)), None)
+    if code in _WAYS_OUT:
+        what, hint = _WAYS_OUT[code]
+        return f"{what} (code {code})", hint
+    if found := _ERRNO.search(words):
+        return f"it cannot be reached: {found[1].strip().lower()}", "is it running, and is the address right?"
+    if "timed out" in words.lower():
+        return "it did not answer in time", "look at its load, and at the way to it"
+    if "closed connection" in words or "Connection aborted" in words:
+        return "it hung up", "look at its log"
+    first = (words.splitlines() or [type(error).__name__])[0][:300]
+    return first, "look at its log"

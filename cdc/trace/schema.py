@@ -16,7 +16,9 @@ from cdc.trace.views import views
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-_TTL = re.compile(r"toDateTime\(done\) \+ toIntervalSecond\((\d+)\) WHERE pipeline IN \(((?:'(?:[^'\\]|\\.)*'(?:, )?)+)\)")
+_TTL = re.compile(
+    r"toDateTime\(done\) \+ toIntervalSecond\((\d+)\) WHERE pipeline IN \(((?:'(?:[^'\\]|\\.)*'(?:, )?)+)\)"
+)
 _TTL_OF_ONE = re.compile(r"toDateTime\(done\) \+ toIntervalSecond\((\d+)\) WHERE pipeline = ('(?:[^'\\]|\\.)*')")
 _NAME = re.compile(r"'((?:[^'\\]|\\.)*)'")
 _OTHER_PLACE = (
@@ -64,6 +66,19 @@ def prepare(client: Client, pipeline: str, keep_s: float | None, where: str) -> 
     return widened
 
 
+def is_there(client: Client) -> bool:
+    """Whether the trace's table is. Raises as the client."""
+    query = f"SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = '{NODES}'"
+    return bool(client.query(query).result_rows[0][0])
+
+
+def forget(client: Client, pipeline: str) -> None:
+    """Delete a pipeline's rows, and wait until they are gone. Raises as the client."""
+    if is_there(client):
+        for table in KEYS:
+            client.command(f"ALTER TABLE {table} DELETE WHERE pipeline = {_text(pipeline)} SETTINGS mutations_sync = 2")
+
+
 def retention(engine_full: str) -> dict[str, int]:
     """For how many seconds each pipeline's rows stay, by what ClickHouse says of the table."""
     found = {}
@@ -88,8 +103,13 @@ def _ttl(keep: Mapping[str, int]) -> str:
     # One term for each time: ClickHouse takes no two that differ by their conditions alone.
     by_time: dict[int, list[str]] = {}
     for name, seconds in sorted(keep.items()):
-        by_time.setdefault(seconds, []).append("'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'")
+        by_time.setdefault(seconds, []).append(_text(name))
     return ", ".join(
         f"toDateTime(done) + toIntervalSecond({seconds}) DELETE WHERE pipeline IN ({', '.join(names)})"
         for seconds, names in sorted(by_time.items())
     )
+
+
+def _text(value: str) -> str:
+    """As a literal."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -42,7 +42,7 @@ GROUP BY pipeline, node, `table`, minute
     TIMES: f"""
 SELECT
     l.pipeline AS pipeline, l.`table` AS `table`, l.number AS number, l.hash AS hash,
-    l.inserts + l.updates + l.deletes + l.reads AS `rows`,
+    l.inserts + l.updates + l.deletes + l.reads AS `rows`, l.bytes_out AS bytes,
     l.committed AS committed, l.captured AS captured, l.logged AS logged,
     if(m.first_number <= l.number, m.merged, toDateTime64(0, 6, 'UTC')) AS merged,
     if(m.first_number <= l.number, m.readable, toDateTime64(0, 6, 'UTC')) AS readable

@@ -1,0 +1,130 @@
+"""The daemon's trace node: a projection now and then, by a child process, whenever there is something new.
+
+A child's start costs about a second of a processor, however little there is to do. So that the trace stays small beside what it is about,
+a child is started at most as often as `trace.every` says, and seldomer where it would take more than `SHARE` of the processor time of the
+pipeline itself: up to `SELDOMEST` times. `lakesync reconcile` does not wait for it, it projects by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Final
+
+from cdc.clock import Clock, SystemClock
+from cdc.config import PipelineConfig
+from cdc.errors import LakesyncError, TraceError
+from cdc.journal import logger
+from cdc.lake import manifest
+from cdc.log.base import Log
+from cdc.state import State
+from cdc.trace.child import Projected, project_in_process
+from cdc.trace.project import CURSOR, Cursor
+
+SHARE: Final = 0.02
+"""Of the pipeline's processor time."""
+SELDOMEST: Final = 10
+"""Times `trace.every`: the longest pause."""
+BEAT_S: Final = 10.0
+"""Between two signs of life."""
+
+LOG = logger("trace")
+
+
+def run(config: PipelineConfig, log: Log, state: State, stop: threading.Event, clock: Clock | None = None) -> None:
+    """Until `stop` is set. Raises nothing of ClickHouse's: what failed is in `status`, and is tried again.
+
+    Its sign of life says `epoch` and `behind` (newest epoch in the trace; epochs after it), `rows` that the last projection wrote, its
+    `seconds` and `cpu_s`; and while it fails `error`, as `LakesyncError.to_dict`, since `failing_since_us`.
+    """
+    assert config.trace
+    clock = clock or SystemClock()
+    every = config.trace.every
+    pause, said = every, _Said(state, clock)
+    began, used = clock.monotonic(), time.process_time()
+    while said.pause(stop, pause):
+        behind = news(config, log)
+        if behind == 0:
+            said.fine(0)
+            pause = every
+            continue
+        try:
+            done = project_in_process(config, stop=stop, meanwhile=said.alive)
+        except LakesyncError as error:
+            said.failed(error, behind)
+            pause = min(pause * 2, every * SELDOMEST)
+            continue
+        if done is None:
+            return
+        said.fine(news(config, log), done)
+        now, now_used = clock.monotonic(), time.process_time()
+        pause = next_pause(every, done.cpu_s, (now_used - used) / max(now - began, 0.001))
+        began, used = now, now_used
+
+
+def next_pause(every_s: float, cpu_s: float, rate: float) -> float:
+    """Seconds to wait after a projection that took `cpu_s` processor seconds, where the pipeline takes `rate` of them a second."""
+    longest = every_s * SELDOMEST
+    return min(longest, max(every_s, cpu_s / (SHARE * rate))) if rate > 0 else longest
+
+
+def news(config: PipelineConfig, log: Log) -> int:
+    """How many epochs the trace is behind; -1 where it lacks other things, or that cannot be known. Cheap: ClickHouse is not asked."""
+    cursor = Cursor.read(config.state / CURSOR)
+    try:
+        newest, found = log.newest(), manifest.read(config.lake_root, config.name)
+    except LakesyncError:
+        return -1  # whose it is says so; the child does what it can
+    if newest is not None and newest.hash != cursor.hash:
+        return max(1, newest.number - cursor.epoch) if cursor.log == newest.log else -1
+    tables = found.tables if found else {}
+    return 0 if all(cursor.versions.get(t.id) == known.version for t, known in tables.items()) else -1
+
+
+class _Said:
+    """The node's signs of life."""
+
+    def __init__(self, state: State, clock: Clock) -> None:
+        self._state, self._clock = state, clock
+        self._info: dict[str, Any] = {}
+        self._error: dict[str, str] | None = None
+        self._beat_at = 0.0
+        self._beat()
+
+    def _beat(self) -> None:
+        self._state.beat("trace", self._info)
+        self._beat_at = self._clock.monotonic()
+
+    def alive(self) -> None:
+        """Now and then."""
+        if self._clock.monotonic() - self._beat_at >= BEAT_S:
+            self._beat()
+
+    def pause(self, stop: threading.Event, seconds: float) -> bool:
+        """Wait; whether to go on."""
+        ends = self._clock.monotonic() + seconds
+        while (left := ends - self._clock.monotonic()) > 0:
+            if stop.wait(min(left, BEAT_S)):
+                return False
+            self.alive()
+        return not stop.is_set()
+
+    def fine(self, behind: int, done: Projected | None = None) -> None:
+        if self._error is not None:
+            LOG.info("trace-back")
+        self._error = None
+        if done is not None:
+            self._info = {"epoch": done.epoch, "rows": done.rows, "seconds": done.seconds, "cpu_s": done.cpu_s}
+        self._info = {k: v for k, v in self._info.items() if k not in ("error", "failing_since_us")}
+        self._info["behind"] = max(0, behind)
+        self._beat()
+
+    def failed(self, error: LakesyncError, behind: int) -> None:
+        said = error.to_dict()
+        if self._error is None or said["what"] != self._error["what"]:  # once, and not every minute
+            LOG.warning("trace-failed", code=error.code, what=error.what, where=error.where, hint=error.hint)
+            self._state.record_error("trace", error if isinstance(error, TraceError) else TraceError(str(error)))
+        since = self._info.get("failing_since_us") or self._clock.now_us()
+        self._error = said
+        self._info |= {"error": said, "failing_since_us": since, "behind": max(0, behind)}
+        self._beat()
