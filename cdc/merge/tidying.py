@@ -63,7 +63,8 @@ class Tidying:
 
 def keeping(config: PipelineConfig, table: TableName, snapshot: Snapshot) -> Keep:
     """For how long the pipeline keeps what."""
-    traced = trim.traced_version(config.state, table, snapshot.version) if config.trace else None
+    lake_id = str(snapshot.metadata["id"])
+    traced = trim.traced_version(config.state, table, lake_id, snapshot.version) if config.trace else None
     return Keep(config.merge.keep_files, config.merge.keep_log, traced)
 
 

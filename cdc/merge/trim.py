@@ -32,10 +32,11 @@ def traced(state: Path, newest: CommitRecord) -> int:
     return max(epoch, newest.number - TRACE_EPOCHS)
 
 
-def traced_version(state: Path, table: TableName, newest: int) -> int:
-    """The newest version of a lake table that the trace has; at most so far behind as it may hold the log back."""
+def traced_version(state: Path, table: TableName, lake_id: str, newest: int) -> int:
+    """The newest version of a lake table, of this `metaData.id`, that the trace has; at most so far behind as it may hold the log back."""
     try:
-        version = int(orjson.loads((state / "trace.json").read_bytes())["versions"][table.id])
+        cursor = orjson.loads((state / "trace.json").read_bytes())
+        version = int(cursor["versions"][table.id]) if cursor["lakes"][table.id]["id"] == lake_id else -1
     except (OSError, ValueError, TypeError, KeyError):
         version = -1
     return max(version, newest - TRACE_EPOCHS)
