@@ -29,12 +29,14 @@ class Touched(NamedTuple):
         return Touched(self.added + other.added, None if unknown else (self.deleted or 0) + (other.deleted or 0))
 
 
-def touched(folder: Folder, before: Snapshot | None, after: int, until: int, column: str) -> dict[str, Touched] | None:
-    """What the commits above the version `after`, up to `until`, changed, by the values of a partition column; None if one of them was cleaned
-    away. `before`: the table at `after`, if it is known: removed files say nothing of their rows. Raises `LakeError`."""
+def touched(
+    folder: Folder, before: Snapshot | None, after: int, until: int, column: str
+) -> Iterator[tuple[int, dict[str, Touched]]]:
+    """What each of the commits above the version `after`, up to `until`, changed, by the values of a partition column. `before`: the table at
+    `after`, if it is known: removed files say nothing of their rows. Raises `FileNotFoundError` for a commit that was cleaned away,
+    `LakeError`."""
     log = folder.folder(LOG)
     versions = range(after + 1, until + 1)
-    found: dict[str, Touched] = {}
     live: dict[str, int | None] = {}
     """Physical rows of files that these commits added."""
     for version, data in zip(versions, log.read_all(f"{v:020}.json" for v in versions), strict=True):
