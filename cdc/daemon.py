@@ -36,8 +36,6 @@ from cdc.source.connection import connect
 from cdc.source.server import Server
 from cdc.state import State, TableStatus
 from cdc.trace import node as trace_node
-from cdc.ready import node as ready_node
-from cdc.trace import node as trace_node
 from cdc.trace import project_in_process
 from cdc.window import Windows
 from reconcile import node as reconcile_node
@@ -307,14 +305,33 @@ def _bodies(
     def trace(stop: Stop, log: Log) -> None:
         trace_node.run(config, log, state, stop, clock)
 
+    def reconcile(stop: Stop) -> None:
+        reconcile_node.run(config, state, stop)
+
+    def alerts(stop: Stop) -> None:
+        watching.run(config, state, stop)
+
+    def scraped(stop: Stop) -> None:
+        metrics.run(config, state, stop)
+
     found: dict[NodeName, Body] = {
         "capture": with_log(capture),
         "reread": with_log(reread),
         "snapshot": with_log(snapshot),
         "merge": with_log(merge),
         "trace": with_log(trace),
+        "reconcile": reconcile,
+        "alerts": alerts,
+        "metrics": scraped,
     }
-    return {n: found[n] for n in nodes if n != "trace" or config.trace}
+    # A run that ends by itself is for its end, not for what goes on meanwhile.
+    wanted = {
+        "trace": config.trace is not None,
+        "reconcile": config.reconcile is not None and not hurry,
+        "alerts": (config.reconcile or config.alerts) is not None and not hurry,
+        "metrics": config.metrics is not None and not hurry,
+    }
+    return {n: found[n] for n in nodes if n in found and wanted.get(n, True)}
 
 
 def pause_before(attempt: int) -> float:

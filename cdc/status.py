@@ -20,8 +20,10 @@ from cdc.position import BinlogEnd
 from cdc.source.connection import connect
 from cdc.source.server import Server
 from cdc.state import Node, Read, State, TableStatus
+from reconcile import overview
+from reconcile.overview import Checks
 
-_FLOW = ("capture", "reread", "snapshot", "merge", "trace")
+_FLOW = ("capture", "reread", "snapshot", "merge", "ready", "trace", "reconcile", "alerts", "metrics")
 """The nodes, in the order in which a row meets them."""
 VERSION = 1
 """Of the JSON form: keys are added within a version, never changed or taken away."""
@@ -127,6 +129,10 @@ class PipelineStatus:
     """What is read again: `cdc.reads.view`, and `waiting` as of `Reading`."""
     version: int = VERSION
     manifest: Round | None = None
+    checks: Checks | None = None
+    """What was checked, when it is checked again, what differs. None: nothing was, and nothing is to be."""
+    alerts: tuple[dict[str, Any], ...] = ()
+    """`reconcile.alerts.Alert.to_dict`: those that are open, and those that are over while somebody was not told yet."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, documented in docs/cli.md."""
@@ -171,6 +177,12 @@ def collect(config: PipelineConfig) -> PipelineStatus:
     except LakesyncError as error:
         problems.append(error.to_dict())
         views = [look.table(s, None, None) for s in shown]
+    checks: Checks | None = None
+    alerts: tuple[dict[str, Any], ...] = ()
+    try:
+        checks, alerts = overview.look(config)
+    except LakesyncError as error:
+        problems.append(error.to_dict())
     return PipelineStatus(
         pipeline=config.name,
         at_ms=now_us // 1000,
@@ -187,6 +199,8 @@ def collect(config: PipelineConfig) -> PipelineStatus:
         errors=tuple(state.errors()),
         reads=tuple(look.reads(state.reads())),
         manifest=_round(found) if found else None,
+        checks=checks,
+        alerts=alerts,
     )
 
 

@@ -204,16 +204,16 @@ class Alerts:
             for key, about, since, over in rows
         ]
 
-    def runs_since(self, what: str) -> int:
-        """The newest run that `what` has looked at."""
+    def looked(self, what: str) -> int:
+        """Up to which time `what` has looked, µs since 1970."""
         with self.database.read() as db:
-            row = db.execute("SELECT run FROM looked WHERE what = ?", (what,)).fetchone()
+            row = db.execute("SELECT at_us FROM looked WHERE what = ?", (what,)).fetchone()
         return int(row[0]) if row else 0
 
-    def looked_at(self, what: str, run: int) -> None:
+    def set_looked(self, what: str, at_us: int) -> None:
         """… up to this one."""
         with self.database.write() as db:
-            db.execute("INSERT OR REPLACE INTO looked VALUES (?, ?)", (what, run))
+            db.execute("INSERT OR REPLACE INTO looked VALUES (?, ?)", (what, at_us))
 
 
 class Sender:

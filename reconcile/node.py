@@ -56,12 +56,12 @@ def schedules(config: ReconcileConfig | None) -> Iterator[tuple[Kind, Schedule]]
         yield "values", config.values
 
 
-def planned(config: ReconcileConfig | None, runs: Runs) -> list[Planned]:
-    """When each check is due. One that the daemon's end cut off is due at once."""
+def planned(config: ReconcileConfig | None, runs: Runs, *, note: bool = True) -> list[Planned]:
+    """When each check is due. One that the daemon's end cut off is due at once. `note`: keep when a schedule was first seen."""
     found = []
     for kind, schedule in schedules(config):
         assert config
-        since_us = runs.scheduled_since(kind, f"{schedule} {config.timezone or ''}".rstrip())
+        since_us = runs.scheduled_since(kind, f"{schedule} {config.timezone or ''}".rstrip(), note=note)
         last = runs.last(kind, trigger="schedule", ended=False, report=False)
         if last and last.dead:
             due_us = last.begun_us

@@ -149,14 +149,14 @@ class Runs:
         ended: bool = True,
         report: bool = True,
     ) -> Run | None:
-        """The newest run of a kind; with `table`, one that has a verdict about it; not `ended`: the newest one that began; not `report`: without
+        """The newest run of a kind; with `table`, the one that the newest verdict about it is of; not `ended`: the newest one that began; not `report`: without
         it, which is quicker."""
-        only = " AND EXISTS (SELECT 1 FROM verdicts WHERE run = number AND name = ?)" if table is not None else ""
+        only = " AND number = (SELECT run FROM verdicts WHERE kind = runs.kind AND name = ? AND which = 'newest')"
         arguments = [kind, trigger, trigger, *([str(table)] if table is not None else [])]
         with self.database.read() as db:
             row = db.execute(
                 f"SELECT {_COLUMNS}, {'report' if report else 'NULL'} FROM runs WHERE kind = ? AND (? IS NULL OR trigger = ?)"
-                f"{' AND ended_us IS NOT NULL' if ended else ''}{only} ORDER BY number DESC LIMIT 1",
+                f"{' AND ended_us IS NOT NULL' if ended else ''}{only if table is not None else ''} ORDER BY number DESC LIMIT 1",
                 arguments,
             ).fetchone()
         return _run(row) if row else None
@@ -174,8 +174,7 @@ class Runs:
         """Of every table and kind the newest one, a run that failed included."""
         with self.database.read() as db:
             rows = db.execute(
-                "SELECT run, name, kind, verdict, differences, whole, at_us, version FROM verdicts v WHERE run = "
-                "(SELECT max(run) FROM verdicts WHERE kind = v.kind AND name = v.name) ORDER BY name, kind"
+                "SELECT run, name, kind, verdict, differences, whole, at_us, version FROM verdicts WHERE which = 'newest' ORDER BY name, kind"
             ).fetchall()
         return [TableVerdict(r[0], r[1], r[2], r[3], r[4], bool(r[5]), r[6], r[7]) for r in rows]
 
@@ -183,8 +182,7 @@ class Runs:
         """Of each table the Delta version at which all of its values were compared last, if nothing that differed is left of it."""
         with self.database.read() as db:
             rows = db.execute(
-                "SELECT name, version FROM verdicts v WHERE run = (SELECT max(run) FROM verdicts WHERE kind = 'values' AND name = v.name "
-                "AND whole AND verdict <> 'failed') AND kind = 'values' AND version IS NOT NULL AND NOT EXISTS "
+                "SELECT name, version FROM verdicts v WHERE kind = 'values' AND which = 'whole' AND version IS NOT NULL AND NOT EXISTS "
                 "(SELECT 1 FROM findings WHERE kind = 'values' AND name = v.name AND resolved_us IS NULL)"
             ).fetchall()
         return dict(rows)
@@ -195,13 +193,11 @@ class Runs:
         with self.database.write() as db:
             old = db.execute(
                 "SELECT number FROM runs r WHERE ended_us < ? AND number < (SELECT max(number) FROM runs WHERE kind = r.kind)"
-                " AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.run = r.number AND (v.run = "
-                "(SELECT max(run) FROM verdicts WHERE kind = v.kind AND name = v.name) OR v.run = "
-                "(SELECT max(run) FROM verdicts WHERE kind = v.kind AND name = v.name AND whole AND verdict <> 'failed')))"
+                " AND NOT EXISTS (SELECT 1 FROM verdicts WHERE run = r.number)"
                 " AND NOT EXISTS (SELECT 1 FROM findings WHERE run = r.number AND resolved_us IS NULL) ORDER BY number LIMIT ?",
                 (_now_us() - int(keep_s * 1e6), _PRUNED_AT_ONCE),
             ).fetchall()
-            for name in ("verdicts", "progress", "repairs", "findings"):
+            for name in ("progress", "repairs", "findings"):
                 db.executemany(f"DELETE FROM {name} WHERE run = ?", old)
             db.executemany("DELETE FROM runs WHERE number = ?", old)
         return len(old)
@@ -278,15 +274,18 @@ class Runs:
 
     # -- schedules -----------------------------------------------------------------------------------------------------
 
-    def scheduled_since(self, kind: Kind, schedule: str) -> int:
-        """When this schedule was first seen as it is, µs: a daemon that restarts often does not begin to wait anew."""
-        with self.database.write() as db:
-            db.execute(
-                "INSERT INTO schedules VALUES (?1, ?2, ?3) ON CONFLICT (kind) DO UPDATE SET schedule = ?2, since_us = ?3 "
-                "WHERE schedule <> ?2",
-                (kind, schedule, _now_us()),
-            )
-            return int(db.execute("SELECT since_us FROM schedules WHERE kind = ?", (kind,)).fetchone()[0])
+    def scheduled_since(self, kind: Kind, schedule: str, *, note: bool = True) -> int:
+        """When this schedule was first seen as it is, µs: a daemon that restarts often does not begin to wait anew. Not `note`: now, if it
+        was never seen."""
+        now = _now_us()
+        with self.database.read() as db:
+            row = db.execute(
+                "SELECT since_us FROM schedules WHERE kind = ? AND schedule = ?", (kind, schedule)
+            ).fetchone()
+        if row is None and note:
+            with self.database.write() as db:
+                db.execute("INSERT OR REPLACE INTO schedules VALUES (?, ?, ?)", (kind, schedule, now))
+        return int(row[0]) if row else now
 
 
 @dataclass(frozen=True)
@@ -377,10 +376,7 @@ def _end(db: sqlite3.Connection, run: int, verdict: Verdict, report: dict[str, A
         for one in seen:
             _end_table(db, run, kind, one, at_us, windowed=windowed)
         if not seen:
-            db.executemany(
-                "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, 0, 0, ?, NULL)",
-                [(run, t, kind, verdict, at_us) for t in tables],
-            )
+            db.executemany(_VERDICT, [(kind, t, "newest", run, verdict, 0, False, at_us, None) for t in tables])
     if kind != "ledger":
         _resolve_repaired(db, report, begun_us, at_us)
 
@@ -404,10 +400,11 @@ def _end_table(
     differences = sum(rows for *_, rows in found) if kind == "values" else len(found)
     unproven = not found and (one.get("equal") is False or one.get("closes") is False)  # keys that never rest
     holds = "failed" if unproven else "differs" if found else "agrees"
-    db.execute(
-        "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (run, one["table"], kind, holds, differences, whole, at_us, one.get("version")),
-    )
+    for which in ("newest", "whole") if whole and holds != "failed" else ("newest",):
+        db.execute(_VERDICT, (kind, one["table"], which, run, holds, differences, whole, at_us, one.get("version")))
+
+
+_VERDICT = "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def _resolve_repaired(db: sqlite3.Connection, report: Mapping[str, Any], since_us: int, at_us: int) -> None:
@@ -444,7 +441,8 @@ def _found_of_ledger(table: Mapping[str, Any]) -> list[_Found]:
     found: dict[str, _Found] = {}
     for e in table.get("equations") or ():
         if not e.get("holds", True):
-            found[e["name"]] = (e["name"], str(e.get("where") or ""), [], abs(int(e.get("gap") or 0)))
+            key = f"{e['node']}: {e['name']}" if e.get("node") else e["name"]
+            found[key] = (key, str(e.get("where") or ""), [], abs(int(e.get("gap") or 0)))
     if not found and table.get("closes") is False:
         found[REST] = (REST, str(table.get("note") or ""), [], 0)
     return list(found.values())

@@ -21,15 +21,18 @@ from cdc.daemon import NODES, NodeName
 _NODES: dict[str, tuple[NodeName, ...]] = {
     "all": NODES,
     "capture": ("capture", "reread"),
-    "merge": ("snapshot", "merge"),
+    "merge": ("snapshot", "merge", "ready"),
     "trace": ("trace",),
+    "reconcile": ("reconcile", "alerts", "metrics"),
 }
 
 
 def command(
     node: Annotated[
-        Literal["all", "capture", "merge", "trace"],
-        typer.Option(help="Run one part; capture reads live tables again too, merge new ones for the first time."),
+        Literal["all", "capture", "merge", "trace", "reconcile"],
+        typer.Option(
+            help="Run one part; capture reads live tables again too, merge new ones for the first time; reconcile checks, alerts, serves metrics."
+        ),
     ] = "all",
     until_current: Annotated[
         bool,
