@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cdc import status
 from cdc.config import PipelineConfig
@@ -19,9 +19,13 @@ from cdc.log import open_log
 from cdc.log.base import Log
 from cdc.names import TableName
 from cdc.state import State
+from cdc.trace import queries
 from cdc.trace.client import client as open_trace
 from reconcile import ledger as ledger_of
+from reconcile import repair
 from reconcile import values as values_of
+from reconcile.ledger import Edge
+from reconcile.repair import RepairedTable
 from reconcile.report import Report
 from reconcile.runs import Kind, Runs, Trigger, Verdict
 from reconcile.scope import WHOLE, Scope
@@ -29,8 +33,13 @@ from reconcile.scope import WHOLE, Scope
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
+Done = TypeVar("Done")
+
 LATENCY_BUCKETS = 60
 """At most so many points in time of each percentile."""
+BUCKETS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800)
+LATENCY_US = 86_400_000_000
+"""Of so long at most latencies are shown."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ def _check(config: PipelineConfig, asked: Asked, state: State) -> None:
         raise ConfigError("--since and --until are about the ledger", where="--values", hint="add --ledger")
     if asked.rows_per_second is not None and asked.rows_per_second < 1:
         raise ConfigError("no rows a second is no speed", where="--rows-per-second", hint="write 1 or more")
+    for text in (asked.since, asked.until):
+        _edge(text)
     known = state.tables()
     for table in asked.tables:
         if table not in known:
@@ -111,13 +122,20 @@ class _Reconciliation:
             progress,
         )
         self.began = time.monotonic()
+        self.mended: list[RepairedTable] = []
         self.scope = _turned(runs, asked)
         self.found = Report(config.name, time.time_ns() // 1000, asked=_described(asked, self.scope))
 
     def report(self) -> Report:
         """All parts, one after the other."""
-        if self.asked.values:
-            self._part("values", self._values)
+        if self.asked.repair:
+            # A table that has a key twice has stopped, and cannot be compared until it goes on.
+            self._try("repair", self._mend)
+        if self.asked.values and not self.found.errors:
+            self._part("values", self._compare)
+        if self.asked.repair and not self.found.errors:
+            # After the record of what differs: what is put right is taken off that.
+            self._part("repair", self._repair)
         if self.asked.ledger:
             self._part("ledger", self._ledger)
         if self.found.errors and self.found.ledger is None and self.found.values is None:
@@ -126,66 +144,39 @@ class _Reconciliation:
 
     def _part(self, kind: Kind, do: Callable[[int], Verdict]) -> None:
         """One part, recorded at its end: what is found is not lost when a later one does not come to its own."""
-        options = self._options(kind)
-        resumed = self.runs.unfinished(kind, self.asked.tables, options) if self.asked.resume else None
-        run = resumed or self.runs.begin(kind, self.asked.trigger, self.asked.tables, options)
-        self.found = replace(self.found, runs={**self.found.runs, kind: run})
+        verdict = self._try(kind, do)
+        if verdict is None:
+            return
+        states = _states(self.config, self.asked.tables)
+        self.found = replace(self.found, tables=states, seconds=time.monotonic() - self.began)
+        self.runs.end(self._run(kind), verdict, self.found.kept())
+
+    def _try(self, kind: Kind, do: Callable[[int], Done]) -> Done | None:
+        """None where it failed, which is recorded."""
+        run = self._run(kind)
         try:
-            verdict = do(run)
+            return do(run)
         except LakesyncError as error:
             self.found = replace(self.found, errors=(*self.found.errors, error))
             self.runs.end(run, "failed", {"error": error.to_dict()})
-            return
-        self.found = replace(
-            self.found, tables=_states(self.config, self.asked.tables), seconds=time.monotonic() - self.began
-        )
-        self.runs.end(run, verdict, self.found.to_dict())
+            return None
+
+    def _run(self, kind: Kind) -> int:
+        """The number of this part's run, which begins when it is asked for first."""
+        if kind not in self.found.runs:
+            tables, options = self.asked.tables, self._options(kind)
+            resumed = self.runs.unfinished(kind, tables, options) if self.asked.resume and kind == "values" else None
+            run = resumed or self.runs.begin(kind, self.asked.trigger, tables, options)
+            self.found = replace(self.found, runs={**self.found.runs, kind: run})
+        return self.found.runs[kind]
 
     def _options(self, kind: Kind) -> dict[str, Any]:
         if kind == "ledger":
             return {n: v for n, v in (("since", self.asked.since), ("until", self.asked.until)) if v is not None}
-        return {"scope": self.scope.to_dict()} | ({"show_values": True} if self.asked.show_values else {})
+        flags = {"show_values": self.asked.show_values, "dry_run": self.asked.dry_run and kind == "repair"}
+        return {"scope": self.scope.to_dict()} | {name: True for name, given in flags.items() if given}
 
-    def _values(self, run: int) -> Verdict:
-        if not self.asked.repair:
-            return self._compared(run)
-        from reconcile import repair  # late: who only looks needs none of it
-
-        config, log, state, runs = self.config, self.log, self.state, self.runs
-        dry_run, follow_s = self.asked.dry_run, self.asked.follow_s
-        repairing = runs.begin(
-            "repair", self.asked.trigger, self.asked.tables, self._options("repair") | {"dry_run": dry_run}
-        )
-        self.found = replace(self.found, runs={**self.found.runs, "repair": repairing})
-        try:
-            # A table that has a key twice has stopped, and cannot be compared until it goes on.
-            mended = repair.mend(
-                config, log, state, runs, repairing, self.asked.tables, dry_run=dry_run, follow_s=follow_s
-            )
-            verdict = self._compared(run)
-            assert self.found.values is not None
-            done = repair.repair(
-                config,
-                log,
-                state,
-                runs,
-                repairing,
-                self.found.values,
-                dry_run=dry_run,
-                follow_s=follow_s,
-                show_values=self.asked.show_values,
-            ).with_mended(mended)
-        except LakesyncError as error:
-            runs.end(repairing, "failed", {"error": error.to_dict()})
-            if self.found.values is None:
-                raise
-            self.found = replace(self.found, errors=(*self.found.errors, error))
-            return "differs" if not self.found.values.equal else "agrees"
-        self.found = replace(self.found, repair=done.to_dict())
-        runs.end(repairing, "agrees" if done.ok and not dry_run else "differs", self.found.to_dict())
-        return verdict
-
-    def _compared(self, run: int) -> Verdict:
+    def _compare(self, run: int) -> Verdict:
         compared = values_of.compare(
             self.config,
             self.log,
@@ -201,16 +192,84 @@ class _Reconciliation:
         self.found = replace(self.found, values=compared)
         return "agrees" if compared.equal else "differs"
 
-    def _ledger(self, run: int) -> Verdict:
+    def _mend(self, run: int) -> None:
+        asked = self.asked
+        self.mended = repair.mend(
+            self.config, self.state, self.runs, run, asked.tables, dry_run=asked.dry_run, follow_s=asked.follow_s
+        )
+
+    def _repair(self, run: int) -> Verdict:
+        assert self.found.values is not None
+        done = repair.repair(
+            self.config,
+            self.log,
+            self.state,
+            self.runs,
+            run,
+            self.found.values,
+            dry_run=self.asked.dry_run,
+            follow_s=self.asked.follow_s,
+            show_values=self.asked.show_values,
+        ).with_mended(self.mended)
+        self.found = replace(self.found, repair=done.to_dict())
+        return "agrees" if done.ok and not (done.dry_run and done.keys) else "differs"
+
+    def _ledger(self, _: int) -> Verdict:
         assert self.config.trace is not None
+        proven = {TableName.parse(name).id: version for name, version in self.runs.proven().items()}
         with open_trace(self.config.trace) as client:
-            closed = ledger_of.close(client, self.config, self.log, self.asked.tables)
+            closed = ledger_of.close(
+                client,
+                self.config,
+                self.log,
+                self.asked.tables,
+                since=_edge(self.asked.since),
+                until=_edge(self.asked.until),
+                proven=proven,
+            )
             self.found = replace(self.found, ledger=closed, **self._traced(client))
         return "agrees" if closed.closes else "differs"
 
     def _traced(self, client: Client) -> dict[str, Any]:
-        """What the picture of the flow and the chart of latency are drawn from."""
-        return {}
+        """What the picture of the flow and the chart of latency are drawn from: of the ledger's window, of times at most a day of it."""
+        edge = _edge(self.asked.since)
+        since_us = (edge.us or 0) if edge else 0
+        wanted = {t.id for t in self.asked.tables}
+        flow = [
+            one.to_dict() | {"table": _name(one.table)}
+            for one in queries.flow(client, self.config.name, since_us)
+            if not wanted or not one.table or one.table in wanted
+        ]
+        return {"flow": tuple(flow), "latency": self._latency(client, max(since_us, self.found.at_us - LATENCY_US))}
+
+    def _latency(self, client: Client, since_us: int) -> dict[str, Any] | None:
+        name = self.config.name
+        minutes = queries.latency(client, name, since_us, 60)
+        if not minutes:
+            return None
+        first, last = minutes[0].at_us, minutes[-1].at_us + 60_000_000
+        bucket_s = next(s for s in BUCKETS_S if (last - first) / 1e6 / s <= LATENCY_BUCKETS)
+        points = minutes if bucket_s == 60 else queries.latency(client, name, since_us, bucket_s)
+        whole = [p for p in queries.latency(client, name, since_us, 10 * 86_400) if self._wants(p.table)]
+        newest = {(p.table, p.stage): p for p in whole}
+        return {
+            "since_us": since_us,
+            "bucket_s": bucket_s,
+            "buckets": [p.to_dict() for p in points if not p.table],
+            "tables": [p.to_dict() | {"table": _name(p.table)} for p in newest.values()],
+        }
+
+    def _wants(self, table: str) -> bool:
+        return not table or not self.asked.tables or table in {t.id for t in self.asked.tables}
+
+
+def _edge(text: str | None) -> Edge | None:
+    return None if text is None else Edge.parse(text)
+
+
+def _name(table: str) -> str:
+    """As people know it; all tables are named by nothing."""
+    return str(TableName.from_id(table)) if table else ""
 
 
 def _described(asked: Asked, scope: Scope) -> dict[str, Any]:
@@ -228,9 +287,9 @@ def _turned(runs: Runs, asked: Asked) -> Scope:
     if asked.scope.sample is None:
         return asked.scope
     names = sorted(map(str, asked.tables))
-    for run in runs.history():
+    for run in runs.history(kind="values"):
         before = run.options.get("scope") or {}
-        if run.kind == "values" and sorted(run.tables) == names and before.get("sample") == asked.scope.sample:
+        if sorted(run.tables) == names and before.get("sample") == asked.scope.sample:
             same = asked.resume and run.dead
             return replace(asked.scope, turn=int(before.get("turn", 0)) + (not same))
     return asked.scope

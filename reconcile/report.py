@@ -17,7 +17,9 @@ import orjson
 from rich.console import Console
 
 from cdc.errors import ConfigError, LakesyncError
+from reconcile import text
 from reconcile import verdict as verdicts
+from reconcile.checks import CHECKS
 from reconcile.found import ValuesReport
 from reconcile.ledger import LedgerReport
 
@@ -70,11 +72,6 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        try:
-            from reconcile.checks import CHECKS
-        except ImportError:
-            CHECKS = ()
-
         return {
             "version": VERSION,
             "lakesync": version("lakesync"),
@@ -93,32 +90,45 @@ class Report:
             "flow": [dict(one) for one in self.flow],
             "latency": self.latency and dict(self.latency),
             "tables": [dict(one) for one in self.tables],
-            "checks": [
-                {"name": c.name, "title": c.title, "sees": list(c.sees), "blind": list(c.blind)} for c in CHECKS
-            ],
+            "checks": checks(),
             "errors": self._failed,
         }
 
-    def write(self, path: Path, *, hide_keys: bool = False) -> None:
+    def kept(self) -> dict[str, Any]:
+        """The JSON form as it is kept: without what is the same in every report, and of a scheduled run that found nothing only the verdicts,
+        since there are hundreds of them a day."""
+        data = self.to_dict()
+        del data["checks"]
+        if self.asked.get("trigger") == "schedule" and self.state == "agrees":
+            data |= {"flow": [], "latency": None, "tables": []}
+            if data["ledger"]:
+                data["ledger"]["tables"] = [t | {"equations": []} for t in data["ledger"]["tables"]]
+        return data
+
+    def write(self, path: Path) -> None:
         """Into a file, whole or not at all, in the form that its suffix names. Raises `ConfigError` for a path that cannot be written."""
-        write(self.to_dict(), path, hide_keys=hide_keys)
+        write(self.to_dict(), path)
 
-    def print(self, console: Console, *, hide_keys: bool = False) -> None:
+    def print(self, console: Console) -> None:
         """As text."""
-        from reconcile import text
-
-        text.show(console, self, hide_keys=hide_keys)
+        text.show(console, self.to_dict())
 
 
-def write(report: Mapping[str, Any], path: Path, *, hide_keys: bool = False) -> None:
+def checks() -> list[dict[str, Any]]:
+    """What each check can and cannot see, for the JSON form."""
+    return [
+        {"name": c.name, "title": c.title, "how": c.how, "sees": list(c.sees), "blind": list(c.blind)} for c in CHECKS
+    ]
+
+
+def write(report: Mapping[str, Any], path: Path) -> None:
     """A report in its JSON form, as `Report.write`."""
-    shown = without_keys(report) if hide_keys else report
     if path.suffix.lower() == ".json":
-        data = orjson.dumps(shown, option=orjson.OPT_INDENT_2) + b"\n"
+        data = orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n"
     else:
         from reconcile import html  # late: who wants text alone needs no templates
 
-        data = html.page(shown).encode()
+        data = html.page(report).encode()
     temporary = _beside(path)
     try:
         temporary.touch(mode=0o600)  # keys are of rows, and may be of people

@@ -1,117 +1,122 @@
-"""A report on a terminal: a line a table, then what is wrong, then the verdict."""
+"""A report on a terminal: a line a table, then what is wrong, then the verdict. Made from the JSON form, so that a run that is kept can be
+shown again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reconcile.ledger import NOW, LedgerReport
-
-if TYPE_CHECKING:
-    from reconcile.found import ValuesReport
-    from reconcile.report import Report
+from reconcile.balance import FOLDED, LOGGED, NOW
 
 DIFFERENCES_SHOWN = 10
 TABLES_SHOWN = 40
 """Of more tables than these only those are shown in which something is wrong; the others are counted."""
 
+_Json = Mapping[str, Any]
 
-def show(console: Console, report: Report, *, hide_keys: bool = False) -> None:
+
+def show(console: Console, report: _Json) -> None:
     """Print it."""
-    if report.ledger:
-        _ledger(console, report.ledger)
-    if report.values:
-        _values(console, report.values, advise=report.repair is None, hide_keys=hide_keys)
-    if report.repair:
-        _repair(console, report.repair)
-    console.print(report.verdict, style="green" if report.agrees else "bold red", soft_wrap=True)
+    if report["ledger"]:
+        _ledger(console, report["ledger"])
+    if report["values"]:
+        _values(console, report["values"], advise=not report["repair"])
+    if report["repair"]:
+        _repair(console, report["repair"])
+    console.print(report["verdict"], style="green" if report["agrees"] else "bold red", soft_wrap=True)
 
 
-def _ledger(console: Console, report: LedgerReport) -> None:
+def _ledger(console: Console, report: _Json) -> None:
     table = Table(
         "table", "epochs", "captured", "logged", "merged", "in flight", "rows now", "ledger", box=None, pad_edge=False
     )
     for column in table.columns[1:7]:
         column.justify = "right"
-    few = len(report.tables) <= TABLES_SHOWN
-    for one in report.tables:
-        if not few and one.closes:
+    tables = report["tables"]
+    few = len(tables) <= TABLES_SHOWN
+    for one in tables:
+        if not few and one["closes"]:
             continue
-        sides = {e.name: e for e in one.equations}
-        captured, merged = sides.get("captured = logged"), sides.get("merged = superseded + duplicate + effective")
-        now = sides.get(NOW)
-        first = one.equations[0].left if one.equations else 0
+        sides = {e["name"]: e for e in one["equations"]}
+        captured, merged, now = sides.get(LOGGED), sides.get(FOLDED), sides.get(NOW)
+        source = one["table"].startswith("(")
+        transactions = f"{one['equations'][0]['right']:,} transactions" if source and one["equations"] else ""
         table.add_row(
-            one.table,
-            f"{one.first + 1:,}-{one.last:,}" if one.last > one.first else "none yet",
-            f"{captured.left:,}" if captured else f"{first:,} transactions",
-            f"{captured.right:,}" if captured else "",
-            f"{merged.left:,}" if merged else "",
-            f"{one.in_flight:,}" if captured else "",
-            f"{now.right:,}" if now else "",
-            _mark(one.closes, "closes", "DOES NOT CLOSE"),
+            one["table"],
+            f"{one['first'] + 1:,}-{one['last']:,}" if one["last"] > one["first"] else "none yet",
+            f"{captured['left']:,}" if captured else transactions,
+            f"{captured['right']:,}" if captured else "",
+            f"{merged['left']:,}" if merged else "",
+            "" if source else f"{one['in_flight']:,}",
+            f"{now['right']:,}" if now else "",
+            _mark(one["closes"], "closes", "DOES NOT CLOSE"),
         )
     if table.row_count:
         console.print(table)
-    for one in report.tables:
-        for equation in one.equations:
-            if not equation.holds:
-                where = f", {equation.where}" if equation.where else ""
-                console.print(
-                    f"  {one.table}: {equation.name}: {equation.left:,} and {equation.right:,}, gap {equation.gap:+,}{where}"
+    for one in tables:
+        for equation in one["equations"]:
+            if not equation["holds"]:
+                left, right, gap = (
+                    f"{equation[side]:{'+' if side == 'gap' else ''},}" for side in ("left", "right", "gap")
                 )
-        if one.note:
-            console.print(f"  {one.table}: {one.note}")
-    closing = sum(one.closes for one in report.tables)
-    of = "" if few else f" for {closing:,} of {len(report.tables):,} tables"
-    console.print("Ledger: " + (f"closes{of}." if report.closes else "DOES NOT CLOSE."))
+                where = f", {equation['where']}" if equation["where"] else ""
+                console.print(f"  {one['table']}: {equation['name']}: {left} and {right}, gap {gap}{where}")
+        if one["note"]:
+            console.print(f"  {one['table']}: {one['note']}")
+    closing = sum(one["closes"] for one in tables)
+    of = "" if few else f" for {closing:,} of {len(tables):,} tables"
+    console.print(
+        "Ledger: " + (f"closes{of}." if report["closes"] else f"DOES NOT CLOSE{'' if few else f'; it does{of}'}.")
+    )
 
 
-def _values(console: Console, report: ValuesReport, *, advise: bool, hide_keys: bool) -> None:
+def _values(console: Console, report: _Json, *, advise: bool) -> None:
     table = Table("table", "source rows", "lake rows", "re-read", "differ", "values", box=None, pad_edge=False)
     for column in table.columns[1:5]:
         column.justify = "right"
-    few = len(report.tables) <= TABLES_SHOWN
-    for one in report.tables:
-        if not few and one.equal:
+    tables = report["tables"]
+    few = len(tables) <= TABLES_SHOWN
+    for one in tables:
+        if not few and one["equal"]:
             continue
+        unsettled = f" + {one['unsettled']:,} unsettled" if one["unsettled"] else ""
         table.add_row(
-            one.table,
-            f"{one.source_rows:,}",
-            f"{one.lake_rows:,}",
-            f"{one.settled:,}",
-            f"{'' if one.complete else 'at least '}{one.different:,}"
-            + (f" + {one.unsettled:,} unsettled" if one.unsettled else ""),
-            _mark(one.equal, one.note or "equal", "DIFFERENT" if one.different else "NOT SETTLED"),
+            one["table"],
+            f"{one['source_rows']:,}",
+            f"{one['lake_rows']:,}",
+            f"{one['settled']:,}",
+            f"{'' if one['complete'] else 'at least '}{one['different']:,}{unsettled}",
+            _mark(one["equal"], one["note"] or "equal", "NOT SETTLED" if not one["different"] else "DIFFERENT"),
         )
     if table.row_count:
         console.print(table)
-    for one in report.tables:
-        for number, difference in enumerate(one.differences[:DIFFERENCES_SHOWN], 1):
-            columns = f" in {', '.join(difference.columns)}" if difference.columns else ""
-            key = f"#{number}" if hide_keys else difference.key
-            console.print(f"  {one.table} key {key}: {difference.kind}{columns}")
-            _sides(console, difference.before, difference.after)
-        if one.different > DIFFERENCES_SHOWN:
-            console.print(f"  … and {one.different - DIFFERENCES_SHOWN:,} more")
-    if report.equal:
-        of = "" if few else f" in {len(report.tables):,} tables"
-        console.print(f"Values: equal{of}, at epoch {report.epoch:,}.")
+    for one in tables:
+        shown = one["differences"][:DIFFERENCES_SHOWN]
+        for difference in shown:
+            columns = f" in {', '.join(difference['columns'])}" if difference["columns"] else ""
+            console.print(f"  {one['table']} key {difference['key']}: {difference['kind']}{columns}")
+            _sides(console, difference)
+        if one["different"] > len(shown):
+            console.print(f"  … and {one['different'] - len(shown):,} more")
+    if report["equal"]:
+        of = "" if few else f" in {len(tables):,} tables"
+        console.print(f"Values: equal{of}, at epoch {report['epoch']:,}.")
         return
     console.print("Values: NOT EQUAL.")
-    wrong = [one.table for one in report.tables if one.different]
+    wrong = [one["table"] for one in tables if one["different"]]
     if wrong and advise:
         console.print(f"  → `lakesync reconcile {wrong[0]} --repair` reads again what differs")
 
 
-def _sides(console: Console, before: Mapping[str, str | None] | None, after: Mapping[str, str | None] | None) -> None:
+def _sides(console: Console, difference: _Json) -> None:
     """Values, where they were asked for."""
-    for name in dict.fromkeys([*(before or ()), *(after or ())]):
-        console.print(f"    {name}: lake {_cell(before, name)}, source {_cell(after, name)}")
+    lake, source = difference.get("before"), difference.get("after")
+    for name in dict.fromkeys([*(lake or ()), *(source or ())]):
+        console.print(f"    {name}: lake {_cell(lake, name)}, source {_cell(source, name)}")
 
 
 def _cell(side: Mapping[str, str | None] | None, name: str) -> str:
@@ -121,10 +126,15 @@ def _cell(side: Mapping[str, str | None] | None, name: str) -> str:
     return "NULL" if value is None else repr(value)
 
 
-def _repair(console: Console, repair: Mapping[str, Any]) -> None:
+def _repair(console: Console, repair: _Json) -> None:
     for one in repair["tables"]:
-        if one.get("what"):
-            console.print(f"  {one['table']}: {one['what']}")
+        if one["what"]:
+            console.print(f"  {one['table']}: {one['what']}" + (f" ({one['hint']})" if one["hint"] else ""))
+        else:
+            still = f"; {one['remaining']:,} differ still" if one["remaining"] else ""
+            console.print(f"  {one['table']}: {one['repaired']:,} repaired{still}")
+    if not repair["tables"]:
+        console.print("Repair: there was nothing to do.")
 
 
 def _mark(good: bool, yes: str, no: str) -> Text:

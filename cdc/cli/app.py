@@ -30,6 +30,7 @@ from cdc.cli import (
     output,
     reconcile,
     remove,
+    report,
     resume,
     resync,
     run,
@@ -66,6 +67,7 @@ for _verb in (
     skip,
     optimize,
     reconcile,
+    report,
     log,
     schema,
 ):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cdc.cli import options, output
 from cdc.cli.progress import reading
 from cdc.errors import ConfigError
-from reconcile import asked, report
+from reconcile import asked, report, text
 
 
 def command(
@@ -141,12 +142,12 @@ def command(
             progress=progress,
             show_values=show_values,
         )
+    shown = report.without_keys(found.to_dict()) if hide_keys else found.to_dict()
     if as_json:
-        whole = found.to_dict()
-        output.as_json(report.without_keys(whole) if hide_keys else whole)
+        output.as_json(shown)
     else:
-        found.print(output.console(), hide_keys=hide_keys)
-    unwritten = _write(found, reports or (), hide_keys)
+        text.show(output.console(), shown)
+    unwritten = _write(shown, reports or ())
     for error in (*found.errors, *unwritten[1:]):
         output.show(error, machine=as_json)
     if unwritten:
@@ -157,12 +158,12 @@ def command(
         raise typer.Exit(found.errors[0].exit_code)
 
 
-def _write(found: report.Report, paths: list[Path] | tuple[()], hide_keys: bool) -> list[ConfigError]:
+def _write(shown: Mapping[str, Any], paths: Sequence[Path]) -> list[ConfigError]:
     """Each of them, whatever becomes of the others."""
     failed = []
     for path in paths:
         try:
-            found.write(path, hide_keys=hide_keys)
+            report.write(shown, path)
         except ConfigError as error:
             failed.append(error)
     return failed

@@ -63,6 +63,7 @@ def test_the_commands_of_the_design_are_there() -> None:
         "snapshot",
         "optimize",
         "reconcile",
+        "report",
         "log",
         "schema",
         "trace rebuild",
