@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -33,9 +34,23 @@ from cdc.source import canonical
 
 SIZE = 16
 """Bytes of a digest."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What the server says of a table's columns (`catalogue.hints`), by name. The same digests take it less time with them. Where they are not
+    true (any more), rows are unlike, never silently alike."""
+
+    required: frozenset[str] = frozenset()
+    """Never NULL."""
+    short: frozenset[str] = frozenset()
+    """Texts and binaries that have no room for long values."""
+
+
+NO_HINTS = Hints()
 BUCKET_BITS = 10
-_LONG = 1024
-"""Longer values enter by their own digest, in bytes."""
+LONG = 1024
+"""Bytes; longer values enter by their own digest."""
 _EVERYTHING = 18446744073709551615
 _UTF8 = frozenset({"utf8mb4", "utf8mb3"})
 """Character sets whose bytes the server hands out as they are; ASCII's it looks at."""
@@ -43,11 +58,15 @@ _BYTES = frozenset({"binary", "varbinary", "geometry"})
 
 
 def digest_expression(
-    columns: Sequence[Column], *, mariadb: bool = False, fixed: Mapping[str, str] | None = None
+    columns: Sequence[Column],
+    *,
+    mariadb: bool = False,
+    fixed: Mapping[str, str] | None = None,
+    hints: Hints = NO_HINTS,
 ) -> str:
     """A SELECT expression that gives a row's digest, 16 bytes, over these columns in this order. `fixed`: texts of columns that the server's
     table does not have, by name, the same in every row: a shard's."""
-    return f"UNHEX(LEFT(SHA2({_layout(columns, mariadb, fixed or {})}, 256), {2 * SIZE}))"
+    return f"UNHEX(LEFT(SHA2({_layout(columns, mariadb, fixed or {}, hints)}, 256), {2 * SIZE}))"
 
 
 def bucket_expression(
@@ -56,9 +75,10 @@ def bucket_expression(
     mariadb: bool = False,
     bits: int = BUCKET_BITS,
     fixed: Mapping[str, str] | None = None,
+    hints: Hints = NO_HINTS,
 ) -> str:
     """A SELECT expression that gives a row's bucket by these columns, those of its key: 0 to 2^`bits` - 1."""
-    return f"(CRC32({_layout(columns, mariadb, fixed or {})}) & {(1 << bits) - 1})"
+    return f"(CRC32({_layout(columns, mariadb, fixed or {}, hints)}) & {(1 << bits) - 1})"
 
 
 def sums_expression(digest: str) -> list[str]:
@@ -122,28 +142,33 @@ def _kind(column: Column) -> str:
             return "hexed" if kind in _BYTES else "plain"
 
 
-def _layout(columns: Sequence[Column], mariadb: bool, fixed: Mapping[str, str]) -> str:
-    fields = [_constant(fixed[c.name]) if c.name in fixed else _field(c, mariadb) for c in columns]
+def _layout(columns: Sequence[Column], mariadb: bool, fixed: Mapping[str, str], hints: Hints) -> str:
+    fields = [_constant(fixed[c.name]) if c.name in fixed else _field(c, mariadb, hints) for c in columns]
     # A binary that counts as much as a column does: so bytes stay as they are, and no two collations meet.
     return f"CONCAT(CAST('' AS BINARY), {', '.join(fields)})"
 
 
 def _constant(text: str) -> str:
     value = text.encode()
-    shown = hashlib.sha256(value).hexdigest().encode() if len(value) > _LONG else value
+    shown = hashlib.sha256(value).hexdigest().encode() if len(value) > LONG else value
     return f"X'{(b'%d:' % len(value) + shown).hex()}'"
 
 
-def _field(column: Column, mariadb: bool) -> str:
-    name = quote_identifier(column.name)
+def _field(column: Column, mariadb: bool, hints: Hints) -> str:
+    """What CONCAT is given for a column: one expression or several."""
+    name, required = quote_identifier(column.name), column.name in hints.required
     match _kind(column):
         case "bytes" | "hexed":
-            shown = f"IF(LENGTH({name}) > {_LONG}, SHA2({name}, 256), {name})"
-            return f"IFNULL(CONCAT(LENGTH({name}), ':', {shown}), '-')"
+            short = column.name in hints.short
+            shown = name if short else f"IF(LENGTH({name}) > {LONG}, SHA2({name}, 256), {name})"
+            parts = f"LENGTH({name}), ':', {shown}"
+            return parts if required else f"IFNULL(CONCAT({parts}), '-')"
         case "hashed":
-            return f"IFNULL(SHA2({canonical.expression(column, mariadb=mariadb)}, 256), '-')"
+            hashed = f"SHA2({canonical.expression(column, mariadb=mariadb)}, 256)"
+            return hashed if required else f"IFNULL({hashed}, '-')"
         case _:
-            return f"IFNULL({_plain(column, name, mariadb)}, '-'), ','"
+            plain = _plain(column, name, mariadb)
+            return f"{plain}, ','" if required else f"IFNULL({plain}, '-'), ','"
 
 
 def _plain(column: Column, name: str, mariadb: bool) -> str:

@@ -16,7 +16,7 @@ from cdc.log.codec import WIDTH
 from cdc.names import TableName, quote_identifier
 from cdc.position import BinlogEnd, Position
 from cdc.schema import TableSchema
-from cdc.source import canonical, results
+from cdc.source import canonical, catalogue, digests, results
 from cdc.source.catalogue import read_schema
 from cdc.source.connection import connect, is_mariadb
 from cdc.source.dump import BinlogStream
@@ -81,6 +81,28 @@ def printed(source: SourceConfig, table: TableName, schema: TableSchema) -> list
             return [tuple(None if v is None else v.encode() for v in row) for row in cursor.fetchall()]
     finally:
         connection.close()
+
+
+def digested(source: SourceConfig, table: TableName, schema: TableSchema) -> list[bytes | None]:
+    """The rows' digests as the server computes them, with the hints that it gives."""
+    connection = connect(source, purpose="test")
+    try:
+        hints = catalogue.hints(connection, table)
+        sql = digests.digest_expression(schema.columns, mariadb=is_mariadb(connection), hints=hints)
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {sql} FROM {table.quoted} ORDER BY {_ordered(schema)}")
+            return [row[0] for row in cursor.fetchall()]
+    finally:
+        connection.close()
+
+
+def digests_of(rows: pa.Table, schema: TableSchema) -> list[bytes | None]:
+    """Arrow's rows as digests."""
+    if not rows.num_rows:
+        return []
+    (batch,) = rows.combine_chunks().to_batches()
+    found: list[Any] = list(digests.digests(schema.columns, batch, batch.column(-1)).to_pylist())
+    return found
 
 
 def texts(rows: pa.Table, schema: TableSchema) -> list[Row]:
@@ -175,4 +197,16 @@ def _whole(batches: list[pa.RecordBatch], schema: TableSchema) -> pa.Table:
     return pa.Table.from_batches(batches, pa.schema([*schema.arrow, unfit.FIELD])).combine_chunks()
 
 
-__all__ = ["end", "left", "position", "printed", "rows_of", "schema_of", "snapshot", "streamed", "texts"]
+__all__ = [
+    "digested",
+    "digests_of",
+    "end",
+    "left",
+    "position",
+    "printed",
+    "rows_of",
+    "schema_of",
+    "snapshot",
+    "streamed",
+    "texts",
+]

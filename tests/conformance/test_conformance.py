@@ -59,6 +59,7 @@ def check(server: MySQLServer | MariaDBServer, schema: str, seed: int, flavor: F
     read = reading.snapshot(source, table, of)
     compare(reading.snapshot(source, table, of, text=True), read, f"text and binary rows, {told}")
     assert reading.texts(read, of) == reading.printed(source, table, of), told
+    assert reading.digests_of(read, of) == reading.digested(source, table, of), told
     changes = reading.streamed(source, table, of, before, end)
     left = reading.left(changes, of)
     keys = list(zip(*(read.column(n).to_pylist() for n in of.key), strict=True)) if read.num_rows else []

@@ -136,7 +136,7 @@ MYSQL_EDGES = {
 }  # fmt: skip
 MARIADB_EDGES = {
     "JSON": ['\'{"b": 1.0,  "a": 1}\''],
-    "VECTOR(3)": ["VEC_FROMTEXT('[1, -0.1, 1e30]')"],
+    "VECTOR(3)": ["VEC_FROMTEXT('[1, -0.1, 1e3]')"],
     "UUID": ["'F47AC10B-58CC-4372-A567-0E02B2C3D479'"],
     "INET4": ["'0.0.0.0'", "'255.1.20.3'"],
     "INET6": ["'::'", "'::ffff:1.2.3.4'", "'2001:DB8::1:0:0:1'", "'1:2:3:4:5:6:7:8'", "'::1.2.3.4'", "'1:0:0:2::'"],
@@ -255,6 +255,29 @@ def test_every_edge_has_the_digest_that_the_server_computes(
     assert digests.digests(schema.columns, batch, kept).to_pylist() == told.column(-2).to_pylist()
     buckets = digests.buckets(schema.columns, batch, kept).to_pylist()
     assert buckets == [int(b or b"") for b in told.column(-1).to_pylist()]
+
+
+def test_hints_change_no_digest(server: SqlServer, connection: Connection[Any], edges: Edges) -> None:
+    mariadb = is_mariadb(connection)
+    found = catalogue.hints(connection, edges.table)
+    assert found.required == {"id"}
+    kinds = dict(zip(edges.schema.names, edges.kinds, strict=True))
+    short = {kinds[name] for name in found.short}
+    assert {"CHAR(5)", "VARBINARY(4)", "ENUM('a','é','')"} < short
+    assert not short & {"LONGTEXT", "BLOB", "INT"}
+    for kind, column in zip(edges.kinds, edges.schema.columns, strict=True):
+        hints = digests.Hints(frozenset({column.name}), found.short)
+        told, plain = (digests.digest_expression([column], mariadb=mariadb, hints=h) for h in (hints, digests.NO_HINTS))
+        assert told != plain
+        name = f"`{column.name}`"
+        sql = f"SELECT {plain}, {told} FROM {edges.table.quoted} WHERE {name} IS NOT NULL"
+        (rows,) = results.read(connection, as_binary(sql), [*BYTES, {"name": "d", "type": "varbinary"}])
+        assert rows.column(0).to_pylist() == rows.column(1).to_pylist(), kind
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT COUNT(*), COUNT({told}) FROM {edges.table.quoted} WHERE {name} IS NULL")
+            ((count, wrong),) = cursor.fetchall()
+        assert wrong == 0, f"a NULL that was said to be none has the digest of a row: {kind}"
+        assert count or kind == "id"
 
 
 def test_the_binary_log_tells_the_same_columns_and_the_same_rows(
