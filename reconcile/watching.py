@@ -51,7 +51,7 @@ def differing(verdicts: Sequence[TableVerdict], runs: Runs, gone: frozenset[str]
     for one in verdicts:
         key = f"differs/{one.kind}/{one.table}"
         if one.verdict == "differs" and one.at_us > after_us and key not in wrong.found and one.table not in gone:
-            what = f"{_rows(one.differences)} differed from the source, and were put right"
+            what = f"{_rows(one.differences)} differed from the source; that is put right"
             if one.kind == "ledger":
                 what = "the ledger did not close, and does now"
             wrong.passed[key] = About("differs", f"{one.table}: {what}", "", one.table, one.kind, one.differences)

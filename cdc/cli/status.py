@@ -12,12 +12,15 @@ from rich.text import Text
 
 from cdc.cli import options, output
 from cdc.errors import ConfigError
-from cdc.status import PipelineStatus, TableView
+from cdc.status import NodeStatus, PipelineStatus, TableView
+from reconcile.overview import Checked, Scheduled
 
 WATCH_EVERY_S = 1.0
 ERRORS_SHOWN = 3
 RECENT_MS = 3_600_000
 ENDED_SHOWN = 3
+FINDINGS_SHOWN = 5
+_CHECKS = ("ledger", "values")
 
 _STYLES = {"ready": "green", "stopped": "bold red", "removed": "dim"}
 _READ_STYLES = {"done": "dim", "cancelled": "dim", "failed": "bold red", "paused": "yellow"}
@@ -60,6 +63,7 @@ def _whole(status: PipelineStatus) -> RenderableType:
     parts: list[RenderableType] = [_head(status), _tables(status)]
     if status.reads:
         parts.append(_reads(status))
+    parts += _checks(status)
     parts += [
         Text(f"{t.table}: {t.reading.warning}", "yellow") for t in status.tables if t.reading and t.reading.warning
     ]
@@ -72,7 +76,13 @@ def _whole(status: PipelineStatus) -> RenderableType:
         for r in status.reads
         if r["error"] and r["target"] not in stopped
     ]
+    parts += [_alert(a, status.at_ms) for a in status.alerts]
     parts += [_error("problem", p) for p in status.problems]
+    parts += [
+        _error("the trace fails", e)
+        for n in status.nodes
+        if n.name == "trace" and n.alive and (e := n.info.get("error"))
+    ]
     parts += [_error(f"{n.name} says", p) for n in status.nodes if n.alive for p in n.info.get("problems", ())]
     parts += [_request(r, status.at_ms) for r in reversed(status.requests) if r["outcome"] is None]
     parts += [_error(f"{_ago(status, e)}, {e['node']}", e) for e in _unsettled(status)]
@@ -80,14 +90,16 @@ def _whole(status: PipelineStatus) -> RenderableType:
 
 
 def _unsettled(status: PipelineStatus) -> list[dict[str, Any]]:
-    """The newest errors that are still of interest: of the daemon, not long ago. Those of tables stand at the tables, and whether the
-    pipeline file is good is what capture says now."""
+    """The newest errors that are still of interest: of the daemon, not long ago. Those of tables stand at the tables; whether the pipeline
+    file is good is what capture says now, and whether the trace can be written what its node does."""
+    alive = {n.name for n in status.nodes if n.alive}
     recent = [
         e
         for e in status.errors
         if e["table"] is None
         and status.at_ms - e["at_us"] // 1000 < RECENT_MS
         and (e["node"], e["code"]) != ("capture", "Config")
+        and not (e["code"] == "Trace" and "trace" in alive)
     ]
     return recent[:ERRORS_SHOWN]
 
@@ -103,7 +115,7 @@ def _request(request: dict[str, Any], now_ms: int) -> Text:
 
 def _head(status: PipelineStatus) -> Text:
     nodes = "  ".join(
-        f"{n.name} {'alive' if n.alive else f'last seen {output.duration(n.age_ms)} ago'}" for n in status.nodes
+        f"{n.name} {_doing(n) if n.alive else f'last seen {output.duration(n.age_ms)} ago'}" for n in status.nodes
     )
     log = (
         f"log at epoch {status.log_epoch:,}, {output.size(status.log_bytes)}"
@@ -121,6 +133,11 @@ def _head(status: PipelineStatus) -> Text:
     if nodes:
         text.append(f"\nnodes: {nodes}")
     return text
+
+
+def _doing(node: NodeStatus) -> str:
+    behind = node.info.get("behind") if node.name == "trace" else None
+    return f"alive, {behind:,} epochs behind" if behind else "alive"
 
 
 def _tables(status: PipelineStatus) -> RenderableType:
@@ -175,6 +192,65 @@ def _reads(status: PipelineStatus) -> RenderableType:
         left = _pace(r["percent"], r["rows_per_second"], r["seconds_left"])
         made.add_row(r["table"], r["what"], Text(phase, _READ_STYLES.get(r["phase"], "")), *rows, left)
     return made
+
+
+def _checks(status: PipelineStatus) -> list[RenderableType]:
+    """What was checked last, and when; what differs; when it is checked again."""
+    if status.checks is None:
+        return []
+    parts: list[RenderableType] = []
+    by = {(c.table, c.check): c for c in status.checks.verdicts}
+    if by:
+        made = output.table(("checked", *_CHECKS))
+        for table in dict.fromkeys(table for table, _ in by):
+            made.add_row(table, *(_checked(by.get((table, check)), status.at_ms) for check in _CHECKS))
+        parts.append(made)
+    for found in status.checks.findings[:FINDINGS_SHOWN]:
+        what = f"key {found.key}: {found.what}" if found.check == "values" and found.key else found.key or found.what
+        what = f"{found.rows:,} {found.what}" if found.check == "values" and not found.key else what
+        where = (
+            f" in {', '.join(found.columns)}" if found.columns else f", {found.what}" if found.check == "ledger" else ""
+        )
+        since = output.duration(status.at_ms - found.since_us // 1000)
+        parts.append(Text(f"{found.table} {found.check}: {what}{where}, since {since}", "red"))
+    if (more := len(status.checks.findings) - FINDINGS_SHOWN) > 0:
+        parts.append(Text(f"… and {more:,} more: `lakesync status --json`", "red"))
+    parts += [_error(f"the check of {one.check} failed", one.error) for one in status.checks.schedules if one.error]
+    if status.checks.schedules:
+        parts.append(Text("next: " + ", ".join(_next(one, status.at_ms) for one in status.checks.schedules)))
+    return parts
+
+
+def _checked(one: Checked | None, now_ms: int) -> Text:
+    if one is None:
+        return Text("")
+    said = {"agrees": "closes" if one.check == "ledger" else "equal", "differs": "DIFFERS", "failed": "failed"}[
+        one.verdict
+    ]
+    text = said + ("" if one.whole or one.verdict == "failed" else " (a part)")
+    if one.unresolved:
+        text += f", {one.unresolved:,} unresolved"
+    style = "bold red" if one.unresolved else "green" if one.verdict == "agrees" else "yellow"
+    return Text(f"{text}, {output.duration(now_ms - one.at_us // 1000)} ago", style)
+
+
+def _next(one: Scheduled, now_ms: int) -> str:
+    if one.running_us is not None:
+        return f"{one.check} runs since {output.duration(now_ms - one.running_us // 1000)}"
+    left_ms = one.due_us // 1000 - now_ms
+    return f"{one.check} {'in ' + output.duration(left_ms) if left_ms > 0 else 'now'} ({one.schedule})"
+
+
+def _alert(alert: dict[str, Any], now_ms: int) -> Text:
+    since = output.duration(now_ms - alert["since_us"] // 1000)
+    text = Text("alert: ", "bold")
+    text.append(f"{alert['summary']}, for {since}" + (", over" if alert["over_us"] else ""), "not bold red")
+    text.append({0: "; not sent", 1: "; sent once"}.get(alert["times"], f"; sent {alert['times']} times"), "not bold")
+    for channel, failure in alert["failures"].items():
+        text.append(f"\n  {channel}: {failure['what']}", "not bold yellow")
+    if alert["hint"]:
+        text.append(f"\n  hint: {alert['hint']}", "not bold")
+    return text
 
 
 def _lag(t: TableView) -> str:

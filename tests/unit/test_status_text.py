@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cdc.cli.status import _whole
 from cdc.status import NodeStatus, PipelineStatus, Reading, TableView, percent
+from reconcile.overview import Checked, Checks, Found, Scheduled
 
 READING = Reading(41.2, 250_000, 95, False, "", "")
 TABLE = TableView("shop.orders", "snapshot", 4_120_000, 10_000_000, None, None, None, READING)
@@ -91,3 +92,63 @@ def test_what_capture_waits_for_is_shown_as_long_as_it_says_so() -> None:
     assert "capture: out of memory" in text_of(
         replace(status, errors=(past | {"what": "out of memory", "code": "Log"},))
     )
+
+
+NOW_MS = 1_800_000_000_000
+ALERT = {
+    "key": "differs/values/shop.orders", "kind": "differs", "summary": "shop.orders: 3 rows differ from the source", "hint": "repair them",
+    "since_us": (NOW_MS - 7_200_000) * 1000, "over_us": None, "sent_us": 1, "times": 2, "failures": {"webhook": {"what": "https://h answered 500"}},
+    "table": "shop.orders", "check": "values", "differences": 3,
+}  # fmt: skip
+
+
+def with_checks(checks: Checks, *alerts: dict[str, Any], nodes: tuple[NodeStatus, ...] = ()) -> str:
+    status = PipelineStatus("p", NOW_MS, True, None, 1, 1, 1, 1, nodes, (), (), (), (), checks=checks, alerts=alerts)
+    return text_of(status)
+
+
+def test_checks_say_what_they_found_when_and_when_next() -> None:
+    ago, since = (NOW_MS - 600_000) * 1000, (NOW_MS - 7_200_000) * 1000
+    text = with_checks(
+        Checks(
+            (
+                Checked("ledger", "shop.orders", "agrees", ago, 1, 0, True, 0, None),
+                Checked("values", "shop.orders", "agrees", ago, 2, 0, False, 3, since),
+                Checked("values", "shop.users", "failed", ago, 2, 0, True, 0, None),
+            ),
+            (
+                Scheduled(
+                    "ledger",
+                    "every 5m",
+                    (NOW_MS + 60_000) * 1000,
+                    None,
+                    {"what": "ClickHouse is not there", "hint": "start it"},
+                ),
+                Scheduled("values", "0 3 * * *", 0, (NOW_MS - 30_000) * 1000, None),
+            ),
+            (
+                Found("values", "shop.orders", "7", "different", ("note",), 1, since),
+                Found("values", "shop.orders", "", "more rows that differ", (), 2, since),
+                Found("ledger", "shop.users", "log: captured = logged", "epochs 3 to 4", (), 2, since),
+            ),
+        ),
+        ALERT,
+    )
+    assert "closes, 10.0 min ago" in text
+    assert "equal (a part), 3 unresolved, 10.0 min ago" in text
+    assert "failed, 10.0 min ago" in text
+    assert "shop.orders values: key 7: different in note, since 2.0 h" in text
+    assert "shop.orders values: 2 more rows that differ, since 2.0 h" in text
+    assert "shop.users ledger: log: captured = logged, epochs 3 to 4, since 2.0 h" in text
+    assert "the check of ledger failed: ClickHouse is not there" in text
+    assert "next: ledger in 60.0 s (every 5m), values runs since 30.0 s" in text
+    assert "alert: shop.orders: 3 rows differ from the source, for 2.0 h; sent 2 times" in text
+    assert "webhook: https://h answered 500" in text
+
+
+def test_the_trace_says_how_far_behind_it_is_and_why() -> None:
+    info = {"behind": 1200, "error": {"what": "not reached", "where": "clickhouse", "hint": "start it"}}
+    text = with_checks(Checks((), (), ()), nodes=(NodeStatus("trace", 1, True, 0, info),))
+    assert "trace alive, 1,200 epochs behind" in text
+    assert "the trace fails: not reached" in text
+    assert "hint: start it" in text
