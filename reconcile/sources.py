@@ -1,113 +1,249 @@
-"""The source's side of a comparison: a table's rows as keys in the lake's types and canonical texts, whichever tables of the source
-they are in."""
+"""The source's side of a comparison: sums over rows, keys with digests, keys with canonical texts, whichever tables of the source the
+rows are in. Everything is made by the server, and read on one connection."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pymysql
+from pymysql.cursors import Cursor
 
 from cdc import sharding
-from cdc.names import TableName
-from cdc.schema import TableSchema
+from cdc.names import TableName, quote_identifier
+from cdc.schema import Column, TableSchema
 from cdc.source import canonical, results
-from cdc.source.connection import is_mariadb
-from snapshot.chunks import Bound, Walk
+from cdc.source.connection import is_mariadb, translated
+from cdc.source.digests import bucket_expression, checksum, digest_expression
+from reconcile.compared import Compared
+from reconcile.division import Range
+from reconcile.keysets import DIGEST, DIGEST_TYPE
+from snapshot.chunks import Walk
 
-CHUNK_ROWS = 50_000
 POINT_ROWS = 500
 """Keys of one statement that reads rows again."""
+PIECE_ROWS = 50_000
+"""Rows of one statement that reads keys with digests."""
 
 Rows = tuple[pa.Table, list["pa.Array[Any]"]]
 """Key columns in the lake's types, and every column's canonical text."""
 
 
+class Sum(NamedTuple):
+    """Of some rows: how many, and the sums of both halves of their digests. The order of rows does not matter; a row that is there twice does."""
+
+    rows: int = 0
+    high: int = 0
+    low: int = 0
+
+    def plus(self, other: Sum) -> Sum:
+        return Sum(self.rows + other.rows, self.high + other.high, self.low + other.low)
+
+    def less(self, other: Sum) -> Sum:
+        return Sum(self.rows - other.rows, self.high - other.high, self.low - other.low)
+
+
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A table of the source, all of one of the lake, or a shard of it: then `shard` is what the shard's column holds there."""
 
     table: TableName
     schema: TableSchema
     shard: str | None
+    columns: tuple[Column, ...]
+    """Of them those that are compared."""
+    walk: Walk = field(compare=False)
+    """By its key; no other columns."""
+
+    @classmethod
+    def of(cls, table: TableName, schema: TableSchema, shard: str | None, compared: Sequence[Column]) -> Part:
+        by_name = {c.name: c for c in schema.columns}
+        overrides = {k: v for k, v in schema.overrides.items() if k in schema.key}
+        keys = TableSchema(tuple(by_name[k] for k in schema.key), schema.key, overrides)
+        names = {c.name for c in compared}
+        return cls(table, schema, shard, tuple(c for c in schema.columns if c.name in names), Walk(table, keys))
 
     @property
-    def keys_only(self) -> TableSchema:
-        columns = {c.name: c for c in self.schema.columns}
-        overrides = {k: v for k, v in self.schema.overrides.items() if k in self.schema.key}
-        return TableSchema(tuple(columns[k] for k in self.schema.key), self.schema.key, overrides)
+    def key(self) -> list[str]:
+        """Its own, without the shard's column."""
+        return list(self.schema.key)
 
-    def in_lake(self, keys: pa.Table, texts: list[pa.Array[Any]], column: str) -> Rows:
-        """Its rows as the lake has them: with the shard's name, first of the key and last of the columns."""
+    def named(self, keys: pa.Table, column: str) -> pa.Table:
+        """Keys of its own as the lake has them: the shard's name comes first."""
         if self.shard is None:
-            return keys, texts
+            return keys.select(self.key)
         names = pa.repeat(pa.scalar(self.shard, pa.string()), keys.num_rows)
-        return keys.add_column(0, column, names), [*texts, names]
+        return keys.select(self.key).add_column(0, column, names)
+
+    def own(self, keys: pa.Table) -> pa.Table:
+        """Of keys as the lake has them its own, without the shard's name."""
+        if self.shard is None:
+            return keys
+        of_shard: Any = pc.equal(keys.column(0), pa.scalar(self.shard))
+        return keys.filter(of_shard.fill_null(False)).select(self.key)
 
 
-class SourceRows:
-    """Reads a table of the lake with this schema and these options from the source. What a shard's table does not have any more, or
-    anything else that the server refuses, is raised as by PyMySQL."""
+def parts_of(compared: Compared) -> list[Part]:
+    """The tables of the source that this one is made of."""
+    table, schema, options = compared.table, compared.schema, compared.options
+    if not sharding.is_sharded(options):
+        return [Part.of(table, schema, None, compared.columns)]
+    own = sharding.own(schema, options)
+    return [Part.of(shard, own, sharding.value(shard), compared.columns) for shard in sharding.shards(options)]
 
-    def __init__(
-        self,
-        connection: pymysql.Connection[Any],
-        table: TableName,
-        schema: TableSchema,
-        options: Mapping[str, Any],
-        progress: Callable[[str, int], None] | None,
-    ) -> None:
-        self._connection, self._table, self._key, self._progress = connection, table, list(schema.key), progress
-        self._parts = [_Part(table, schema, None)]
-        if sharding.is_sharded(options):
-            own = sharding.own(schema, options)
-            self._parts = [_Part(shard, own, sharding.value(shard)) for shard in sharding.shards(options)]
 
-    def whole(self) -> Iterator[Rows]:
-        """The whole table, in chunks by key, each a short read of its own."""
-        rows = 0
-        for part in self._parts:
-            walk, texts = Walk(part.table, part.keys_only), self._expressions(part)
-            after: Bound | None = None
-            while True:
-                begun, found = rows, after
-                for batch in self._read(walk, functools.partial(walk.select, after, None, CHUNK_ROWS, texts), part):
-                    yield part.in_lake(pa.Table.from_batches([walk.rows(batch)]), walk.also(batch), self._key[0])
-                    rows += batch.num_rows
-                    found = walk.bound(batch)
-                    if self._progress:
-                        self._progress(str(self._table), rows)
-                if rows - begun < CHUNK_ROWS:
-                    break
-                after = found
+class SourceSide:
+    """Reads a table from the source. What a shard's table does not have any more, or anything else that the server refuses, is raised
+    as `SourceError`."""
 
-    def points(self, suspects: pa.Table) -> Iterator[Rows]:
-        """Rows with the suspects' keys, each once. The server finds keys that are equal by collation too: they are left out, for
-        they are suspects of their own, perhaps of another statement."""
-        for part in self._parts:
-            walk, texts, own = Walk(part.table, part.keys_only), self._expressions(part), suspects
-            if part.shard is not None:
-                of_shard = pc.equal(suspects.column(self._key[0]), pa.scalar(part.shard))
-                own = suspects.filter(of_shard).select(self._key[1:])
-            for start in range(0, own.num_rows, POINT_ROWS):
-                keys = own.slice(start, POINT_ROWS)
-                asked = {tuple(row.values()) for row in keys.to_pylist()}
-                for batch in self._read(walk, functools.partial(walk.points, keys, texts), part):
-                    found = pa.Table.from_batches([walk.rows(batch)]).select(list(part.schema.key))
-                    exact = pa.array([tuple(row.values()) in asked for row in found.to_pylist()], pa.bool_())
-                    also = [t.filter(exact) for t in walk.also(batch)]
-                    yield part.in_lake(found.filter(exact), also, self._key[0])
+    def __init__(self, connection: pymysql.Connection[Any], compared: Compared) -> None:
+        self.connection = connection
+        self.parts = parts_of(compared)
+        self._key = compared.key
+        self._key_schema = compared.key_schema
+        self._mariadb = is_mariadb(connection)
+        self._where = ""
+        self.in_full = 0
+        """Rows that were read as text, every column of them."""
+        if compared.scope.between is not None and compared.timed is not None:
+            self._where = _between(compared.timed, *compared.scope.between[1:])
+
+    def digest(self, part: Part) -> str:
+        """The expression for a row's digest."""
+        return digest_expression(part.columns, mariadb=self._mariadb)
+
+    # -- sums ----------------------------------------------------------------------------------------------------------
+
+    def sum(self, part: Part, of: Range) -> Sum:
+        """Of the rows of this range."""
+        rows, arguments = self._from(part, of, self._where)
+        (found,) = self._ask(checksum(_escaped(self.digest(part)), rows), arguments)
+        return Sum(*map(int, found))
+
+    def buckets(self, part: Part, of: Range, bits: int, only: Sequence[int] | None) -> dict[int, Sum]:
+        """Of the rows of this range, by their keys' bucket, of those buckets alone."""
+        rows, arguments = self._from(part, of, self._in_buckets(part, bits, only))
+        bucket = self._bucket(part, bits)
+        found = self._ask(checksum(_escaped(self.digest(part)), rows, bucket=_escaped(bucket)), arguments)
+        return {int(number): Sum(*map(int, rest)) for number, *rest in found}
+
+    def _from(self, part: Part, of: Range, where: str) -> tuple[str, tuple[object, ...]]:
+        return part.walk.rows_between(
+            of.low, of.high, where=where, after_included=of.low_included, high_included=of.high_included
+        )
+
+    def _bucket(self, part: Part, bits: int) -> str:
+        return bucket_expression(part.walk.key, mariadb=self._mariadb, bits=bits)
+
+    def _in_buckets(self, part: Part, bits: int, only: Sequence[int] | None) -> str:
+        listed = f"{self._bucket(part, bits)} IN ({', '.join(map(str, only))})" if only is not None else ""
+        return " AND ".join(filter(None, (f"({self._where})" if self._where else "", listed)))
+
+    def _ask(self, sql: str, arguments: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        with translated(self.connection), self.connection.cursor(Cursor) as cursor:
+            cursor.execute(sql if arguments else sql.replace("%%", "%"), arguments or None)
+            return list(cursor.fetchall())
+
+    # -- keys with digests ---------------------------------------------------------------------------------------------
+
+    def rows(self, part: Part, of: Range, most: int) -> tuple[pa.Table, bool]:
+        """Keys and digests of the rows that `sum` adds up, and whether they are all: where there are more than `most`, the first ones."""
+        found, count = [self._none()], 0
+        after, included = of.low, of.low_included
+        while True:
+            select = functools.partial(
+                part.walk.select,
+                after,
+                of.high,
+                PIECE_ROWS,
+                [self.digest(part)],
+                where=self._where,
+                after_included=included,
+                high_included=of.high_included,
+            )
+            before = count
+            for batch in self._read(part, select, 1):
+                found.append(self._digests(part, batch))
+                count += batch.num_rows
+                after, included = part.walk.bound(batch), False
+            if count - before < PIECE_ROWS or count > most:
+                return pa.concat_tables(found), count - before < PIECE_ROWS
+
+    def rows_in_buckets(self, part: Part, of: Range, bits: int, only: Sequence[int]) -> pa.Table:
+        """Keys and digests of the rows that `buckets` adds up."""
+        select = functools.partial(
+            part.walk.select,
+            of.low,
+            of.high,
+            2**63 - 1,
+            [self.digest(part)],
+            where=self._in_buckets(part, bits, only),
+            after_included=of.low_included,
+            high_included=of.high_included,
+        )
+        return pa.concat_tables([self._none(), *(self._digests(part, batch) for batch in self._read(part, select, 1))])
+
+    def digests_of(self, keys: pa.Table) -> pa.Table:
+        """Keys and digests of the rows with these keys that are in the scope."""
+        found = [self._none()]
+        for part in self.parts:
+            points = self._points(part, keys, [self.digest(part)], where=self._where)
+            found += [self._digests(part, batch) for batch in points]
+        return pa.concat_tables(found)
+
+    def _digests(self, part: Part, batch: pa.RecordBatch) -> pa.Table:
+        keys = part.named(pa.Table.from_batches([part.walk.rows(batch)]), self._key[0])
+        (digest,) = part.walk.also(batch)
+        return keys.append_column(DIGEST, digest.cast(DIGEST_TYPE)).cast(self._none().schema)
+
+    def _none(self) -> pa.Table:
+        return self._key_schema.append(pa.field(DIGEST, DIGEST_TYPE)).empty_table()
+
+    # -- keys with texts -----------------------------------------------------------------------------------------------
+
+    def texts_of(self, keys: pa.Table) -> Iterator[Rows]:
+        """The rows with these keys, each once, with the text of every column, whatever the scope."""
+        for part in self.parts:
+            texts = [canonical.expression(c, mariadb=self._mariadb) for c in part.schema.columns]
+            for batch in self._points(part, keys, texts):
+                found = part.named(pa.Table.from_batches([part.walk.rows(batch)]), self._key[0])
+                also = part.walk.also(batch)
+                if part.shard is not None:
+                    also.append(pa.repeat(pa.scalar(part.shard, pa.string()), found.num_rows))
+                self.in_full += found.num_rows
+                yield found, also
+
+    def _points(self, part: Part, keys: pa.Table, also: Sequence[str], *, where: str = "") -> Iterator[pa.RecordBatch]:
+        """The server finds keys that are equal by collation too: they are left out, for they are asked for themselves, perhaps by another
+        statement."""
+        own = part.own(keys)
+        for start in range(0, own.num_rows, POINT_ROWS):
+            piece = own.slice(start, POINT_ROWS)
+            asked = None if part.walk.ordered else {tuple(row.values()) for row in piece.to_pylist()}
+            select = functools.partial(part.walk.points, piece, also, where=where)
+            for batch in self._read(part, select, len(also)):
+                if asked is None:
+                    yield batch
+                    continue
+                rows = pa.Table.from_batches([part.walk.rows(batch)]).select(part.key).to_pylist()
+                exact = pa.array([tuple(row.values()) in asked for row in rows], pa.bool_())
+                yield batch.filter(exact)
 
     def _read(
-        self, walk: Walk, statement: Callable[..., tuple[str, tuple[object, ...]]], part: _Part
+        self, part: Part, select: Callable[..., tuple[str, tuple[object, ...]]], also: int
     ) -> Iterator[pa.RecordBatch]:
-        plans = walk.plans(len(part.schema.columns))
-        return results.read(self._connection, lambda text: statement(text=text), plans)
+        return results.read(self.connection, lambda text: select(text=text), part.walk.plans(also))
 
-    def _expressions(self, part: _Part) -> list[str]:
-        mariadb = is_mariadb(self._connection)
-        return [canonical.expression(c, mariadb=mariadb) for c in part.schema.columns]
+
+def _between(column: Column, low: str, high: str) -> str:
+    name = quote_identifier(column.name)
+    edges = [str(pa.scalar(edge).cast(pa.timestamp("us")).cast(pa.string())) for edge in (low, high)]
+    return f"{name} >= CAST('{edges[0]}' AS DATETIME(6)) AND {name} < CAST('{edges[1]}' AS DATETIME(6))"
+
+
+def _escaped(sql: str) -> str:
+    return sql.replace("%", "%%")

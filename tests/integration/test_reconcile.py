@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from cdc.config import load
+from cdc.epoch import CommitRecord
 from cdc.lake import manifest
 from cdc.log import open_log
 from cdc.names import TableName
@@ -23,6 +24,7 @@ from cdc.trace.client import client
 from cdc.trace.tables import ARROW, NODES
 from dev.mysql import MySQLServer
 from reconcile import sources, values
+from reconcile.windows import Windows
 from tests.faults.rig import PASSWORD, Rig
 
 ROWS = 500
@@ -175,16 +177,20 @@ def test_keys_that_the_server_takes_for_equal_are_told_apart(rig: Rig, monkeypat
     monkeypatch.setenv("RIG_PASSWORD", PASSWORD)
     monkeypatch.setattr(sources, "POINT_ROWS", 1)  # the two keys of a change are then read by two statements
     config = load(rig.config)
+    opened = Windows.open
     changed: list[int] = []
 
-    def change(table: str, rows: int) -> None:
+    def open_and_change(of: Windows) -> CommitRecord:
+        found = opened(of)
         if not changed:
-            changed.append(rows)
+            changed.append(found.number)
             rig.server.execute("UPDATE r.pairs SET a = UPPER(a) WHERE b BETWEEN 1000 AND 1003")
+        return found
 
+    monkeypatch.setattr(Windows, "open", open_and_change)
     daemon = rig.start()
     with closing(open_log(config.log, config.name)) as log:
-        report = values.compare(config, log, State(config.state), [TableName("r", "pairs")], progress=change)
+        report = values.compare(config, log, State(config.state), [TableName("r", "pairs")])
     assert rig.stop(daemon) == 0
     assert report.equal, report
     assert report.tables[0].settled == 8

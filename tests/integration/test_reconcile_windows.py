@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import deltalake
 import polars
@@ -24,7 +24,9 @@ from cdc.trace.client import client
 from cdc.trace.tables import NODES
 from dev.mysql import MySQLServer
 from reconcile import ledger, values
+from reconcile.compared import Compared
 from reconcile.ledger import LedgerReport, TableLedger
+from reconcile.scope import WHOLE
 from tests.integration import history
 from tests.integration.rereading import Rereading
 
@@ -267,7 +269,7 @@ def test_a_truncation_touches_its_shard_and_no_key_by_itself(tmp_path: Path, mon
             transactions=2,
         )
         pipeline.merger(log).round()
-        table = values._Table(pipeline.config, log, pipeline.state, cast("Any", None), SALES, None)
+        table = Compared(pipeline.config, log, pipeline.state, SALES, WHOLE)
         keys, truncated = table.touched(added, pipeline.applied(SALES))
     assert sorted(tuple(row.values()) for row in keys.to_pylist()) == [("w.b", 1), ("w.b", 2), ("w.b", 3)]
     assert truncated == {"w.a"}
