@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from ruamel.yaml import YAML
 
 from cdc import config as configuration
 from cdc import metrics
@@ -195,3 +197,18 @@ def test_the_node_looks_by_itself_and_ends_when_told(tmp_path: Path) -> None:
     assert not node.is_alive()
     assert found["lakesync_up", ()] == 0
     assert found["lakesync_problems", ()] >= 1  # there is no source
+
+
+def test_the_rules_name_metrics_that_are_there() -> None:
+    rules = YAML(typ="safe", pure=True).load((ROOT / "configs" / "prometheus-alerts.yml").read_text())
+    with serving() as (port, page):
+        page.seen = SEEN
+        there = {name for name, _ in samples(ask(port)[1])}
+    named = {
+        name
+        for group in rules["groups"]
+        for rule in group["rules"]
+        for name in re.findall(r"lakesync_\w+", rule["expr"])
+    }
+    assert named <= there
+    assert len(named) > 5
