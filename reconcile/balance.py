@@ -159,7 +159,7 @@ def once(trace: Trace, table: str, found: Stretch, done: Steps) -> tuple[Equatio
     at = base
     for merge, chain, met in zip(found.merges, done.chains, done.met, strict=True):
         grown = merge.total - _duplicates(found, merge)
-        rows = next((r for d in chain if (r := trace.rows.get((table, d))) and r.captured is not None), None)
+        rows, reached = _newest(trace, table, merge, at)
         if merge.log != at.log:
             known = None
             notes.append(f"another log goes on from epoch {merge.first_number}: running totals begin anew there")
@@ -169,8 +169,9 @@ def once(trace: Trace, table: str, found: Stretch, done: Steps) -> tuple[Equatio
             )
             if _windowed(trace, table, at, chain):
                 known = None  # rows of windows that were lost are read again, and count again
+        unchanged = reached and known is not None and known[0] is at
         at = merge
-        if rows is None and not (met and known is not None):
+        if rows is None and not unchanged:
             continue  # how many there were by then is not known
         total = rows.total if rows is not None else known[1] if known else 0
         if known is not None:
@@ -178,6 +179,23 @@ def once(trace: Trace, table: str, found: Stretch, done: Steps) -> tuple[Equatio
             sides.add(places, total - known[1], grown - known[2], f"version {merge.version}")
         known = (merge, total, grown)
     return (sides.equation() if sides.looked else None), notes
+
+
+def _newest(trace: Trace, table: str, merge: Commit, at: Commit) -> tuple[Rows | None, bool]:
+    """What capture says of the newest epoch that touched the table, of those that came since `at`; None: there is none, if the trace
+    reaches back to there."""
+    digest = merge.hash
+    while digest != at.hash:
+        epoch = trace.epochs.get(digest)
+        if epoch is None:
+            return None, False
+        if epoch.number <= at.number:
+            break  # the log lost the epoch that `at` ends with
+        rows = trace.rows.get((table, digest))
+        if rows is not None and rows.captured is not None:
+            return rows, True
+        digest = epoch.before
+    return None, True
 
 
 def _duplicates(found: Stretch, merge: Commit) -> int:
