@@ -78,8 +78,8 @@ def queries() -> list[tuple[str, str, bool]]:
     dashboard = orjson.loads(DASHBOARD.read_bytes())
     found = [(v["name"], v["query"], False) for v in dashboard["templating"]["list"] if v["type"] == "query"]
     for panel in dashboard["panels"]:
-        for target in panel["targets"]:
-            found.append((panel["title"], target["rawSql"], panel["type"] == "timeseries"))
+        over_time = panel["type"] == "timeseries"
+        found += [(panel["title"], target["rawSql"], over_time) for target in panel["targets"]]
     return found
 
 
