@@ -13,6 +13,7 @@ from pathlib import Path
 from dev import packages, warden
 from dev.errors import SetUpError
 from dev.mysql import MySQLServer
+from dev.sqlserver import SqlServer
 
 PACKAGES = ("sysbench", "percona-toolkit")
 
@@ -156,7 +157,7 @@ class Sysbench:
 
 
 def percona_tool(
-    server: MySQLServer, tool: str, *arguments: str, dsn: Mapping[str, str] | None = None
+    server: SqlServer, tool: str, *arguments: str, dsn: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run one of Percona's tools (`pt-online-schema-change`, `pt-table-checksum`, …) as root on `server`.
 
