@@ -50,6 +50,8 @@ class Row:
     repair: Mapping[str, Any] | None
     latency: Mapping[str, Any] | None
     wrong: bool
+    mended: bool
+    """It was wrong, and is not any more."""
     differences: Sequence[Mapping[str, Any]]
     hidden: int
     """Differences that are not shown."""
@@ -75,8 +77,9 @@ def page(report: Mapping[str, Any]) -> str:
         flow=_flow(report),
         latency=_latency(report),
         rows=rows,
-        wrong=[row for row in rows if row.wrong],
-        fine=[row for row in rows if not row.wrong] if len(rows) <= DETAILS_OF else [],
+        wrong=sum(row.wrong for row in rows),
+        first=[row for row in rows if row.wrong or row.mended],
+        fine=[row for row in rows if not (row.wrong or row.mended)] if len(rows) <= DETAILS_OF else [],
         nodes=_nodes(report),
         brief=sum(row.wrong for row in rows) > EQUATIONS_OF,
         checks=report["checks"],
@@ -85,9 +88,18 @@ def page(report: Mapping[str, Any]) -> str:
     )
 
 
+class _Environment(jinja2.Environment):
+    """In which `report.values` is what stands under that name, and never a method of the mapping."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Mapping):
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+    environment = _Environment(
         loader=jinja2.PackageLoader("reconcile"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -245,10 +257,11 @@ def _rows(report: Mapping[str, Any]) -> list[Row]:
         outcomes = {d["key"]: d.get("outcome") for d in (mended or {}).get("differences", ())}
         differences = [d | {"outcome": outcomes.get(d["key"])} for d in (of or {}).get("differences", ())[:most]]
         state = states.get(name, {})
+        right = bool(mended and mended["ok"] and not report["repair"]["dry_run"])
         wrong = bool(
             (name in ledger and not ledger[name]["closes"])
-            or (of and not of["equal"])
-            or (mended and not mended.get("ok", True))
+            or (of and not of["equal"] and not right)
+            or (mended and not mended["ok"])
             or state.get("error")
         )
         rows.append(
@@ -261,8 +274,9 @@ def _rows(report: Mapping[str, Any]) -> list[Row]:
                 mended,
                 latency.get(name),
                 wrong,
+                right and not wrong,
                 differences,
                 max(0, int((of or {}).get("different", 0)) - len(differences)),
             )
         )
-    return sorted(rows, key=lambda row: (not row.wrong, row.name))
+    return sorted(rows, key=lambda row: (not row.wrong, not row.mended, row.name))

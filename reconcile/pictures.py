@@ -345,7 +345,7 @@ def latency(points: Sequence[Mapping[str, Any]]) -> tuple[Chart, Chart] | None:
     known = sorted((p for p in points if p["rows"]), key=lambda p: p["at_us"])
     if not known:
         return None
-    return _chart("wide", known, 962, 280, 64, 56, 6), _chart("narrow", known, 324, 250, 50, 44, 3)
+    return _chart("wide", known, 962, 280, 64, 56, 6), _chart("narrow", known, 324, 250, 58, 46, 3)
 
 
 def _chart(
