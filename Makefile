@@ -15,13 +15,16 @@ ARGS ?=
 SECONDS ?= 60
 # Of windowed reads, over all kinds of keys: make test-windows WINDOWS=1000
 WINDOWS ?= 10000
+# Of the random proof: make test-proof TRANSACTIONS=5000 KILLS=10
+TRANSACTIONS ?= 100000
+KILLS ?= 200
 # Of the model of a lake table, each of 30 steps: make test-lake EXAMPLES=1000
 EXAMPLES ?= 300
 # Processes that share the tests, each with servers of its own: most tests wait most of their time.
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-lake test-spark test-windows \
+.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-proof test-lake test-spark test-windows \
   test-spec fuzz fetch lint format bench bench-decode bench-snapshot bench-upsert bench-quick clean
 
 help: ## List the targets
@@ -56,8 +59,8 @@ test-native: ## The native module's own tests; these need no Python
 test-conformance: fetch ## Random tables read three ways, on MySQL and MariaDB; SECONDS=600 for longer
 	CONFORMANCE_SECONDS=$(SECONDS) $(PYTEST) -s tests/conformance $(ARGS)
 
-test-faults: fetch ## Kills, power loss and planted mistakes: everything
-	$(PYTEST) tests/faults $(ARGS)
+test-faults: fetch ## Kills, power loss and planted mistakes: everything but `test-proof`, of which it has the short form
+	$(PYTEST) tests/faults --deselect tests/faults/test_proof.py::test_the_same_for_long $(ARGS)
 
 test-lake: setup ## A lake table against a dictionary: merges, clean-up, others' commits, crashes; EXAMPLES=1000 for more
 	LAKE_EXAMPLES=$(EXAMPLES) $(PYTEST) -s --show-capture=no tests/lake $(ARGS)
@@ -67,6 +70,9 @@ test-spark: setup ## Spark with Delta Lake reads our tables, changes them, and w
 
 test-windows: fetch ## Windowed reads under a workload in the same keys, on MySQL and MariaDB; WINDOWS=1000 for less
 	WINDOWS=$(WINDOWS) $(PYTEST) -s tests/faults/test_windows.py $(ARGS)
+
+test-proof: fetch ## A workload, kills and planted differences at random, each to be found and repaired; TRANSACTIONS=5000 KILLS=10 for less
+	TRANSACTIONS=$(TRANSACTIONS) KILLS=$(KILLS) $(PYTEST) -s tests/faults/test_proof.py -k for_long $(ARGS)
 
 test-faults-short: fetch ## The fault tests that run on every change
 	$(PYTEST) tests/faults -m ci $(ARGS)

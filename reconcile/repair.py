@@ -54,7 +54,8 @@ Told = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class RepairedTable:
     """What was done, or in a dry run would be. `keys` were read again, and `ranges` of keys; of these keys `repaired` are as in the source
-    now, `remaining` are not. `mended` rows were taken out: further ones of keys that were there already. `what` is a sentence for people."""
+    now, `remaining` are not. `mended` rows were taken out: further ones of keys that were there already. `refused`: it is no table that can be
+    repaired so. `what` is a sentence for people, and `hint` the way out."""
 
     table: str
     keys: int = 0
@@ -75,7 +76,7 @@ class RepairedTable:
 
     @property
     def ok(self) -> bool:
-        return not self.refused and not self.remaining
+        return not self.remaining
 
     def to_dict(self) -> dict[str, Any]:
         """For the JSON report."""
@@ -157,8 +158,8 @@ def repair(
     meanwhile; `SourceError`, `LogError`, `LakeError`, `StateError`.
     """
     begun_s = time.monotonic()
-    wrong = [t for t in report.tables if t.different or not t.complete or _refused(t)]
-    if wrong and not dry_run and not is_running(state):
+    wrong = [t for t in report.tables if t.different or not t.complete or _is_append(t)]
+    if not dry_run and any(not _is_append(t) for t in wrong) and not is_running(state):
         raise NotFollowingError(
             "no daemon is running, which would read what differs again",
             where=config.name,
@@ -169,8 +170,8 @@ def repair(
     return RepairReport(tables, dry_run, round(time.monotonic() - begun_s, 3))
 
 
-def _refused(table: TableValues) -> bool:
-    return table.note.startswith("mode append") and bool(table.different)
+def _is_append(table: TableValues) -> bool:
+    return table.note.startswith("mode append")
 
 
 # -- a key twice -------------------------------------------------------------------------------------------------------
@@ -290,13 +291,12 @@ class _Work:
     def table(self, found: TableValues) -> RepairedTable:
         """One table that differs."""
         table = TableName.parse(found.table)
-        if _refused(found):
+        if _is_append(found):
             return RepairedTable(
                 found.table,
-                remaining=found.different,
                 refused=True,
                 what="an append table keeps every change once, and nothing is read again into it",
-                hint=f"move its folder away from the lake, then `lakesync resync {table}`: it begins anew",
+                hint=f"if its ledger does not close: move its folder away, then `lakesync resync {table}`; it begins anew",
             )
         keys = found.found if found.found is not None else pa.table({})
         ranges = len(found.unlike_ranges)

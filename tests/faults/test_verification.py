@@ -123,7 +123,7 @@ def _by_repair(said: Said, plant: Plant, sight: Sight) -> None:
     done = [t for t in said.repair["repair"]["tables"] if t["table"] == plant.table]
     after = _differences(said.after, plant)
     if sight in ("nothing", "refuses"):
-        assert done == []  # append tables are not compared
+        assert [(t["refused"], bool(t["hint"])) for t in done] == ([(True, True)] if sight == "refuses" else [])
         assert not after
     elif sight == "cannot":
         assert [(t["ok"], t["remaining"]) for t in done] == [(False, len(plant.wrong or {}))]
