@@ -331,12 +331,13 @@ def _json(value: Any) -> str:
 
 
 def _process(pid: int) -> str:
-    """A process by its number and when it started: numbers come again. Empty: there is none."""
+    """A process by its number and when it started: numbers come again. Empty: there is none, or it has ended and nobody took note."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return ""
-    return f"{pid}:{stat.rpartition(b')')[2].split()[19].decode()}"
+    fields = stat.rpartition(b")")[2].split()
+    return "" if fields[0] in (b"Z", b"X") else f"{pid}:{fields[19].decode()}"
 
 
 def _alive(process: str) -> bool:

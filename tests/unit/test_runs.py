@@ -177,6 +177,20 @@ def test_a_run_whose_process_was_killed_is_gone_on_with(runs: Runs) -> None:
     assert runs.checkpoint(number).load("shop.orders") is None
 
 
+def test_a_process_that_nobody_reaped_is_dead(runs: Runs) -> None:
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(runs.database.file.parent)], stdout=subprocess.PIPE)
+    assert child.stdout
+    child.stdout.read()  # it has ended; it is a zombie until it is waited for
+    try:
+        deadline = time.monotonic() + 10
+        while not runs.history()[0].dead:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        child.stdout.close()
+        child.wait()
+
+
 def test_one_that_goes_on_is_not_taken_over(runs: Runs) -> None:
     runs.begin("values", "asked", ["shop.orders"], {})
     assert runs.unfinished("values", ["shop.orders"], {}) is None
