@@ -31,6 +31,7 @@ from cdc.log import Log, open_log
 from cdc.merge.merger import Merger
 from cdc.names import TableName
 from cdc.position import BinlogEnd
+from cdc.ready import node as ready_node
 from cdc.source import catalogue, preflight
 from cdc.source.connection import connect
 from cdc.source.server import Server
@@ -70,6 +71,8 @@ TICK_S = 0.25
 """How often the supervisor looks."""
 END_WITHIN_S = 20.0
 """How long the nodes have to end once they are told to."""
+END_TRACE_S = 60.0
+"""How long the last projection may take of a run that ends by itself: it is no reason to stay."""
 BESIDE_END_WITHIN_S = 3.0
 """How long those beside them have: what they did not do is done the next time."""
 RECORDED = 3
@@ -140,6 +143,8 @@ def run(
         throttle = held.enter_context(closing(Throttle(config)))
         bodies = _bodies(config, state, clock, nodes, throttle, hurry=goal is not None)
         Supervisor(state, bodies, stop, clock).run(done)
+    if until_current and not stop.is_set() and "ready" in nodes:
+        _say_ready(config, state)
     if until_current and not stop.is_set() and config.trace and "trace" in nodes:
         _project(config)
     LOG.info("ended", pipeline=config.name)
@@ -302,6 +307,9 @@ def _bodies(
 
         return run
 
+    def ready(stop: Stop, log: Log) -> None:
+        ready_node.run(config, file, state, log, stop, clock)
+
     def trace(stop: Stop, log: Log) -> None:
         trace_node.run(config, log, state, stop, clock)
 
@@ -319,6 +327,7 @@ def _bodies(
         "reread": with_log(reread),
         "snapshot": with_log(snapshot),
         "merge": with_log(merge),
+        "ready": with_log(ready),
         "trace": with_log(trace),
         "reconcile": reconcile,
         "alerts": alerts,
@@ -341,9 +350,17 @@ def pause_before(attempt: int) -> float:
 
 def _project(config: PipelineConfig) -> None:
     try:
-        project_in_process(config)
+        project_in_process(config, timeout_s=END_TRACE_S)
     except LakesyncError as error:
         LOG.warning("trace-failed", code=error.code, what=error.what, where=error.where, hint=error.hint)
+
+
+def _say_ready(config: PipelineConfig, state: State) -> None:
+    try:
+        with closing(open_log(config.log, config.name, config.log_settings())) as log:
+            ready_node.settle(config, PipelineFile(config, state), state, log)
+    except LakesyncError as error:
+        LOG.warning("ready-failed", code=error.code, what=error.what, where=error.where, hint=error.hint)
 
 
 def _consistent(version: manifest.TableVersion | None) -> bool:

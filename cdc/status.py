@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cdc import reads
+from cdc import reads, watermark
 from cdc.config import PipelineConfig
 from cdc.epoch import CommitRecord, EpochId
 from cdc.errors import LakesyncError
 from cdc.lake import Applied, LakeTable, manifest
 from cdc.log import Log, open_log
 from cdc.names import TableName
-from cdc.position import BinlogEnd
+from cdc.source import progress
 from cdc.source.connection import connect
+from cdc.source.progress import Progress
 from cdc.source.server import Server
 from cdc.state import Node, Read, State, TableStatus
+from cdc.watermark import Watermark
 from reconcile import overview
 from reconcile.overview import Checks
 
@@ -106,6 +108,10 @@ class TableView:
     error: dict[str, Any] | None
     reading: Reading | None = None
     in_manifest: InManifest | None = None
+    watermark_ms: int | None = None
+    """Everything that the source committed up to then, ms since 1970 by its own clock, is in the lake; None where that is not known."""
+    held: str = ""
+    """Why the watermark does not go on; empty if it does."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +145,6 @@ class PipelineStatus:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Source:
-    uuid: str
-    end: BinlogEnd
-
-
 def collect(config: PipelineConfig) -> PipelineStatus:
     """Look at everything once. Raises `StateError`; what else fails becomes a problem."""
     now_us = time.time_ns() // 1000
@@ -152,8 +152,9 @@ def collect(config: PipelineConfig) -> PipelineStatus:
     problems: list[dict[str, Any]] = []
     newest: CommitRecord | None = None
     log_bytes: int | None = None
-    source: _Source | None = None
+    source: Progress | None = None
     found: manifest.Manifest | None = None
+    marks: dict[TableName, Watermark] = {}
     views: list[TableView] = []
     statuses = state.tables()
     try:
@@ -162,13 +163,14 @@ def collect(config: PipelineConfig) -> PipelineStatus:
         problems.append(error.to_dict())
     try:
         found = manifest.read(config.lake_root, config.name)
+        marks = watermark.of_tables(config, state, found=found)
     except LakesyncError as error:
         problems.append(error.to_dict())
     nodes = tuple(
         NodeStatus(n.name, n.pid, _is_alive(n, now_us), max(0, now_us - n.at_us) // 1000, n.info)
         for n in sorted(state.nodes().values(), key=lambda n: _FLOW.index(n.name) if n.name in _FLOW else len(_FLOW))
     )
-    look = _Look(config, found, source, now_us, {n.name: n.info for n in nodes if n.alive}, state.paused())
+    look = _Look(config, found, source, now_us, {n.name: n.info for n in nodes if n.alive}, state.paused(), marks)
     shown = _shown(config, statuses)
     try:
         with closing(open_log(config.log, config.name, config.log_settings())) as log:
@@ -209,10 +211,9 @@ def _round(found: manifest.Manifest) -> Round:
     return Round(to.epoch.number, to.epoch.hash, str(to.position.end), str(to.position.gtids), found.written_us)
 
 
-def _look_at_source(config: PipelineConfig) -> _Source:
+def _look_at_source(config: PipelineConfig) -> Progress:
     with closing(connect(config.source, purpose="status")) as connection:
-        server = Server(connection)
-        return _Source(server.identity().uuid, server.binlog_end())
+        return progress.look(Server(connection))
 
 
 def _shown(config: PipelineConfig, statuses: dict[TableName, TableStatus]) -> list[TableStatus]:
@@ -227,10 +228,11 @@ class _Look:
 
     config: PipelineConfig
     found: manifest.Manifest | None
-    source: _Source | None
+    source: Progress | None
     now_us: int
     infos: dict[str, dict[str, Any]]
     paused: frozenset[TableName]
+    marks: Mapping[TableName, Watermark]
 
     def table(self, status: TableStatus, log: Log | None, newest: CommitRecord | None) -> TableView:
         error, lake, applied = status.error, None, None
@@ -250,12 +252,18 @@ class _Look:
         except LakesyncError as problem:
             error = error or problem.to_dict()
         ready = applied and status.phase == "ready"
-        lag = _lag_ms(applied, self.source, log, newest, self.now_us) if applied and ready else None
+        mark = self.marks.get(status.table, Watermark(status.table))
+        lag = _lag_ms(applied, mark, self.source, log, newest) if applied and ready else None
         reading = self._reading(status) if status.phase == "snapshot" else None
         table = str(status.table)
         named = self.found.tables.get(status.table) if self.found else None
         there = InManifest(named.version, named.state == "ready" and named.applied is None) if named else None
-        return TableView(table, status.phase, status.rows_read, status.rows_estimate, lag, lake, error, reading, there)
+        at_ms = None if mark.at_us is None else mark.at_us // 1000
+        return TableView(
+            *(table, status.phase, status.rows_read, status.rows_estimate, lag, lake, error, reading, there),
+            watermark_ms=at_ms,
+            held=mark.held,
+        )
 
     def _reading(self, status: TableStatus) -> Reading:
         info = self.infos.get("snapshot", {})
@@ -283,23 +291,26 @@ def percent(read: int, estimate: int) -> float | None:
 
 
 def _lag_ms(
-    applied: Applied, source: _Source | None, log: Log | None, newest: CommitRecord | None, now_us: int
+    applied: Applied, mark: Watermark, source: Progress | None, log: Log | None, newest: CommitRecord | None
 ) -> int | None:
-    """Since when the source has had something that the lake does not. By the source's own commit times: its clock, not ours, is
-    read, so clocks that differ show here."""
-    if source is None or applied.position.server_uuid != source.uuid:
+    """Since when the source, or what that replicates from, has had something that the lake does not: by the source's own clock."""
+    if source is None or applied.position.server_uuid != source.server:
         return None
     try:
-        if applied.position.end >= source.end:
-            return 0
+        has_all = applied.position.end >= source.end
     except ValueError:
         return None
+    if has_all and not source.behind:
+        return 0
+    if mark.at_us is not None:
+        return mark.lag_ms(source.clock_us)
+    # As long as nobody has looked at the source's clock, by the commit times of what is logged.
     waiting_us = applied.raw_us
     if log and newest:
         # The first transaction that is logged and not applied; what was applied last may be long ago.
         after = _first_after(log, applied.epoch)
         waiting_us = after.raw_us if after else newest.raw_us
-    return max(0, now_us - waiting_us) // 1000 if waiting_us else None
+    return max(0, source.clock_us - waiting_us) // 1000 if waiting_us else None
 
 
 def _first_after(log: Log, epoch: EpochId) -> CommitRecord | None:

@@ -159,11 +159,12 @@ class _Running:
 
     def _beat(self) -> None:
         said, left = self._book.count()
-        behind = self._progress.behind if self._progress else ""
+        behind = self._progress.trouble if self._progress else ""
         going = [w.at_us for w in self._watermarks.values() if not w.held and w.at_us is not None]
         problems = [*self._problems.values(), *self._book.failures()]
         if behind:
-            problems.append({"code": "SourceBehind", "what": behind, "where": "", "hint": "watermarks stand still"})
+            hint = "look at SHOW REPLICA STATUS there; watermarks stand still meanwhile"
+            problems.append({"code": "SourceBehind", "what": behind, "where": "", "hint": hint})
         self._state.beat(
             NODE,
             {

@@ -19,6 +19,8 @@ from cdc.errors import SourceError
 from cdc.position import BinlogEnd, Gtid
 from cdc.source.server import Channel, Server, ServerIdentity
 
+LATE_S = 60
+"""A replica that is so far behind is said to be."""
 _WHOLE_S = 1_000_000
 """MariaDB's commit times are whole seconds, and so is how far a replica says that it is behind."""
 
@@ -43,20 +45,34 @@ class Progress:
     @property
     def behind(self) -> str:
         """Why it may lack what its own source has; empty if it does not, as far as it knows, or is no replica."""
+        return self.trouble or next(
+            (
+                f"the source is a replica that has not applied yet what it received{_of(channel)}"
+                for channel in self.channels
+                if channel.received != channel.applied
+            ),
+            "",
+        )
+
+    @property
+    def trouble(self) -> str:
+        """The same, if it is for longer than moments."""
         if self.blind:
             return (
-                "the source was a replica, and the account may not see whether it is one: GRANT REPLICA MONITOR ON *.*"
+                "the source is a replica, or was one, and the account may not see which: GRANT REPLICA MONITOR ON *.*"
             )
         for channel in self.channels:
-            name = f" (channel {channel.name})" if channel.name else ""
             if not channel.runs:
-                error = f" with error {channel.error}" if channel.error else ""
-                part = "applies" if channel.receives else "receives"
-                return f"the source is a replica that no longer {part}{error}{name}"
-            if channel.received != channel.applied:
-                by = f" by {channel.behind_s} s" if channel.behind_s else ""
-                return f"the source is a replica that is behind{by}{name}"
+                error = f", with error {channel.error}" if channel.error else ""
+                verb = "applies nothing" if channel.receives else "receives nothing"
+                return f"the source is a replica that {verb}{error}{_of(channel)}"
+            if channel.received != channel.applied and (channel.behind_s or 0) >= LATE_S:
+                return f"the source is a replica that is {channel.behind_s} s behind{_of(channel)}"
         return ""
+
+
+def _of(channel: Channel) -> str:
+    return f" (channel {channel.name})" if channel.name else ""
 
 
 def look(server: Server) -> Progress:
