@@ -7,6 +7,7 @@ standard input is a pipe that nobody writes to, and that breaks with it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -16,8 +17,10 @@ from cdc import config as configuration
 from cdc import crash
 from cdc.config import PipelineConfig
 from cdc.errors import LakesyncError, UnexpectedError
+from cdc.names import TableName
 from cdc.pipeline import Pipeline
 from cdc.state import State
+from reconcile import again
 from reconcile.runs import Kind, Runs
 from reconcile.scope import Scope
 
@@ -27,6 +30,8 @@ NICENESS = 10
 
 def main(arguments: list[str]) -> int:
     """Exit code 0 if the check was done, whatever it found; else that of the error, which is printed as one line."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # of a whole group of processes: the daemon says when this one ends
+        signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     os.nice(NICENESS)
     folder = None
@@ -68,6 +73,11 @@ def check(config: PipelineConfig, kind: Kind) -> None:
             resume=True,
             trigger="schedule",
         )
+        runs = Runs(config.state)
+        if report.values is not None:
+            again.note(config, runs, report.values)
+        if given.sample is not None:
+            again.compare(config, runs, [TableName.parse(name) for name in ready])
     if report.errors:
         raise report.errors[0]
 

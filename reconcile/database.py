@@ -40,7 +40,8 @@ CREATE TABLE IF NOT EXISTS repairs (
 CREATE INDEX IF NOT EXISTS repairs_by_run ON repairs (run, number);
 CREATE TABLE IF NOT EXISTS findings (
     number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, what TEXT NOT NULL,
-    columns TEXT NOT NULL, rows INTEGER NOT NULL, run INTEGER NOT NULL, since_us INTEGER NOT NULL, seen_us INTEGER NOT NULL, resolved_us INTEGER
+    columns TEXT NOT NULL, rows INTEGER NOT NULL, run INTEGER NOT NULL, since_us INTEGER NOT NULL, seen_us INTEGER NOT NULL, resolved_us INTEGER,
+    row_key TEXT
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS findings_open ON findings (kind, name, key) WHERE resolved_us IS NULL;
 CREATE TABLE IF NOT EXISTS schedules (kind TEXT PRIMARY KEY, schedule TEXT NOT NULL, since_us INTEGER NOT NULL) STRICT;

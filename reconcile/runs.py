@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import orjson
 
+from cdc.reads import Key
 from reconcile.database import Database
 
 Kind = Literal["ledger", "values", "repair"]
@@ -234,6 +235,24 @@ class Runs:
                 for key in keys
                 if key != REST
             )
+
+    def note_keys(self, table: object, keys: Mapping[str, Key]) -> None:
+        """What the keys of findings are, so that they can be compared again: they are kept as people read them."""
+        with self.database.write() as db:
+            db.executemany(
+                "UPDATE findings SET row_key = ? WHERE kind = 'values' AND name = ? AND key = ? AND resolved_us IS NULL",
+                [(_json(key), str(table), text) for text, key in keys.items()],
+            )
+
+    def keys(self, table: object, limit: int = 10_000) -> dict[str, Key]:
+        """The keys of a table that differ and are not known to be put right, as far as they were noted."""
+        with self.database.read() as db:
+            rows = db.execute(
+                "SELECT key, row_key FROM findings WHERE kind = 'values' AND name = ? AND resolved_us IS NULL AND row_key IS NOT NULL "
+                "ORDER BY number LIMIT ?",
+                (str(table), limit),
+            ).fetchall()
+        return {text: tuple(orjson.loads(key)) for text, key in rows}
 
     # -- repairs -------------------------------------------------------------------------------------------------------
 

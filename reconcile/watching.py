@@ -81,9 +81,9 @@ def late(plans: list[Planned], runs: Runs, within_s: float, now_us: int) -> dict
     """Scheduled checks that failed, or are not over in time. One that was asked for and succeeded since counts as well."""
     found = {}
     for plan in plans:
-        newest = runs.last(plan.kind)
+        newest = runs.last(plan.kind, report=False)
         what, hint = "", "`lakesync status` shows the node `reconcile`; it runs with `lakesync run`"
-        if newest and newest.verdict == "failed":
+        if newest and newest.verdict == "failed" and (newest := runs.run(newest.number)):
             error = (newest.report or {}).get("error") or {}
             what, hint = f"failed: {error.get('what', 'no reason given')}", str(error.get("hint", ""))
         running = _running(plan.last)

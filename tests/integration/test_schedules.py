@@ -144,6 +144,19 @@ def test_a_difference_is_found_told_repeated_and_cleared(pipeline: Made, receive
     assert "level=error" not in rig.last_words(10_000)
 
 
+def test_what_a_sample_found_is_compared_again_until_it_is_put_right(pipeline: Made, received: Hook) -> None:
+    table = pipeline.table
+    rig = pipeline(reconcile={"values": "every 1s", "sample": "50%"}, alerts={"webhook": received.url})
+    daemon = rig.start()
+    rig.wait_phase(table, "ready")
+    drift(rig, f"UPDATE {table} SET v = -1")  # every row: whatever the sample is
+    received.wait(lambda p: p["key"] == f"differs/values/{table}" and p["state"] == "open", 60)
+    drift(rig, f"UPDATE {table} SET v = id")
+    received.wait(lambda p: p["key"] == f"differs/values/{table}" and p["state"] == "over", 60)
+    assert rig.stop(daemon) == 0
+    assert all(r.options["scope"]["sample"] == 0.5 for r in runs_of(rig, "values") if "scope" in r.options)
+
+
 def test_what_differs_is_repaired_by_itself_and_told_as_over(pipeline: Made, received: Hook) -> None:
     table = pipeline.table
     rig = pipeline(reconcile={"values": "every 1s", "repair": True}, alerts={"webhook": received.url})
