@@ -79,7 +79,8 @@ class Outcome:
 
 
 class Group:
-    """One group over these spans. `limit`: so many keys that are unlike are named, and no more."""
+    """One group. `cell_rows`: about how many rows a cell of each part has. `limit`: so many keys that are unlike are named, and no more. `told`
+    of the rows that were added up."""
 
     def __init__(
         self,
@@ -89,13 +90,18 @@ class Group:
         windows: Windows,
         throttle: Throttle,
         divisions: dict[Part, Division],
+        cell_rows: dict[Part, float],
         limit: int,
         told: Callable[[int], None],
     ) -> None:
         self._compared, self._source, self._lake, self._windows = compared, source, lake, windows
         self._throttle, self._divisions, self._limit, self._told = throttle, divisions, limit, told
+        self._cell_rows = cell_rows
         self._stop = threading.Event()
-        self._deadline_s = self._read_until_s = 0.0
+        """The lake's thread has to end."""
+        self._over = threading.Event()
+        """The time for sums is over."""
+        self._deadline_s = 0.0
         self._taken: dict[Part, Sums] = {}
         self._speed = 0.0
         """Rows a second of the statements so far."""
@@ -107,7 +113,10 @@ class Group:
         opening = self._windows.open()
         with ThreadPoolExecutor(1) as pool, self._windows.view() as mark:
             began_s = time.monotonic()
-            self._deadline_s, self._read_until_s = began_s + VIEW_S, began_s + READ_S
+            self._deadline_s = began_s + VIEW_S
+            over = threading.Timer(READ_S, self._over.set)
+            over.daemon = True
+            over.start()
             lake = pool.submit(self._lake_sums, opening, mark, list(spans))
             try:
                 chunks, left = self._read(spans, lake)
@@ -116,6 +125,7 @@ class Group:
                 return self._compare(chunks, left, closing, sums, read_s)
             finally:
                 self._stop.set()
+                over.cancel()
 
     # -- sums of both sides --------------------------------------------------------------------------------------------
 
@@ -151,7 +161,7 @@ class Group:
             while at < span.last and self._pause(self._wanted()):
                 if lake.done():
                     lake.result()  # where it failed, nothing more is of use
-                end = min(span.last, at + max(1, self._wanted() // CELL_ROWS))
+                end = min(span.last, at + max(1, int(self._wanted() / self._cell_rows[span.part])))
                 chunk = Span(span.part, at, end)
                 found_sum = self._timed(lambda chunk=chunk: self._source.sum(chunk.part, self._range(chunk)))  # type: ignore[misc]
                 chunks.append(_Chunk(chunk, found_sum))
@@ -174,18 +184,9 @@ class Group:
 
     def _pause(self, rows: int) -> bool:
         """Wait until so many rows may be read; whether there is time for them."""
-        left_s = self._read_until_s - time.monotonic()
-        if left_s <= 0:
-            return False
-        over = threading.Event()
-        timer = threading.Timer(left_s, over.set)
-        timer.daemon = True
-        timer.start()
-        try:
-            self._throttle.before(rows, 0, over)
-        finally:
-            timer.cancel()
-        return not over.is_set()
+        if not self._over.is_set():
+            self._throttle.before(rows, 0, self._over)
+        return not self._over.is_set()
 
     def _timed(self, read: Callable[[], Sum]) -> Sum:
         began_s = time.monotonic()
@@ -263,7 +264,7 @@ class Group:
             take[take] &= wanted[cells[take]]
             keys.append(part.named(own.filter(pa.array(take)), key[0]))
         touched = pa.concat_tables(keys)
-        rows = self._source.digests_of(touched)
+        rows = self._source.digests_of(touched).drop_null()
         for part in flags:
             own = part.own(rows)
             if own.num_rows:

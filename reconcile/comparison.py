@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pymysql.cursors import DictCursor
 
 from cdc.errors import ConfigError, NotFollowingError
 from cdc.names import TableName
-from cdc.source.connection import translated
 from reconcile.checksums import CHUNK_ROWS, READ_S, Group, Outcome, Span
 from reconcile.compared import Compared
-from reconcile.division import CELL_ROWS, Buckets, Cells, Division, is_ordered, sorted_keys, strips
+from reconcile.division import CELL_ROWS, Buckets, Cells, Division, Range, is_ordered, sorted_keys, strips
 from reconcile.found import Difference, TableValues, UnlikeRange
 from reconcile.lakeside import LakeSide
 from reconcile.scope import Checkpoint
@@ -55,8 +53,10 @@ class Tally:
     differences: list[Difference] = field(default_factory=list)
     keys: list[tuple[Any, ...]] = field(default_factory=list)
     ranges: list[UnlikeRange] = field(default_factory=list)
-    closing: Closing | None = None
     sampled: float | None = None
+    epoch: int = 0
+    version: int = -1
+    position: str = ""
 
     def judged(self, found: Verdicts) -> None:
         """Add what settling came to."""
@@ -67,7 +67,8 @@ class Tally:
             if key not in known:  # a key may be in two groups
                 self.differences.append(difference)
                 self.keys.append(key)
-        self.closing = found.closing or self.closing
+        if found.closing is not None:
+            self._closed(found.closing)
 
     def grouped(self, outcome: Outcome) -> None:
         """Add what a group came to."""
@@ -77,18 +78,22 @@ class Tally:
         self.chunks_unlike += outcome.unlike
         self.certain += outcome.certain
         self.ranges += outcome.ranges
-        self.closing = outcome.closing
+        self._closed(outcome.closing)
+
+    def _closed(self, closing: Closing) -> None:
+        self.epoch, self.version = closing.applied.epoch.number, closing.snapshot.version
+        self.position = str(closing.applied.position)
 
     def report(self, compared: Compared, *, seconds: float = 0.0, note: str = "") -> TableValues:
         """What came of it."""
-        scope, applied = compared.scope, self.closing.applied if self.closing else None
+        scope = compared.scope
         found = pa.Table.from_pylist([dict(zip(compared.key, k, strict=True)) for k in self.keys], compared.key_schema)
         words = ["a range of keys"] if scope.low is not None or scope.high is not None else []
         if scope.between is not None:
             words.append("rows with {} from {} to before {}".format(*scope.between))
         return TableValues(
             str(compared.table),
-            applied.epoch.number if applied else 0,
+            self.epoch,
             self.source_rows,
             self.lake_rows,
             self.settled,
@@ -100,8 +105,8 @@ class Tally:
             chunks=self.chunks,
             chunks_unlike=self.chunks_unlike,
             rows_in_full=self.rows_in_full,
-            version=self.closing.snapshot.version if self.closing else -1,
-            position=str(applied.position) if applied else "",
+            version=self.version,
+            position=self.position,
             sampled=self.sampled,
             columns=scope.columns,
             range=", ".join(words),
@@ -119,6 +124,7 @@ class Tally:
         keys = compared.written(found) if self.keys else []
         return {
             "counts": {name: getattr(self, name) for name in self._COUNTS},
+            "at": [self.epoch, self.version, self.position],
             "sampled": self.sampled,
             "found": [
                 [list(key), d.key, d.kind, list(d.columns)] for key, d in zip(keys, self.differences, strict=True)
@@ -129,7 +135,8 @@ class Tally:
     @classmethod
     def from_dict(cls, compared: Compared, data: dict[str, Any]) -> Tally:
         """What `to_dict` gave."""
-        tally = cls(**data["counts"], sampled=data["sampled"])
+        epoch, version, position = data["at"]
+        tally = cls(**data["counts"], sampled=data["sampled"], epoch=epoch, version=version, position=position)
         for key, name, kind, columns in data["found"]:
             (row,) = compared.keys_of([tuple(key)]).to_pylist()
             tally.keys.append(tuple(row.values()))
@@ -161,11 +168,12 @@ class Comparison:
         self._parts = parts_of(compared)
         self._lake = LakeSide(compared, self._parts)
         self._divisions: dict[Part, Division] = {}
-        self._cell_rows = 1.0
+        self._cell_rows: dict[Part, float] = {}
         self._speed = float(SPEED)
         self._pending: list[Span] | None = None
         self._idle = 0
-        self._tally, self._rest = Tally(), self._load()
+        self._tally = Tally()
+        self._rest = self._load()
         self._check()
 
     def _check(self) -> None:
@@ -198,6 +206,7 @@ class Comparison:
             windows,
             self._throttle,
             self._divisions,
+            self._cell_rows,
             KEYS_MOST - len(self._tally.keys) - self._tally.certain,
             lambda rows: told(before + rows),
         )
@@ -210,13 +219,16 @@ class Comparison:
         self._tally.rows_in_full += source.in_full
         self._pending = [*outcome.left, *later]
         self._idle = 0 if outcome.done else self._idle + 1
-        if outcome.read_s and outcome.source_rows:
-            self._speed = outcome.source_rows / outcome.read_s
+        self._measured(outcome)
         self._save()
         if self._idle > IDLE_GROUPS:
             raise NotFollowingError(
                 "its shards are truncated again and again", where=str(self._compared.table), hint="try again later"
             )
+
+    def _measured(self, outcome: Outcome) -> None:
+        if outcome.read_s and outcome.source_rows:
+            self._speed = outcome.source_rows / outcome.read_s
 
     def report(self, seconds: float) -> TableValues:
         """What came of it."""
@@ -228,14 +240,13 @@ class Comparison:
         compared = self._compared
         sampled = self._lake.sample(compared.snapshot, max(1, CELL_ROWS // SAMPLED))
         spans: list[Span] = []
-        rows = cells = chosen = 0
+        cells = chosen = 0
         for part in self._parts:
             edges = self._edges(part)
             if edges is None:
                 continue
             keys, count = sampled[part]
-            estimate = _estimate(source, part)
-            rows += max(count, estimate)
+            estimate = source.estimate(part, Range())
             if not is_ordered(part.schema):
                 division: Division = Buckets.for_rows(part.walk.key, max(count, estimate))
             else:
@@ -246,6 +257,7 @@ class Comparison:
                 bounds += self._rest_edges(part)
                 division = Cells(part.walk, pa.concat_tables(bounds), *edges)
             self._divisions[part] = division
+            self._cell_rows[part] = max(1.0, max(count, estimate) / division.count)
             cells += division.count
             if self._rest is not None:
                 of_part = self._rest_spans(part, division)
@@ -255,7 +267,6 @@ class Comparison:
                 ]
             chosen += sum(s.last - s.first for s in of_part)
             spans += of_part
-        self._cell_rows = max(1.0, rows / max(1, cells))
         if compared.scope.sample is not None and self._rest is None:
             self._tally.sampled = round(chosen / max(1, cells), 4)
         self._pending = spans
@@ -286,25 +297,22 @@ class Comparison:
 
     def _planned(self, pending: list[Span]) -> tuple[list[Span], list[Span]]:
         """What one group may get done, and the rest."""
-        most = int(READ_S * self._speed)
+        most = READ_S * self._speed
         limit = self._compared.config.snapshot.rows_per_second
         if limit is not None:
-            most = min(most, int(READ_S * limit))
-        cells = max(1, int(most / self._cell_rows))
+            most = min(most, READ_S * limit)
         now: list[Span] = []
         later: list[Span] = []
-        for span in pending:
+        for n, span in enumerate(pending):
             if isinstance(self._divisions[span.part], Buckets):
-                # They are all over the table, and no group has anything else besides.
-                (now if not now and cells > 0 else later).append(span)
-                cells = 0 if now and now[-1] is span else cells
-                continue
-            if cells <= 0 or (now and isinstance(self._divisions[now[0].part], Buckets)):
-                later.append(span)
-                continue
-            end = min(span.last, span.first + cells)
+                # They are all over the table: no group has anything else besides.
+                return ([span], pending[1:]) if not now else (now, [*later, *pending[n:]])
+            cells = int(most / self._cell_rows[span.part])
+            if now and cells <= 0:
+                return now, [*later, *pending[n:]]
+            end = min(span.last, span.first + max(1, cells))
             now.append(Span(span.part, span.first, end))
-            cells -= end - span.first
+            most -= (end - span.first) * self._cell_rows[span.part]
             if end < span.last:
                 later.append(Span(span.part, end, span.last))
         return now, later
@@ -372,15 +380,6 @@ class Comparison:
                     last = int(division.of(part.walk.keys_of([rest.high]))[0])
             found.append(Span(part, first, last))
         return found
-
-
-def _estimate(source: SourceSide, part: Part) -> int:
-    """About how many rows the source has."""
-    sql, arguments = part.walk.weighed(None, None)
-    with translated(source.connection), source.connection.cursor(DictCursor) as cursor:
-        cursor.execute(sql, arguments)
-        found: Any = cursor.fetchone()
-    return int(found["rows"] or 0)
 
 
 def _by_estimates(source: SourceSide, part: Part) -> pa.Table:

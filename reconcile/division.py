@@ -61,8 +61,8 @@ class Cells:
         self._outer = walk.keys_of([low]) if low is not None else None
         if low is not None or high is not None:
             edges = edges.filter(pa.array(self._is_inside(edges)))
-        if self._outer is not None and edges.num_rows:
-            edges = edges.filter(pa.array(_place(edges, self._outer) == 1))
+        if self._outer is not None and edges.num_rows and edges.slice(0, 1).equals(self._outer):
+            edges = edges.slice(1)
         self._edges = edges
         self.count = edges.num_rows + 1
 

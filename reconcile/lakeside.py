@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc import _native, unfit
+from cdc import _native, sharding, unfit
 from cdc.lake import keeping, reading
 from cdc.lake.columns import has_unfit, lake_columns
 from cdc.lake.deltalog import Snapshot
@@ -85,6 +85,7 @@ class LakeSide:
         self._compared, self._parts = compared, list(parts)
         self._lake, self._key = compared.lake, compared.key
         self._timed = compared.timed
+        self._sharded = sharding.is_sharded(compared.options)
         self.strays: pa.Table = compared.key_schema.empty_table()
         """Keys of rows that no source can have: with NULL in the key, or of an unknown shard."""
 
@@ -143,14 +144,14 @@ class LakeSide:
             if column.null_count:
                 valid = pc.is_valid(column)
                 known = valid if known is None else pc.and_(known, valid)
-        if self._parts and self._parts[0].shard is not None:
+        if self._sharded:
             shards = pa.array([part.shard for part in self._parts], pa.string())
             named = pc.is_in(keys.column(0), value_set=shards)
             known = named if known is None else pc.and_(known, named)
         if known is not None and not pc.all(known).as_py():
             if strays is not None:
                 strays.append(keys.filter(pc.invert(known)))
-        elif known is not None and self._parts[0].shard is None:
+        elif not self._sharded:
             known = None
         for part in self._parts:
             if part.shard is None:
@@ -267,7 +268,7 @@ class LakeSide:
 
     def _may_hold(self, file: AddFile, divisions: dict[Part, Division], wanted: dict[Part, Mask]) -> bool:
         """Whether the file can have rows of these cells; by the first column of a key that is not sharded."""
-        if len(self._parts) != 1 or self._parts[0].shard is not None:
+        if self._sharded:
             return True
         (part,) = self._parts
         first = self._compared.key_schema.field(0)

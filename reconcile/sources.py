@@ -11,21 +11,24 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pymysql
-from pymysql.cursors import Cursor
+from pymysql.cursors import Cursor, DictCursor
 
 from cdc import sharding
 from cdc.names import TableName, quote_identifier
 from cdc.schema import Column, TableSchema
-from cdc.source import canonical, results
+from cdc.source import canonical, catalogue, results
 from cdc.source.connection import is_mariadb, translated
-from cdc.source.digests import bucket_expression, checksum, digest_expression
+from cdc.source.digests import Hints, bucket_expression, checksum, digest_expression
 from reconcile.compared import Compared
 from reconcile.division import Range
 from reconcile.keysets import DIGEST, DIGEST_TYPE
+from snapshot.boundaries import Boundaries
 from snapshot.chunks import Walk
 
 POINT_ROWS = 500
 """Keys of one statement that reads rows again."""
+STATEMENT_ROWS = 500_000
+"""A statement that adds up has at most about so many rows, by the server's estimate."""
 PIECE_ROWS = 50_000
 """Rows of one statement that reads keys with digests."""
 
@@ -106,6 +109,7 @@ class SourceSide:
         self._key = compared.key
         self._key_schema = compared.key_schema
         self._mariadb = is_mariadb(connection)
+        self._hints: dict[Part, Hints] = {}
         self._where = ""
         self.in_full = 0
         """Rows that were read as text, every column of them."""
@@ -114,15 +118,42 @@ class SourceSide:
 
     def digest(self, part: Part) -> str:
         """The expression for a row's digest."""
-        return digest_expression(part.columns, mariadb=self._mariadb)
+        return digest_expression(part.columns, mariadb=self._mariadb, hints=self._hints_of(part))
+
+    def _hints_of(self, part: Part) -> Hints:
+        if part not in self._hints:
+            self._hints[part] = catalogue.hints(self.connection, part.table)
+        return self._hints[part]
 
     # -- sums ----------------------------------------------------------------------------------------------------------
 
     def sum(self, part: Part, of: Range) -> Sum:
-        """Of the rows of this range."""
-        rows, arguments = self._from(part, of, self._where)
-        (found,) = self._ask(checksum(_escaped(self.digest(part)), rows), arguments)
-        return Sum(*map(int, found))
+        """Of the rows of this range, by as many statements as keep each one short."""
+        total = Sum()
+        for piece in self._cut(part, of):
+            rows, arguments = self._from(part, piece, self._where)
+            (found,) = self._ask(checksum(_escaped(self.digest(part)), rows), arguments)
+            total = total.plus(Sum(*map(int, found)))
+        return total
+
+    def _cut(self, part: Part, of: Range) -> list[Range]:
+        """A range in pieces, where the server estimates that it has many more rows than was thought: those that the lake lost."""
+        if self.estimate(part, of) <= STATEMENT_ROWS:
+            return [of]
+        halves = Boundaries(self.connection, part.walk).halves(of.low, of.high)
+        if halves is None:
+            return [of]
+        middle, *_ = halves
+        first = Range(of.low, middle, of.low_included, high_included=True)
+        return self._cut(part, first) + self._cut(part, Range(middle, of.high, False, of.high_included))
+
+    def estimate(self, part: Part, of: Range) -> int:
+        """About how many rows a range has, by the server's index."""
+        sql, arguments = part.walk.weighed(of.low, of.high)
+        with translated(self.connection), self.connection.cursor(DictCursor) as cursor:
+            cursor.execute(sql, arguments)
+            found: Any = cursor.fetchone()
+        return int(found["rows"] or 0)
 
     def buckets(self, part: Part, of: Range, bits: int, only: Sequence[int] | None) -> dict[int, Sum]:
         """Of the rows of this range, by their keys' bucket, of those buckets alone."""
@@ -137,7 +168,7 @@ class SourceSide:
         )
 
     def _bucket(self, part: Part, bits: int) -> str:
-        return bucket_expression(part.walk.key, mariadb=self._mariadb, bits=bits)
+        return bucket_expression(part.walk.key, mariadb=self._mariadb, bits=bits, hints=self._hints_of(part))
 
     def _in_buckets(self, part: Part, bits: int, only: Sequence[int] | None) -> str:
         listed = f"{self._bucket(part, bits)} IN ({', '.join(map(str, only))})" if only is not None else ""
@@ -145,7 +176,7 @@ class SourceSide:
 
     def _ask(self, sql: str, arguments: tuple[object, ...]) -> list[tuple[Any, ...]]:
         with translated(self.connection), self.connection.cursor(Cursor) as cursor:
-            cursor.execute(sql if arguments else sql.replace("%%", "%"), arguments or None)
+            cursor.execute(sql, arguments)
             return list(cursor.fetchall())
 
     # -- keys with digests ---------------------------------------------------------------------------------------------
