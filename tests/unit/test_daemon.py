@@ -132,3 +132,41 @@ def test_the_first_failure_counts(state: State) -> None:
 
     with pytest.raises(LogFencedError, match="first"):
         supervisor(state, {"capture": second, "merge": first}).run()
+
+
+@pytest.mark.parametrize("raised", [LogFencedError("no way"), ValueError("hunter2"), SystemExit(0), None])
+@pytest.mark.parametrize("node", sorted(daemon.BESIDE))
+def test_whatever_happens_to_a_node_that_looks_on_the_pipeline_goes_on(
+    state: State, node: NodeName, raised: BaseException | None
+) -> None:
+    stop, starts = Stop(), 0
+
+    def fails(_: Stop) -> None:
+        nonlocal starts
+        starts += 1
+        if starts == 5:
+            stop.set()
+        if raised:
+            raise raised
+
+    supervisor(state, {"capture": waits, node: fails}, stop).run()
+    assert starts == 5
+    errors = state.errors()
+    assert {e["node"] for e in errors} == {node}
+    assert "hunter2" not in str(errors)
+    assert len(list(state.folder.glob("crash-*"))) <= daemon.RECORDED
+
+
+def test_a_node_that_looks_on_and_does_not_end_holds_nobody_up(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "BESIDE_END_WITHIN_S", 0.2)
+    release = threading.Event()
+
+    def deaf(_: Stop) -> None:
+        release.wait()
+
+    began = time.monotonic()
+    ran = supervisor(state, {"capture": waits, "alerts": deaf})
+    ran.run(done=lambda: True)
+    assert time.monotonic() - began < 5
+    release.set()
+    ran.threads["alerts"].join()
