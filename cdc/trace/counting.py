@@ -56,4 +56,5 @@ def _column(
     batch = reader.read_next_batch()
     if batch.schema.names[:1] != [field.name] or batch.column(0).type != field.type or batch.column(0).null_count:
         raise ValueError("not the column that it should be")
+    batch.column(0).validate()  # as long as it says: it is read without asking again
     return batch.column(0).to_numpy()

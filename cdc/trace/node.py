@@ -1,14 +1,16 @@
 """The daemon's trace node: a projection now and then, by a child process, whenever there is something new.
 
 A child's start costs about a second of a processor, however little there is to do. So that the trace stays small beside what it is about,
-a child is started at most as often as `trace.every` says, and seldomer where it would take more than `SHARE` of the processor time of the
+a child is started at most as often as `trace.every` says, and seldomer where that would be more than `SHARE` of the processor time of the
 pipeline itself: up to `SELDOMEST` times. `lakesync reconcile` does not wait for it, it projects by itself.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any, Final
 
 from cdc.clock import Clock, SystemClock
@@ -40,13 +42,14 @@ def run(config: PipelineConfig, log: Log, state: State, stop: threading.Event, c
     assert config.trace
     clock = clock or SystemClock()
     every = config.trace.every
-    pause, said = every, _Said(state, clock)
-    began, used = clock.monotonic(), time.process_time()
+    said, pause = _Said(state, clock), every
+    budget = Budget(every, clock.monotonic(), time.process_time())
     while said.pause(stop, pause):
         behind = news(config, log)
         if behind == 0:
             said.fine(0)
-            pause = every
+            continue
+        if not budget.allows(clock.monotonic(), time.process_time()) and _is_beside(state):
             continue
         try:
             done = project_in_process(config, stop=stop, meanwhile=said.alive)
@@ -57,15 +60,28 @@ def run(config: PipelineConfig, log: Log, state: State, stop: threading.Event, c
         if done is None:
             return
         said.fine(news(config, log), done)
-        now, now_used = clock.monotonic(), time.process_time()
-        pause = next_pause(every, done.cpu_s, (now_used - used) / max(now - began, 0.001))
-        began, used = now, now_used
+        pause = every
+        budget = Budget(every, clock.monotonic(), time.process_time(), done.cpu_s)
 
 
-def next_pause(every_s: float, cpu_s: float, rate: float) -> float:
-    """Seconds to wait after a projection that took `cpu_s` processor seconds, where the pipeline takes `rate` of them a second."""
-    longest = every_s * SELDOMEST
-    return min(longest, max(every_s, cpu_s / (SHARE * rate))) if rate > 0 else longest
+@dataclass(frozen=True)
+class Budget:
+    """When the next projection is due: `cost_s` processor seconds are expected of it, by the last one; `since_s` and `used_s` say when that
+    was, and which processor time the pipeline had taken by then. The first one is due at once."""
+
+    every_s: float
+    since_s: float
+    used_s: float
+    cost_s: float = 0.0
+
+    def allows(self, now_s: float, used_s: float) -> bool:
+        """Whether it is small beside what the pipeline took meanwhile, or the longest pause is over."""
+        return (used_s - self.used_s) * SHARE >= self.cost_s or now_s - self.since_s >= self.every_s * SELDOMEST
+
+
+def _is_beside(state: State) -> bool:
+    """Whether the pipeline runs in this process, so that its processor time is known."""
+    return any(node.pid == os.getpid() for name, node in state.nodes().items() if name in ("capture", "merge"))
 
 
 def news(config: PipelineConfig, log: Log) -> int:

@@ -25,7 +25,7 @@ from cdc.lake import folders
 from cdc.log.base import Log
 from cdc.trace.lake import Known, Seen, commits
 from cdc.trace.rows import Rows, lake_row, record_rows
-from cdc.trace.schema import prepare
+from cdc.trace.schema import prepare, sweep
 from cdc.trace.views import LEDGER
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 20_000
 """Rows of one INSERT."""
+SWEEP_S = 86_400
 CURSOR = "trace.json"
 """In the state folder."""
 FORM = 2
@@ -49,6 +50,8 @@ class Cursor:
     versions: dict[str, int] = field(default_factory=dict)
     lakes: dict[str, Known] = field(default_factory=dict)
     form: int = FORM
+    swept_s: int = 0
+    """When chDB was last made to let go of what is too old, s since 1970."""
 
     @classmethod
     def read(cls, path: Path) -> Cursor:
@@ -128,6 +131,9 @@ def project(
         records += 1
         if len(rows) >= BATCH_ROWS:
             flush()
+    if config.trace.url.startswith("chdb:") and cursor.swept_s < time.time() - SWEEP_S:
+        sweep(client, config.name, config.trace.keep)
+        cursor.swept_s = int(time.time())
     flush()
     return ProjectResult(cursor.epoch, cursor.hash, records, taken, rows.written, time.monotonic() - started)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
 from cdc.config import PipelineConfig, TraceConfig, load
@@ -262,6 +264,27 @@ def test_retention_never_takes_what_the_newest_balance_needs(traced: Traced) -> 
         assert report.closes, report.to_dict()
         # The cursor stays: what is gone is not written again to be taken again.
         assert project(opened, config, log).rows == 0
+
+
+def test_chdb_lets_go_of_what_is_too_old_though_it_is_never_open_for_long(base: Rig, tmp_path: Path) -> None:
+    rig = rig_of(base, tmp_path)
+    traced = Traced(rig, TraceConfig(url=f"chdb://{rig.state}/trace"))
+    config, cursor = traced.keep(4.0), traced.config.state / CURSOR
+    old = f"SELECT count() FROM {NODES} FINAL WHERE hash = 'old'"
+    with traced.opened() as (opened, log):
+        project(opened, config, log)
+        opened.command(f"SYSTEM STOP TTL MERGES {NODES}")
+        opened.command(
+            f"INSERT INTO {NODES} SELECT * REPLACE ('old' AS hash, now() AS done, now() AS committed) FROM {NEWEST} LIMIT 1"
+        )
+        time.sleep(5)
+        assert one(opened, old) == 1
+        opened.command(f"SYSTEM START TTL MERGES {NODES}")
+        data = orjson.loads(cursor.read_bytes())
+        assert data["swept_s"] > 0
+        cursor.write_bytes(orjson.dumps(data | {"swept_s": 0}))
+        project(opened, config, log)
+        assert one(opened, old) == 0
 
 
 def test_clickhouse_that_was_emptied_is_filled_again(traced: Traced) -> None:

@@ -14,7 +14,7 @@ from cdc.config import TraceConfig, load
 from cdc.errors import TraceError
 from cdc.state import State
 from cdc.trace import client, project_in_process
-from cdc.trace.node import SELDOMEST, next_pause
+from cdc.trace.node import SELDOMEST, SHARE, Budget
 from cdc.trace.tables import NODES
 from dev.gateway import Gateway
 from dev.mysql import MySQLServer
@@ -176,11 +176,13 @@ def test_nothing_is_started_where_nothing_is_new(rig: Rig, gateway: Gateway) -> 
     assert rig.stop(daemon) == 0
 
 
-def test_the_pause_follows_what_the_pipeline_takes() -> None:
-    assert next_pause(60, 1.2, 1.5) == 60, "a busy pipeline: as the setting says"
-    assert next_pause(60, 1.2, 0.5) == pytest.approx(120)
-    assert next_pause(60, 1.2, 0.001) == 60 * SELDOMEST
-    assert next_pause(60, 1.2, 0) == 60 * SELDOMEST
+def test_how_often_follows_what_the_pipeline_takes() -> None:
+    budget = Budget(60, 1000, 50, 1.2)
+    assert budget.allows(1060, 50 + 1.2 / SHARE), "a busy pipeline: as the setting says"
+    assert not budget.allows(1060, 50 + 0.9 * 1.2 / SHARE)
+    assert not budget.allows(1000 + 60 * SELDOMEST - 1, 51)
+    assert budget.allows(1000 + 60 * SELDOMEST, 51)
+    assert Budget(60, 1000, 50).allows(1060, 50), "the first one is due at once"
 
 
 def test_what_a_child_says_last_is_not_lost(rig: Rig) -> None:
