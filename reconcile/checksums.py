@@ -26,6 +26,7 @@ from reconcile.found import UnlikeRange
 from reconcile.keysets import distinct, unlike, without
 from reconcile.lakeside import LakeSide, Mask, Sums
 from reconcile.sources import Part, SourceSide, Sum
+from reconcile.turns import Turn, Turns
 from reconcile.windows import Closing, Mark, Windows
 from snapshot.boundaries import Boundaries
 from snapshot.chunks import Bound
@@ -89,13 +90,14 @@ class Group:
         lake: LakeSide,
         windows: Windows,
         throttle: Throttle,
+        turns: Turns,
         divisions: dict[Part, Division],
         cell_rows: dict[Part, float],
         limit: int,
         told: Callable[[int], None],
     ) -> None:
         self._compared, self._source, self._lake, self._windows = compared, source, lake, windows
-        self._throttle, self._divisions, self._limit, self._told = throttle, divisions, limit, told
+        self._throttle, self._turns, self._divisions, self._limit, self._told = throttle, turns, divisions, limit, told
         self._cell_rows = cell_rows
         self._stop = threading.Event()
         """The lake's thread has to end."""
@@ -110,8 +112,12 @@ class Group:
         """Compare these. Raises as `Windows`, `SourceSide`, `LakeSide`."""
         self._throttle.before(0, 0)
         self._throttle.took(0, 0)
+        with ThreadPoolExecutor(1) as pool, self._turns.mine(self._compared.table) as turn:
+            return self._run(spans, pool, turn)
+
+    def _run(self, spans: Sequence[Span], pool: ThreadPoolExecutor, turn: Turn) -> Outcome:
         opening = self._windows.open()
-        with ThreadPoolExecutor(1) as pool, self._windows.view() as mark:
+        with self._windows.view() as mark:
             began_s = time.monotonic()
             self._deadline_s = began_s + VIEW_S
             over = threading.Timer(READ_S, self._over.set)
@@ -120,6 +126,7 @@ class Group:
             lake = pool.submit(self._lake_sums, opening, mark, list(spans))
             try:
                 chunks, left = self._read(spans, lake)
+                turn.over()
                 read_s = time.monotonic() - began_s
                 closing, sums = lake.result()
                 return self._compare(chunks, left, closing, sums, read_s)
@@ -159,6 +166,7 @@ class Group:
             assert isinstance(division, Cells)
             at = span.first
             while at < span.last and self._pause(self._wanted()):
+                self._turns.check(self._compared.table)
                 if lake.done():
                     lake.result()  # where it failed, nothing more is of use
                 end = min(span.last, at + max(1, int(self._wanted() / self._cell_rows[span.part])))

@@ -19,6 +19,7 @@ from reconcile.lakeside import LakeSide
 from reconcile.scope import Checkpoint
 from reconcile.settling import Settling, Verdicts
 from reconcile.sources import Part, SourceSide, parts_of
+from reconcile.turns import Turns
 from reconcile.windows import Closing, Windows
 from snapshot.boundaries import Boundaries
 from snapshot.chunks import Bound, bound_from_json, bound_to_json
@@ -161,9 +162,15 @@ class Comparison:
     """One table. `step` does one group; after each one the checkpoint has what is done."""
 
     def __init__(
-        self, compared: Compared, throttle: Throttle, checkpoint: Checkpoint | None, *, show_values: bool
+        self,
+        compared: Compared,
+        throttle: Throttle,
+        turns: Turns,
+        checkpoint: Checkpoint | None,
+        *,
+        show_values: bool,
     ) -> None:
-        self._compared, self._throttle, self._checkpoint = compared, throttle, checkpoint
+        self._compared, self._throttle, self._turns, self._checkpoint = compared, throttle, turns, checkpoint
         self._show_values = show_values
         self._parts = parts_of(compared)
         self._lake = LakeSide(compared, self._parts)
@@ -205,6 +212,7 @@ class Comparison:
             self._lake,
             windows,
             self._throttle,
+            self._turns,
             self._divisions,
             self._cell_rows,
             KEYS_MOST - len(self._tally.keys) - self._tally.certain,

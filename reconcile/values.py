@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,7 @@ from reconcile.lakeside import LakeSide
 from reconcile.scope import WHOLE, Checkpoint, Scope
 from reconcile.settling import Settling
 from reconcile.sources import SourceSide
+from reconcile.turns import Turns
 from reconcile.windows import Windows
 from snapshot.throttle import Throttle
 
@@ -38,6 +40,7 @@ __all__ = ["Checkpoint", "Difference", "Progress", "Scope", "TableValues", "Valu
 
 FOLLOW_S = 120.0
 """How long the lake may take to reach the mark."""
+TABLES_AT_ONCE = 4
 RETRIES = 3
 """So often in a row a table's group is begun again where the source was lost, or a DDL was in the way."""
 TOLD_S = 5.0
@@ -75,24 +78,34 @@ def compare(
     if rows_per_second is not None:
         limited = config.snapshot.model_copy(update={"rows_per_second": rows_per_second})
         config = config.model_copy(update={"snapshot": limited})
-    throttle = Throttle(config)
-    try:
-        found = []
-        for table in wanted:
-            compared = Compared(config, log, state, table, scope)
-            if compared.mode == "append":
-                note = "mode append: its rows are changes, the ledger counts them"
-                found.append(Tally().report(compared, note=note))
-                continue
+    throttle, turns = Throttle(config), Turns()
+    tables_compared = [Compared(config, log, state, table, scope) for table in wanted]
+    for compared in tables_compared:
+        if compared.mode != "append":
             compared.must_be_whole()
-            run = Comparison(compared, throttle, checkpoint, show_values=show_values)
-            found.append(_run(compared, run, follow_s, progress or (lambda _, __: None)))
-        return ValuesReport(tuple(found))
+
+    def run(compared: Compared) -> TableValues:
+        if compared.mode == "append":
+            return Tally().report(compared, note="mode append: its rows are changes, the ledger counts them")
+        one = Comparison(compared, throttle, turns, checkpoint, show_values=show_values)
+        return _run(compared, one, turns, follow_s, progress or (lambda _, __: None))
+
+    # What a table waits for, mostly the lake, several can wait for at once; the server adds up one table at a time.
+    pool = ThreadPoolExecutor(TABLES_AT_ONCE)
+    try:
+        futures = [pool.submit(run, compared) for compared in tables_compared]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future.done() and (error := future.exception()):
+                raise error
+        return ValuesReport(tuple(future.result() for future in futures))
     finally:
+        turns.end()
+        pool.shutdown(cancel_futures=True)
         throttle.close()
 
 
-def _run(compared: Compared, run: Comparison, follow_s: float, progress: Progress) -> TableValues:
+def _run(compared: Compared, run: Comparison, turns: Turns, follow_s: float, progress: Progress) -> TableValues:
     """The whole comparison of one table, on connections of its own."""
     began_s = time.monotonic()
     failed = 0
@@ -101,6 +114,7 @@ def _run(compared: Compared, run: Comparison, follow_s: float, progress: Progres
         try:
             windows = Windows(compared.config, compared.log, compared.state, connection, follow_s)
             while not run.is_over:
+                turns.check(compared.table)
                 run.step(windows, lambda rows: progress(str(compared.table), rows))
                 failed = 0
         except (SourceError, pymysql.MySQLError) as error:
