@@ -182,15 +182,13 @@ def once(trace: Trace, table: str, found: Stretch, done: Steps) -> tuple[Equatio
 
 
 def _newest(trace: Trace, table: str, merge: Commit, at: Commit) -> tuple[Rows | None, bool]:
-    """What capture says of the newest epoch that touched the table, of those that came since `at`; None: there is none, if the trace
-    reaches back to there."""
+    """What capture says of the newest epoch that touched the table; None: it did not since `at`, if the trace reaches back to there. Where
+    the log lost the epoch that `at` ends with, it is the newest of those that are in its place, or before."""
     digest = merge.hash
     while digest != at.hash:
         epoch = trace.epochs.get(digest)
         if epoch is None:
             return None, False
-        if epoch.number <= at.number:
-            break  # the log lost the epoch that `at` ends with
         rows = trace.rows.get((table, digest))
         if rows is not None and rows.captured is not None:
             return rows, True

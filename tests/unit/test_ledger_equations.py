@@ -31,6 +31,8 @@ class Made:
     total: int = 0
     live: int = 100
     pending: list[str] = field(default_factory=list)
+    rows: int | None = None
+    """In the files."""
 
     def __post_init__(self) -> None:
         self.trace.commits[TABLE] = []
@@ -166,12 +168,11 @@ def equations(made: Made, *, oldest: int | None = 1) -> list[Equation]:
     return [e for e in every if e is not None] + [now.equation(), others.equation()]
 
 
-_TRUE_ROWS: dict[int, int] = {}
-
-
 def rows_now(made: Made) -> int:
-    """What the files have: as the history was made."""
-    return _TRUE_ROWS.setdefault(id(made), made.trace.commits[TABLE][-1].live_after)
+    """What the files have: as the history was when this was asked first."""
+    if made.rows is None:
+        made.rows = made.trace.commits[TABLE][-1].live_after
+    return made.rows
 
 
 def wrong(made: Made, **arguments: Any) -> set[str]:
@@ -392,3 +393,34 @@ def test_an_edge_is_so_long_ago() -> None:
 def test_what_is_neither_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="neither an epoch nor a time"):
         Edge.parse(text)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("touched", [True, False])
+def test_a_log_that_lost_its_end_and_read_it_again_into_fewer_epochs(seed: int, touched: bool) -> None:
+    """What is in them the table has already: duplicates, and no gap."""
+    made = history(seed)
+    commits = made.trace.commits[TABLE]
+    lost = [e for e in made.chain if e.number > commits[-2].number]
+    had = [r.logged for e in lost if (r := made.trace.rows.get((TABLE, e.hash))) and r.logged]
+    again = Counts(*map(sum, zip(*had, strict=True))) if had else Counts()
+    made.chain = made.chain[: -len(lost)]
+    made.total -= again.changes
+    one = made.epoch(rows=False)
+    new = Counts(3, 0, 0) if touched else Counts()
+    counts = again.plus(new)
+    if counts.changes:
+        made.total += counts.changes
+        made.trace.rows[TABLE, one.hash] = Rows(one.number, counts, counts, made.total)
+    if counts.changes and touched:
+        sums = dict.fromkeys(SUMS, 0) | counts._asdict()
+        sums |= {"duplicate": again.changes, "effective": 3, "inserted": 3, "rows_added": 3}
+        made.sums = {n: made.sums[n] + sums[n] for n in SUMS}
+        made._commit("merge", "merge", sums, one.number, one, made.sums)
+    made.pending.clear()
+    made.epoch()
+    made.merge()
+    assert wrong(made) == set()
+    last = commits[-1]
+    commits[-1] = replace(last, total=last.total + 1)
+    assert balance.ONCE in wrong(made)
