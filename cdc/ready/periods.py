@@ -6,7 +6,6 @@ A partition is named as its column has it: `2026`, `2026-03`, `2026-03-31`, `202
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -46,19 +45,13 @@ class Periods:
         return self._named(self._next(period))
 
     def end_us(self, period: str) -> int:
-        """When it ends, µs since 1970. Where a clock that is put back shows that time twice, the second time; where one that is put forward
-        never shows it, when it is put forward."""
+        """When it ends, µs since 1970: for the last time, where a clock that is put back shows some of it twice; where one that is put forward
+        never shows its end, when it is put forward."""
         wall = self._next(period)
-        # Of a time that is shown twice the later one is the second; of one that is skipped the later one is when it is skipped.
-        ends = [wall.replace(tzinfo=self.zone, fold=fold).astimezone(UTC) for fold in (0, 1)]
-        end = max(ends) - _EPOCH
-        return end.days * 86_400_000_000 + end.seconds * 1_000_000
-
-    def within(self, first: str, last: str) -> Iterator[str]:
-        """From one to another, both included."""
-        while first <= last:
-            yield first
-            first = self.after(first)
+        first, last = sorted(_us(wall.replace(tzinfo=self.zone, fold=fold)) for fold in (0, 1))
+        # A time that is shown twice may be the beginning of what comes twice: then this one is over the first time.
+        shown = (_EPOCH + timedelta(microseconds=last)).astimezone(self.zone).replace(tzinfo=None) == wall
+        return first if shown and self.of(last - 1) != period else last
 
     def is_one(self, text: str | None) -> bool:
         """Whether a partition's value is one of these. That of NULL is not, nor a year that no calendar has."""
@@ -82,6 +75,11 @@ class Periods:
     def _named(self, wall: datetime) -> str:
         length: Literal[4, 7, 10, 13] = {"year": 4, "month": 7, "day": 10, "hour": 13}[self.unit]  # type: ignore[assignment]
         return wall.strftime("%Y-%m-%d-%H").rjust(13, "0")[:length]
+
+
+def _us(at: datetime) -> int:
+    since = at.astimezone(UTC) - _EPOCH
+    return since.days * 86_400_000_000 + since.seconds * 1_000_000
 
 
 def chosen(partition_by: tuple[str, ...], period: str | None) -> int:
