@@ -30,7 +30,6 @@ from cdc.status import PipelineStatus, TableView
 
 LOG = logger("metrics")
 LOOK_EVERY_S = 5.0
-BEAT_S = 5.0
 REQUEST_S = 5.0
 """A client that takes longer to say what it wants is gone."""
 VERDICTS = ("agrees", "differs", "failed")
@@ -214,6 +213,7 @@ def serve(given: MetricsConfig, page: Page) -> ThreadingHTTPServer:
     class Handler(_Handler):
         pages = page
         local_only = is_loopback(host)
+        timeout = REQUEST_S
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -235,7 +235,6 @@ def serve(given: MetricsConfig, page: Page) -> ThreadingHTTPServer:
 class _Handler(BaseHTTPRequestHandler):
     pages: ClassVar[Page]
     local_only: ClassVar[bool]
-    timeout = REQUEST_S
     server_version, sys_version = "lakesync", ""
 
     def do_GET(self) -> None:

@@ -227,10 +227,12 @@ def _checked(one: Checked | None, now_ms: int) -> Text:
     said = {"agrees": "closes" if one.check == "ledger" else "equal", "differs": "DIFFERS", "failed": "failed"}[
         one.verdict
     ]
+    if one.verdict == "differs" and not one.unresolved:
+        said = "differed, put right"
     text = said + ("" if one.whole or one.verdict == "failed" else " (a part)")
     if one.unresolved:
         text += f", {one.unresolved:,} unresolved"
-    style = "bold red" if one.unresolved else "green" if one.verdict == "agrees" else "yellow"
+    style = "bold red" if one.unresolved else "yellow" if one.verdict == "failed" else "green"
     return Text(f"{text}, {output.duration(now_ms - one.at_us // 1000)} ago", style)
 
 

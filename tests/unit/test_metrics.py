@@ -154,7 +154,7 @@ def test_read_only(method: str, path: str, status: int) -> None:
 
 
 def test_a_client_that_says_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics._Handler, "timeout", 0.3)
+    monkeypatch.setattr(metrics, "REQUEST_S", 0.3)
     with serving() as (port, _), socket.create_connection(("127.0.0.1", port)) as silent:
         silent.sendall(b"GET /metr")
         assert ask(port)[0] == 200

@@ -115,6 +115,7 @@ def test_checks_say_what_they_found_when_and_when_next() -> None:
                 Checked("ledger", "shop.orders", "agrees", ago, 1, 0, True, 0, None),
                 Checked("values", "shop.orders", "agrees", ago, 2, 0, False, 3, since),
                 Checked("values", "shop.users", "failed", ago, 2, 0, True, 0, None),
+                Checked("values", "shop.mended", "differs", ago, 2, 3, True, 0, None),
             ),
             (
                 Scheduled(
@@ -137,6 +138,7 @@ def test_checks_say_what_they_found_when_and_when_next() -> None:
     assert "closes, 10.0 min ago" in text
     assert "equal (a part), 3 unresolved, 10.0 min ago" in text
     assert "failed, 10.0 min ago" in text
+    assert "differed, put right, 10.0 min ago" in text
     assert "shop.orders values: key 7: different in note, since 2.0 h" in text
     assert "shop.orders values: 2 more rows that differ, since 2.0 h" in text
     assert "shop.users ledger: log: captured = logged, epochs 3 to 4, since 2.0 h" in text
