@@ -25,7 +25,7 @@ WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-proof test-lake test-spark test-windows \
-  test-spec fuzz fetch lint format bench bench-decode bench-snapshot bench-upsert bench-quick clean
+  test-spec fuzz fetch lint format bench bench-decode bench-snapshot bench-upsert bench-reconcile bench-quick clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ bench-snapshot: fetch ## Measure a first reading beside the mysql client and Deb
 
 bench-upsert: fetch ## Measure upserts beside deltalake's MERGE, MySQL to Delta beside Debezium to Kafka (JDK, Maven), and what reading costs
 	$(BIN)/python -m bench upsert grown aged endtoend latency $(ARGS)
+
+bench-reconcile: fetch ## Measure a comparison of values beside its checksum query, pt-table-checksum and whole rows by hand, and the trace
+	$(BIN)/python -m bench reconcile traced $(ARGS)
 
 bench-quick: fetch ## The same with small sizes, to see that it works
 	$(BIN)/python -m bench --quick

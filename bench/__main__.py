@@ -22,6 +22,7 @@ from bench import (
     snapshot,
     stages,
     stream,
+    traced,
     upsert,
 )
 from bench.setting import QUICK, Setting, Sizes
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "aged": aged,
     "endtoend": endtoend,
     "reconcile": reconcile,
+    "traced": traced,
 }
 
 

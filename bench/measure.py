@@ -100,11 +100,11 @@ class Process:
         if self._process.poll() is not None:
             raise FailedError(f"{' '.join(self.command)} ended with {self._process.returncode}: {self._said()}")
 
-    def wait(self, timeout_s: float = 3600.0) -> Usage:
-        """To its end. Raises `FailedError` if that is not a good one."""
+    def wait(self, timeout_s: float = 3600.0, good: Sequence[int] = (0,)) -> Usage:
+        """To its end. Raises `FailedError` if its code is not among the good ones."""
         code = self._process.wait(timeout_s)
         warden.unwatch(self._process.pid)
-        if code:
+        if code not in good:
             raise FailedError(f"{' '.join(self.command)} ended with {code}: {self._said()}")
         used = json.loads(self.result.read_text())
         return Usage(**used, servers_cpu_s=self.servers_cpu_s())

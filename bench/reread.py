@@ -7,7 +7,6 @@ version of the Delta table has it.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from bisect import bisect_left
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import orjson
 
+from bench.load import Load
 from bench.measure import Process
 from bench.pipeline import Pipeline, wait
 from bench.report import Table, thousands
@@ -40,7 +40,6 @@ WATCH_S = 0.002
 SETTLES_S = 3.0
 """Before anything is measured."""
 FOLLOW_S = 300.0
-SEED = 17
 
 
 def measure(setting: Setting) -> list[Table]:
@@ -73,7 +72,7 @@ def measure(setting: Setting) -> list[Table]:
         wait(
             lambda: all(n in state.nodes() and state.nodes()[n].at_us > started for n in ("capture", "merge")), process
         )
-        with _Load(setting, "busy", few) as load, _Watched(pipeline, load) as seen:
+        with Load(setting, "busy", few, RATE, BATCH) as load, _Watched(pipeline, load) as seen:
             time.sleep(SETTLES_S)
             alone = _phase(load, seen, lambda: time.sleep(setting.sizes.seconds))
             phases = [("the stream alone", alone, 0)]
@@ -104,7 +103,7 @@ def measure(setting: Setting) -> list[Table]:
         process.end()
 
 
-def _phase(load: _Load, seen: _Watched, work: Callable[[], None]) -> tuple[float, float]:
+def _phase(load: Load, seen: _Watched, work: Callable[[], None]) -> tuple[float, float]:
     began = time.monotonic()
     work()
     load.check()
@@ -134,7 +133,7 @@ class _Run:
     merged: list[float]
 
     @classmethod
-    def of(cls, load: _Load, seen: _Watched, span: tuple[float, float]) -> _Run:
+    def of(cls, load: Load, seen: _Watched, span: tuple[float, float]) -> _Run:
         found = cls([], [])
         for number, sent in enumerate(load.sent):
             if span[0] <= sent < span[1]:
@@ -151,65 +150,6 @@ class _Run:
     def lake(self, share: float) -> float:
         """… to the lake."""
         return self.merged[min(len(self.merged) - 1, int(share * len(self.merged)))]
-
-
-class _Load(threading.Thread):
-    """One connection that changes `BATCH` rows a transaction at the rate."""
-
-    def __init__(self, setting: Setting, table: str, rows: int) -> None:
-        super().__init__(daemon=True)
-        self._setting, self._table, self._rows = setting, table, rows
-        self.sent: list[float] = []
-        """When each was."""
-        self.first = 0
-        """Its GTID's number."""
-        self.uuid = ""
-        self.late_s = 0.0
-        self._ended = threading.Event()
-        self._error: BaseException | None = None
-
-    def __enter__(self) -> _Load:
-        server = self._setting.server
-        self.uuid = str(server.execute("SELECT @@server_uuid")[0][0])
-        executed = GtidSet.parse(server.gtid_executed)
-        self.first = executed.sids[self.uuid][-1][1] + 1
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """No more."""
-        self._ended.set()
-        self.join()
-        self.check()
-
-    def check(self) -> None:
-        """Raise what it raised."""
-        if self._error is not None:
-            raise self._error
-
-    def run(self) -> None:
-        dice = random.Random(SEED)
-        pause_s = BATCH / RATE
-        try:
-            with self._setting.server.root(DATABASE) as connection, connection.cursor() as cursor:
-                began = time.monotonic()
-                number = 0
-                while not self._ended.is_set():
-                    due = began + number * pause_s
-                    now = time.monotonic()
-                    self.late_s = max(self.late_s, now - due)
-                    time.sleep(max(0.0, due - now))
-                    low = dice.randrange(1, self._rows - BATCH + 2)
-                    self.sent.append(time.monotonic())
-                    cursor.execute(
-                        f"UPDATE `{self._table}` SET change_no = change_no + 1 WHERE id BETWEEN {low} AND {low + BATCH - 1}"
-                    )
-                    number += 1
-        except BaseException as error:
-            self._error = error
 
 
 @dataclass
@@ -235,7 +175,7 @@ class _Seen:
 class _Watched:
     """Looks at the log and at the lake's table all the time."""
 
-    def __init__(self, pipeline: Pipeline, load: _Load) -> None:
+    def __init__(self, pipeline: Pipeline, load: Load) -> None:
         self._pipeline, self._load = pipeline, load
         self.logged, self.merged = _Seen(), _Seen()
         self._ended = threading.Event()

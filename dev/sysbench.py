@@ -156,31 +156,28 @@ class Sysbench:
         return done.stdout
 
 
-def percona_tool(
+def percona_command(
     server: SqlServer, tool: str, *arguments: str, dsn: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run one of Percona's tools (`pt-online-schema-change`, `pt-table-checksum`, …) as root on `server`.
-
-    `dsn` adds keys to the data source name, such as `{"D": "shop", "t": "orders"}`. Its exit code is the caller's to
-    judge: the tools use it to tell what they found.
-    """
+) -> tuple[list[str], dict[str, str]]:
+    """The command line, and the environment, that run one of Percona's tools (`pt-online-schema-change`, `pt-table-checksum`, …) as root on
+    `server`. `dsn` adds keys to the data source name, such as `{"D": "shop", "t": "orders"}`."""
     tree = tools()
     folders = [*_perl_folders(tree.path)]
     if not folders:
         raise SetUpError(f"no perl in {tree.path}", f"remove {tree.path}; it is downloaded anew")
     source = {"S": str(server.socket), "u": "root", **(dsn or {})}
-    return subprocess.run(
-        tree.command(
-            "usr/bin/perl",
-            str(tree.path / "usr/bin" / tool),
-            *arguments,
-            ",".join(f"{k}={v}" for k, v in source.items()),
-        ),
-        env={**_environment(tree), "PERL5LIB": ":".join(map(str, folders))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    given = ",".join(f"{k}={v}" for k, v in source.items())
+    command = tree.command("usr/bin/perl", str(tree.path / "usr/bin" / tool), *arguments, given)
+    return command, {**_environment(tree), "PERL5LIB": ":".join(map(str, folders))}
+
+
+def percona_tool(
+    server: SqlServer, tool: str, *arguments: str, dsn: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Percona's tools to its end, as of `percona_command`. Its exit code is the caller's to judge: the tools use it to tell what
+    they found."""
+    command, environment = percona_command(server, tool, *arguments, dsn=dsn)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def _perl_folders(root: Path) -> Iterator[Path]:

@@ -53,6 +53,30 @@ def snapshot(socket: str, table: str, rows_wanted: str, folder: str) -> None:
     print(rows)
 
 
+def values(socket: str, table: str, rows_wanted: str, folder: str) -> None:
+    """Compare a table's first rows with a Delta table's, whole rows side by side in memory; prints how many there are and how many differ."""
+    import polars as pl
+
+    connection: pymysql.Connection[Any] = pymysql.connect(
+        user="root",
+        unix_socket=socket,
+        database=DATABASE,
+        cursorclass=SSCursor,
+        init_command="SET time_zone = '+00:00'",
+    )
+    batches = []
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT * FROM `{table}` WHERE id <= {int(rows_wanted)}")
+        while found := cursor.fetchmany(BATCH_ROWS):
+            batches.append(_batch(list(found)))
+    source = pl.DataFrame(pa.Table.from_batches(batches))
+    names = SCHEMA.names
+    lake = pl.scan_delta(folder).filter(pl.col("id") <= int(rows_wanted)).select(names).collect()
+    joined = source.join(lake, on="id", how="full", suffix="_lake")
+    same = pl.all_horizontal(pl.col(n).eq_missing(pl.col(f"{n}_lake")) for n in names)
+    print(source.height, joined.filter(~same).height)
+
+
 def replication(port: str, table: str, before: str, after: str) -> None:
     """Read every row change of a table between two GTID sets; prints their number."""
     changes = 0
@@ -187,7 +211,9 @@ def merge(folder: str, *files: str) -> None:
             merger.when_not_matched_insert(every, "s.op = 'u'").execute()
 
 
-PROGRAMS: dict[str, Callable[..., None]] = {p.__name__: p for p in (snapshot, replication, recorded, follow, merge)}
+PROGRAMS: dict[str, Callable[..., None]] = {
+    p.__name__: p for p in (snapshot, values, replication, recorded, follow, merge)
+}
 
 if __name__ == "__main__":
     PROGRAMS[sys.argv[1]](*map(str, sys.argv[2:]))
