@@ -1,8 +1,9 @@
 """`make demo`: the whole way of a row, on real servers, from an empty folder to a reconciliation that closes.
 
 Starts a MySQL of its own, makes a shop database of a million rows, follows it into Delta tables while a workload writes, kills the
-daemon in the snapshot and again in the stream, starts it again each time, and shows status, ledger and values. Everything is in
-one folder: the lake stays until the next run, the server is gone at the end.
+daemon in the snapshot and again in the stream, starts it again each time, and shows that ledger and values agree. Then it changes rows in a
+way that no binary log tells of, has that found and repaired, and writes a report. Everything is in one folder: lake and report stay until the
+next run, the server is gone at the end.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ ROUNDS = "merge: {every: 2s}"
 """The default is 5s; the demo is in a hurry."""
 STREAM_S = 3.0
 """How long the stream runs before it is killed."""
+DRIFT = (
+    "SET sql_log_bin = 0",
+    "UPDATE shop.customers SET email = 'someone@example.org' WHERE id IN (17, 4711)",
+    "DELETE FROM shop.customers WHERE id = 42",
+)
+"""What parts source and lake, and no binary log tells of: who may do this can do it to any replica."""
 PATIENCE_S = 300.0
 POLL_S = 0.05
 
@@ -52,11 +59,11 @@ class Demo:
         """One step of the demo, with the time since its beginning."""
         print(f"\n[{time.monotonic() - self.started:5.1f} s] {text}", flush=True)
 
-    def lakesync(self, *arguments: str) -> None:
-        """Run a command of lakesync, shown as one types it; the demo ends if it fails."""
+    def lakesync(self, *arguments: str, code: int = 0) -> None:
+        """Run a command of lakesync, shown as one types it; the demo ends if its exit code is another one."""
         print(f"$ lakesync {shlex.join(arguments)}", flush=True)
         done = subprocess.run([self.command, *arguments], env=self.environment, cwd=self.folder, check=False)
-        if done.returncode:
+        if done.returncode != code:
             raise SystemExit(f"lakesync {arguments[0]} ended with exit code {done.returncode}")
 
     def follow(self) -> subprocess.Popen[bytes]:
@@ -127,17 +134,17 @@ class Demo:
             self.say(f"Follow it, while {RATE} transactions a second insert, update, delete and change keys")
             with shop.working(server, rate=RATE) as work:
                 try:
-                    self.prove()
+                    self.prove(server)
                 finally:
                     self.end()
             self.say(
                 f"Done: {work.transactions:,} transactions went by ({work.inserts:,} inserts, {work.updates:,} updates, "
-                f"{work.deletes:,} deletes, {work.moves:,} key changes). The tables are in {self.folder / 'lake'}, the report in "
-                f"{self.folder / 'report.json'}"
+                f"{work.deletes:,} deletes, {work.moves:,} key changes). The tables are in {self.folder / 'lake'}; open "
+                f"{self.folder / 'report.html'} in a browser"
             )
 
-    def prove(self) -> None:
-        """Follow, kill, follow, kill, follow; then status, ledger and values, while the workload goes on."""
+    def prove(self, server: MySQLServer) -> None:
+        """Follow, kill, follow, kill, follow; then ledger and values, and a drift that is found and repaired, while the workload goes on."""
         self.follow()
         self.wait(self.in_snapshot)
         self.say("kill -9 in the middle of the snapshot, and start again")
@@ -150,7 +157,19 @@ class Demo:
         self.kill()
         self.follow()
         self.say("The proof, while the workload goes on: the ledger closes, and the values are equal")
-        self.lakesync("reconcile", "--ledger", "--values", "--report", "report.json")
+        self.lakesync("reconcile")
+        self.say("Someone changes rows of the source past the binary log: no reader of it can know")
+        with server.root() as connection, connection.cursor() as cursor:
+            for statement in DRIFT:
+                print(f"mysql> {statement};", flush=True)
+                cursor.execute(statement)
+        self.lakesync("reconcile", "shop.customers", "--values", code=1)
+        self.say(
+            "Only these rows are read again, through the log like any other change; then everything is proven once more"
+        )
+        self.lakesync(
+            "reconcile", "--ledger", "--values", "--repair", "--report", "report.html", "--report", "report.json"
+        )
         self.lakesync("status")
 
 

@@ -173,7 +173,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("Would be read again", f"{repair['keys']:,}") if repair["dry_run"] else ("Repaired", f"{done:,}"))
     if ledger:
         equations = [e for t in ledger["tables"] for e in t["equations"]]
-        facts.append(("Equations that hold", f"{sum(e['holds'] for e in equations):,} of {len(equations):,}"))
+        facts.append(("Equations hold", f"{sum(e['holds'] for e in equations):,} of {len(equations):,}"))
         facts.append(("On the way", f"{sum(t['in_flight'] for t in ledger['tables']):,}"))
     facts.append(("Took", pictures.duration(1000 * report.get("seconds", 0))))
     return facts

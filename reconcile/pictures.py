@@ -431,7 +431,14 @@ def short(number: int) -> str:
         return f"{number:,}"
     for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6)):
         if abs(number) >= size:
-            return f"{number / size:.3g} {unit}" if abs(number) < 999 * size else f"{number / size:,.0f} {unit}"
+            part = number / size
+            return (
+                f"{part:.2f} {unit}"
+                if abs(part) < 10
+                else f"{part:.1f} {unit}"
+                if abs(part) < 100
+                else f"{part:,.0f} {unit}"
+            )
     return f"{number:,}"
 
 

@@ -24,7 +24,7 @@ def show(console: Console, report: _Json) -> None:
     if report["ledger"]:
         _ledger(console, report["ledger"])
     if report["values"]:
-        _values(console, report["values"], advise=not report["repair"])
+        _values(console, report["values"], report["repair"])
     if report["repair"]:
         _repair(console, report["repair"])
     console.print(report["verdict"], style="green" if report["agrees"] else "bold red", soft_wrap=True)
@@ -74,7 +74,8 @@ def _ledger(console: Console, report: _Json) -> None:
     )
 
 
-def _values(console: Console, report: _Json, *, advise: bool) -> None:
+def _values(console: Console, report: _Json, repair: _Json | None) -> None:
+    mended = {one["table"] for one in repair["tables"] if one["ok"]} if repair and not repair["dry_run"] else set()
     table = Table("table", "source rows", "lake rows", "re-read", "differ", "values", box=None, pad_edge=False)
     for column in table.columns[1:5]:
         column.justify = "right"
@@ -90,7 +91,9 @@ def _values(console: Console, report: _Json, *, advise: bool) -> None:
             f"{one['lake_rows']:,}",
             f"{one['settled']:,}",
             f"{'' if one['complete'] else 'at least '}{one['different']:,}{unsettled}",
-            _mark(one["equal"], one["note"] or "equal", "NOT SETTLED" if not one["different"] else "DIFFERENT"),
+            Text("repaired", style="green")
+            if one["table"] in mended and not one["equal"]
+            else _mark(one["equal"], one["note"] or "equal", "NOT SETTLED" if not one["different"] else "DIFFERENT"),
         )
     if table.row_count:
         console.print(table)
@@ -106,9 +109,9 @@ def _values(console: Console, report: _Json, *, advise: bool) -> None:
         of = "" if few else f" in {len(tables):,} tables"
         console.print(f"Values: equal{of}, at epoch {report['epoch']:,}.")
         return
-    console.print("Values: NOT EQUAL.")
-    wrong = [one["table"] for one in tables if one["different"]]
-    if wrong and advise:
+    wrong = [one["table"] for one in tables if not one["equal"] and one["table"] not in mended]
+    console.print("Values: NOT EQUAL." if wrong else "Values: not equal at first.")
+    if wrong and not repair:
         console.print(f"  → `lakesync reconcile {wrong[0]} --repair` reads again what differs")
 
 

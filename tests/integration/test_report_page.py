@@ -123,7 +123,7 @@ def test_nothing_is_wider_than_the_screen(opened: Open, name: str, width: int) -
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("name", ["fine", "differing"])
+@pytest.mark.parametrize("name", ["fine", "level", "differing"])
 def test_no_text_of_a_picture_lies_over_another(opened: Open, name: str, width: int) -> None:
     page = opened(html.page(made.REPORTS[name]().to_dict()), width)
     met = page.evaluate(
@@ -237,5 +237,5 @@ def test_paper_gets_everything_in_dark_letters(opened: Open) -> None:
     page = opened(html.page(made.fine().to_dict()), 1280, "dark")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.evaluate("document.querySelector('details .pairs dd').getBoundingClientRect().height") > 0
+    assert page.evaluate("[...document.querySelectorAll('details .pairs dd')].every(e => e.checkVisibility())")
     assert page.pdf()[:5] == b"%PDF-"

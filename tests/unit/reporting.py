@@ -151,6 +151,17 @@ def fine() -> Report:
     return report(["shop.customers", "shop.orders", "shop.payments"])
 
 
+def level() -> Report:
+    """All percentiles are alike, and numbers are as large as they get."""
+    found = latency(["shop.orders"], 3)
+    for points in (found["buckets"], found["tables"]):
+        for point in points:
+            point |= {"p50_ms": 1000.0, "p90_ms": 1001.0, "p99_ms": 1002.0}
+    passed = tuple(one | {"rows_in": 987_654_321_012, "rows_out": 987_654_321_012} for one in flow(["shop.orders"]))
+    changes = ledger(["shop.orders"], changes=999_999)
+    return report(["shop.orders"], ledger=changes, latency=found, flow=passed)
+
+
 def differing() -> Report:
     """The ledger has a gap, and rows differ, one of them with its values."""
     shown = Difference(
@@ -226,4 +237,11 @@ def _with(table: TableValues, differences: tuple[Difference, ...]) -> TableValue
     return replace(table, differences=differences)
 
 
-REPORTS = {"fine": fine, "differing": differing, "repaired": repaired, "partial": partial, "hostile": hostile}
+REPORTS = {
+    "fine": fine,
+    "level": level,
+    "differing": differing,
+    "repaired": repaired,
+    "partial": partial,
+    "hostile": hostile,
+}
