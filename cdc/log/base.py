@@ -72,11 +72,17 @@ class Log(Protocol):
     def wait(self, after: int, timeout_s: float) -> bool:
         """Until a record with a number above `after` is visible, or the time is over. Whether there is one."""
 
-    def data(self, table: str, extent: Extent, *, by_digest: bool = True) -> list[bytes]:
-        """The records of one table in one epoch. Waits for what is committed and not yet visible. Without `by_digest` only their number and
-        size are compared: for who does not use their values, which takes half as long.
+    def data(self, table: str, extent: Extent) -> list[bytes]:
+        """The records of one table in one epoch. Waits for what is committed and not yet visible.
 
         Raises `LogDamagedError` unless they are exactly what the extent says, `LogGapError` if they were trimmed.
+        """
+
+    def heads(self, table: str, extent: Extent, length: int) -> list[tuple[bytes, int]]:
+        """Of the records that `data` gives the beginning, at least `length` bytes where there are so many, and the whole length: for who does
+        not need their values.
+
+        Raises `LogDamagedError` unless they are as many and as long as the extent says, `LogGapError` if they were trimmed.
         """
 
     def trim(self, before: int) -> None:

@@ -143,21 +143,40 @@ class SqliteLog:
                 return False
             time.sleep(min(POLL_S, left))
 
-    def data(self, table: str, extent: Extent, *, by_digest: bool = True) -> list[bytes]:
+    def data(self, table: str, extent: Extent) -> list[bytes]:
         query = 'SELECT payload FROM data WHERE "offset" BETWEEN ? AND ? AND tbl = ? ORDER BY "offset"'
         with _translated(self._path):
             sql = self._connection()
             rows = sql.execute(query, (extent.first, extent.last, table)).fetchmany(extent.records + 1)
-            floor = sql.execute("SELECT floor FROM meta").fetchone()[0]
-        if extent.first < floor:
+            self._require(sql, table, extent)
+        records = [payload if isinstance(payload, bytes) else b"" for (payload,) in rows]
+        verify.check_data(table, extent, records, str(self._path))
+        return records
+
+    def heads(self, table: str, extent: Extent, length: int) -> list[tuple[bytes, int]]:
+        query = """SELECT "offset", length(payload), typeof(payload) = 'blob' FROM data WHERE "offset" BETWEEN ? AND ? AND tbl = ? ORDER BY 1"""
+        found: list[tuple[bytes, int]] = []
+        with _translated(self._path):
+            sql = self._connection()
+            rows = sql.execute(query, (extent.first, extent.last, table)).fetchmany(extent.records + 1)
+            for offset, size, is_blob in rows:
+                if is_blob and size:
+                    with sql.blobopen("data", "payload", offset, readonly=True) as blob:
+                        found.append((blob.read(length), size))
+                else:
+                    found.append((b"", 0))
+            self._require(sql, table, extent)
+        verify.check_lengths(table, extent, [size for _, size in found], str(self._path))
+        return found
+
+    def _require(self, sql: sqlite3.Connection, table: str, extent: Extent) -> None:
+        """That the epoch's data is not trimmed; looked at after it was read."""
+        if extent.first < sql.execute("SELECT floor FROM meta").fetchone()[0]:
             raise LogGapError(
                 f"an epoch's data of {table} has been trimmed",
                 where=f"{self._path}, offset {extent.first}",
                 hint=verify.RESTORED,
             )
-        records = [payload if isinstance(payload, bytes) else b"" for (payload,) in rows]
-        verify.check_data(table, extent, records, str(self._path), by_digest=by_digest)
-        return records
 
     def trim(self, before: int) -> None:
         newest = self.newest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from cdc import faults
 from cdc.epoch import CommitRecord, Extent, digest
@@ -92,20 +93,24 @@ def moved(known: CommitRecord | None, found: CommitRecord | None, where: str) ->
     )
 
 
-def check_data(table: str, extent: Extent, records: Sequence[bytes], where: str, *, by_digest: bool = True) -> None:
-    """That `records` are exactly what `extent` says; without `by_digest` as many and as large. Raises `LogDamagedError`."""
-    wrong = None
-    if len(records) != extent.records:
-        wrong = f"{len(records)} records, its commit record says {extent.records}"
-    elif faults.mutant("count_only"):
-        return
-    elif (size := sum(map(len, records))) != extent.bytes:
-        wrong = f"{size} bytes, its commit record says {extent.bytes}"
-    elif by_digest and digest(records) != extent.digest:
-        wrong = "other bytes than its commit record says"
-    if wrong:
-        raise LogDamagedError(
-            f"an epoch's data of {table} is damaged: {wrong}",
-            where=f"{where}, offsets {extent.first} to {extent.last}",
-            hint=RESTORED,
-        )
+def check_data(table: str, extent: Extent, records: Sequence[bytes], where: str) -> None:
+    """That `records` are exactly what `extent` says. Raises `LogDamagedError`."""
+    check_lengths(table, extent, [len(record) for record in records], where)
+    if not faults.mutant("count_only") and digest(records) != extent.digest:
+        _refuse(table, extent, "other bytes than its commit record says", where)
+
+
+def check_lengths(table: str, extent: Extent, lengths: Sequence[int], where: str) -> None:
+    """That records of these lengths are as many and as long as `extent` says. Raises `LogDamagedError`."""
+    if len(lengths) != extent.records:
+        _refuse(table, extent, f"{len(lengths)} records, its commit record says {extent.records}", where)
+    if not faults.mutant("count_only") and (size := sum(lengths)) != extent.bytes:
+        _refuse(table, extent, f"{size} bytes, its commit record says {extent.bytes}", where)
+
+
+def _refuse(table: str, extent: Extent, wrong: str, where: str) -> NoReturn:
+    raise LogDamagedError(
+        f"an epoch's data of {table} is damaged: {wrong}",
+        where=f"{where}, offsets {extent.first} to {extent.last}",
+        hint=RESTORED,
+    )

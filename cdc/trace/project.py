@@ -21,6 +21,7 @@ import orjson
 
 from cdc import faults
 from cdc.config import PipelineConfig
+from cdc.errors import TraceError
 from cdc.lake import folders
 from cdc.log.base import Log
 from cdc.trace.lake import Known, Seen, commits
@@ -63,11 +64,15 @@ class Cursor:
             return cls()
 
     def write(self, path: Path) -> None:
-        """Replace its file."""
+        """Replace its file. Raises `TraceError`."""
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.touch(mode=0o600)
-        temporary.write_bytes(orjson.dumps(self.__dict__))
-        temporary.replace(path)
+        try:
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(orjson.dumps(self.__dict__))
+            temporary.replace(path)
+        except OSError as error:
+            what = f"how far the trace came cannot be written: {error.strerror}"
+            raise TraceError(what, where=str(path), hint="look at the disk of the state folder") from error
 
 
 @dataclass(frozen=True)

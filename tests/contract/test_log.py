@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,20 @@ def test_extents_name_the_data(log: Log, writer: LogWriter, epochs: Epochs) -> N
             assert entry.extent.digest == digest(payloads)
             assert sum(decode(payload).batch.num_rows for payload in payloads) == rows[table]
     assert first.tables[ORDERS].extent.last < second.tables[ORDERS].extent.first
+
+
+def test_heads_are_the_beginnings_of_the_data(log: Log, writer: LogWriter, epochs: Epochs) -> None:
+    record, records = epochs.append(log, writer, {ORDERS: 500, USERS: 1}), epochs.data(1, {ORDERS: 500, USERS: 1})
+    for table, entry in record.tables.items():
+        for length in (1, 100, 1 << 20):
+            heads = log.heads(table, entry.extent, length)
+            assert [size for _, size in heads] == [len(r) for r in records[table]]
+            assert all(r.startswith(head) for (head, _), r in zip(heads, records[table], strict=True))
+            assert all(len(head) >= min(length, len(r)) for (head, _), r in zip(heads, records[table], strict=True))
+        extent = entry.extent
+        for wrong in (replace(extent, bytes=extent.bytes + 1), replace(extent, records=extent.records + 1)):
+            with pytest.raises(LogDamagedError):
+                log.heads(table, wrong, 10)
 
 
 def test_a_large_epoch_is_many_records(place: Place, log: Log, writer: LogWriter, epochs: Epochs) -> None:

@@ -227,7 +227,7 @@ class Meddling:
         self._log = log
         self._meddle: Callable[[], object] | None = meddle
 
-    def data(self, table: str, extent: Extent, *, by_digest: bool = True) -> list[bytes]:
+    def data(self, table: str, extent: Extent) -> list[bytes]:
         meddle, self._meddle = self._meddle, None
         if meddle:
             meddle()

@@ -176,6 +176,10 @@ def test_times_are_in_the_order_in_which_a_row_meets_the_nodes(traced: Traced) -
             f"SELECT count() FROM {TIMES} WHERE NOT (committed <= captured AND captured <= logged AND logged <= merged AND merged <= readable)",
         )
         epochs = one(opened, f"SELECT count() FROM {TIMES}")
+        exact = f"SELECT hash, {', '.join(f'toUnixTimestamp64Micro({t})' for t in ('committed', 'captured', 'logged'))} FROM {NODES}"
+        assert sorted(rows(opened, f"{exact} FINAL WHERE node = 'source'")) == sorted(
+            (r.hash, r.raw_us, r.captured_us, r.written_us) for r in log.records()
+        )
         found = queries.latency(opened, "p", 0, 3600)
     assert wrong == 0
     assert epochs >= 3
