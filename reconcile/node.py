@@ -115,7 +115,8 @@ class _Node:
                     self.check(plan.kind)
             if time.monotonic() - self.pruned > PRUNE_S:
                 self.pruned = time.monotonic()
-                self.runs.prune(self.given.keep)
+                while self.runs.prune(self.given.keep) and not self.stop.is_set():
+                    pass
             next_us = min((p.due_us for p in planned(self.given, self.runs)), default=now_us)
             self.stop.wait(min(LONGEST_WAIT_S, max(TICK_S, (next_us - now_us) / 1e6)))
 
@@ -151,7 +152,7 @@ class _Node:
 
     def ended(self, kind: Kind, began_us: int, words: IO[bytes]) -> str | None:
         """Waits for the child. None if it did what it should, else why not."""
-        command = [sys.executable, "-m", "reconcile.child", str(self.config.path), kind]
+        command = [sys.executable, "-P", "-m", "reconcile.child", str(self.config.path), kind]
         try:
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words)
         except OSError as error:

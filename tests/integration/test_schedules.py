@@ -17,6 +17,7 @@ import orjson
 import pytest
 
 from dev.mysql import MySQLServer
+from reconcile.database import NAME
 from reconcile.runs import Runs
 from tests.faults.rig import Rig
 from tests.unit.webhooks import Hook, hook
@@ -274,6 +275,22 @@ def test_webhook_and_command_that_fail_cost_nothing_and_are_shown(pipeline: Made
     rig.server.execute(f"UPDATE {table} SET v = 1000 WHERE id = 1")
     rig.wait(lambda: len(rig.differences(table)) == 1, "the pipeline goes on")
     assert daemon.poll() is None
+    assert rig.stop(daemon) == 0
+
+
+def test_a_store_that_is_damaged_costs_the_pipeline_nothing(pipeline: Made, received: Hook) -> None:
+    table = pipeline.table
+    rig = pipeline(reconcile={"values": "every 1s"}, alerts={"webhook": received.url})
+    rig.state.mkdir(mode=0o700)
+    (rig.state / NAME).write_bytes(b"no database at all, " * 1000)
+    daemon = rig.start()
+    rig.wait_phase(table, "ready")
+    rig.server.execute(f"UPDATE {table} SET v = 1000 WHERE id = 1")
+    rig.wait(lambda: not rig.differences(table), "the pipeline goes on")
+    assert "move the file away: only the history of checks is in it" in rig.lakesync("status").stdout
+    assert daemon.poll() is None
+    (rig.state / NAME).unlink()
+    rig.wait(lambda: agreed(rig, "values"), "checks go on by themselves")
     assert rig.stop(daemon) == 0
 
 
