@@ -14,13 +14,14 @@ import orjson
 
 from cdc.clock import SystemClock
 from cdc.config import PipelineConfig
+from cdc.daemon import NodeName
 from cdc.log import open_log
 from cdc.ready import node
 from cdc.ready.telling import FILE
 from dev.sqlserver import SqlServer
 from tests.integration.rereading import Rereading
 
-FOLLOW = ("capture", "reread", "snapshot", "merge")
+FOLLOW: tuple[NodeName, ...] = ("capture", "reread", "snapshot", "merge")
 
 
 class Webhook:

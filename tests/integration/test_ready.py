@@ -14,6 +14,8 @@ import polars
 import pytest
 from deltalake import DeltaTable
 
+from cdc.ready import telling
+from dev.minio import MinIOServer
 from dev.mysql import MySQLServer
 from tests.integration.readying import FOLLOW, Readying, Webhook, hour, named, sql
 
@@ -200,3 +202,18 @@ def test_settings_that_do_not_fit_the_table_are_said(mysql: MySQLServer, schema:
     with rig.running(FOLLOW), rig.readying():
         rig.until(lambda: any("partitions are of UTC" in p for p in rig.problems()), "refused")
         assert rig.told() == {}
+
+
+def test_in_an_object_store(mysql: MySQLServer, table: str, tmp_path: Path, minio: MinIOServer) -> None:
+    bucket = minio.bucket()
+    rig = Readying(tmp_path, mysql, table, {"from": day(1)})
+    rig.config = rig.config.model_copy(update={"lake": f"s3://{bucket}/lake", "lake_options": minio.options()})
+    insert(mysql, table, hour(1), 5)
+    folder = telling.folder_of(rig.config, rig.config.tables[0].table)
+
+    def told() -> dict[str, Any] | None:
+        return telling.read(folder, f"{named(hour(1))}/_SUCCESS")
+
+    with rig.running(FOLLOW), rig.readying():
+        found = rig.until(told, "told")
+    assert (found["rows"], found["generation"]) == (5, 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdc import watermark
+from cdc.daemon import NodeName
 from cdc.errors import NotFollowingError
 from cdc.names import TableName
 from dev.mariadb import MariaDBServer
@@ -19,7 +20,7 @@ from dev.sqlserver import SqlServer
 from tests.integration.rereading import Rereading
 
 TABLE = TableName("d", "t")
-NODES = ("capture", "reread", "snapshot", "merge", "ready")
+NODES: tuple[NodeName, ...] = ("capture", "reread", "snapshot", "merge", "ready")
 SILENCE_S = 3
 pytestmark = pytest.mark.timeout(240)
 

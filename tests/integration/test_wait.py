@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cdc.daemon import NodeName
 from cdc.errors import ConfigError, NotFollowingError, TableStoppedError
 from cdc.names import TableName
 from cdc.waiting import parse_position, parse_time
@@ -17,7 +18,7 @@ from dev.mysql import MySQLServer
 from dev.sqlserver import SqlServer
 from tests.integration.rereading import Rereading
 
-FOLLOW = ("capture", "reread", "snapshot", "merge")
+FOLLOW: tuple[NodeName, ...] = ("capture", "reread", "snapshot", "merge")
 
 
 @pytest.fixture(params=["mysql", "mariadb"])
@@ -28,13 +29,13 @@ def server(request: pytest.FixtureRequest) -> SqlServer:
 
 
 @pytest.fixture
-def rig(server: SqlServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rereading]:
+def rig(server: SqlServer, tmp_path: Path, request: pytest.FixtureRequest) -> Rereading:
     """Two tables; the second is idle."""
     name = request.getfixturevalue("schema" if isinstance(server, MySQLServer) else "mariadb_schema")
     for table in ("busy", "idle"):
         server.execute(f"CREATE TABLE {name}.{table} (id INT PRIMARY KEY, v INT)")
         server.execute(f"INSERT INTO {name}.{table} VALUES (1, 1)")
-    yield Rereading(tmp_path, server, [f"{name}.busy", f"{name}.idle"])
+    return Rereading(tmp_path, server, [f"{name}.busy", f"{name}.idle"])
 
 
 def tables(rig: Rereading) -> tuple[TableName, TableName]:
@@ -77,6 +78,7 @@ def test_a_merger_that_stands_still_is_not_waited_for_in_vain(rig: Rereading) ->
         rig.server.execute(f"INSERT INTO {busy} VALUES (100, 1)")
         at = datetime.now(UTC).isoformat()
         asked = position(rig.server)
+        wanted: dict[str, Any]
         for wanted in ({"time": "now"}, {"time": at}, {"position": asked}):
             with pytest.raises(NotFollowingError, match=str(idle).rpartition(".")[2]):
                 rig.pipeline.wait_for(timeout_s=1.5, **wanted)
@@ -100,7 +102,7 @@ def test_a_stopped_table_is_named_with_its_way_out(rig: Rereading) -> None:
         assert time.monotonic() - began < 20
         assert "resync" in stopped.value.hint
         assert stopped.value.exit_code == 3
-        assert rig.pipeline.wait_for(str(idle), position=position(rig.server), timeout_s=20)
+        assert rig.pipeline.wait_for(str(idle), position=position(rig.server), timeout_s=20).tables
 
 
 def test_what_cannot_be_waited_for(rig: Rereading) -> None:
@@ -109,6 +111,7 @@ def test_what_cannot_be_waited_for(rig: Rereading) -> None:
     strange = "77-1-7" if isinstance(rig.server, MariaDBServer) else other
     with rig.running(FOLLOW):
         rig.ready(busy, idle)
+        wanted: dict[str, Any]
         for wanted, what in (
             ({"position": other if isinstance(rig.server, MariaDBServer) else "0-1-5"}, "the source is M"),
             ({"position": strange}, "another server's position"),
