@@ -336,9 +336,10 @@ class TraceConfig(Model):
     insecure: bool = False
     """Allow plaintext to a host that is not loopback."""
     every: Duration = 60.0
-    """How often the counts are brought up to date; `lakesync reconcile` does it too."""
+    """How often the counts are brought up to date where there is something new; up to ten times as long apart, so that it stays under 2 % of
+    the pipeline's processor time. `lakesync reconcile` does it too."""
     keep: Duration = 90 * 86400.0
-    """Counts stay this long; totals and each table's newest row stay for good."""
+    """How long counts stay after they were made; each node's newest row of every table, with running totals, stays for good."""
 
     @field_validator("url")
     @classmethod
