@@ -78,8 +78,8 @@ def test_a_merger_that_stands_still_is_not_waited_for_in_vain(rig: Rereading) ->
         rig.server.execute(f"INSERT INTO {busy} VALUES (100, 1)")
         at = datetime.now(UTC).isoformat()
         asked = position(rig.server)
-        wanted: dict[str, Any]
-        for wanted in ({"time": "now"}, {"time": at}, {"position": asked}):
+        asked_for: list[dict[str, Any]] = [{"time": "now"}, {"time": at}, {"position": asked}]
+        for wanted in asked_for:
             with pytest.raises(NotFollowingError, match=str(idle).rpartition(".")[2]):
                 rig.pipeline.wait_for(timeout_s=1.5, **wanted)
     with pytest.raises(NotFollowingError) as late:
@@ -111,8 +111,7 @@ def test_what_cannot_be_waited_for(rig: Rereading) -> None:
     strange = "77-1-7" if isinstance(rig.server, MariaDBServer) else other
     with rig.running(FOLLOW):
         rig.ready(busy, idle)
-        wanted: dict[str, Any]
-        for wanted, what in (
+        cases: list[tuple[dict[str, Any], str]] = [
             ({"position": other if isinstance(rig.server, MariaDBServer) else "0-1-5"}, "the source is M"),
             ({"position": strange}, "another server's position"),
             ({"position": ""}, "empty"),
@@ -121,7 +120,8 @@ def test_what_cannot_be_waited_for(rig: Rereading) -> None:
             ({"time": "2026-03-31T00:00:00"}, "no zone"),
             ({}, "a position, or a time"),
             ({"time": "now", "position": other}, "a position, or a time"),
-        ):
+        ]
+        for wanted, what in cases:
             with pytest.raises(ConfigError, match=what) as wrong:
                 rig.pipeline.wait_for(timeout_s=5, **wanted)
             assert wrong.value.exit_code == 2

@@ -78,8 +78,8 @@ def test_a_replica_that_hears_nothing_is_as_far_as_its_silence_tells() -> None:
         assert hearing.marks(at(second, channel(received="b.000001:300", applied="b.000001:200"))) == []
     assert times(hearing.marks(at(131, channel(received="b.000001:300")))) == [121 * S]
     # It stopped, and what came meanwhile is not known.
-    stopped: dict[str, Any]
-    for stopped in ({"receives": False}, {"applies": False}):
+    stops: list[dict[str, Any]] = [{"receives": False}, {"applies": False}]
+    for stopped in stops:
         assert hearing.marks(at(140, channel(received="b.000001:300", **stopped))) == []
         assert hearing.marks(at(141, channel(received="b.000001:300"))) == []
 
