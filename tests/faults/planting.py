@@ -171,7 +171,7 @@ class Load(threading.Thread):
         tables = [plant.name for plant in PLANTS if not plant.quiet]
         try:
             with self._server.root(SCHEMA) as connection, connection.cursor() as cursor:
-                while not self._ended.wait(0.005):
+                while not self._ended.wait(0.05):
                     step, table = self.transactions, tables[self.transactions % len(tables)]
                     n = BUSY_FROM + step % (ROWS - BUSY_FROM)
                     cursor.execute(f"UPDATE {table} SET a = {step}, note = 'load {step}', at = NOW(6) WHERE id = {n}")
@@ -256,7 +256,8 @@ class Planted:
     def close(self) -> None:
         """End it."""
         try:
-            self.load.end()
+            if self.load.ident is not None:
+                self.load.end()
         finally:
             self.rig.close()
 
