@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cdc.errors import ConfigError, NotFollowingError
+from cdc.errors import ConfigError, NotFollowingError, SourceError
 from cdc.names import TableName
 from reconcile.checksums import CHUNK_ROWS, READ_S, Group, Outcome, Span
 from reconcile.compared import Compared
@@ -225,6 +225,12 @@ class Comparison:
         self._tally.judged(verdicts)
         self._tally.judged(self._strays(outcome.closing))
         self._tally.rows_in_full += source.in_full
+        if outcome.certain and verdicts.settled and not self._tally.differences:
+            raise SourceError(
+                "rows have other digests in the server than in the lake, and are the same",
+                where=str(self._compared.table),
+                hint="this is a mistake in lakesync: please report it, with the types of the table's columns",
+            )
         self._pending = [*outcome.left, *later]
         self._idle = 0 if outcome.done else self._idle + 1
         self._measured(outcome)
