@@ -36,10 +36,10 @@ STREAM_S = 3.0
 """How long the stream runs before it is killed."""
 DRIFT = (
     "SET sql_log_bin = 0",
-    "UPDATE shop.customers SET email = 'someone@example.org' WHERE id IN (17, 4711)",
-    "DELETE FROM shop.customers WHERE id = 42",
+    "UPDATE shop.payments SET amount = amount + 0.01 WHERE order_id IN (17, 18)",
+    "DELETE FROM shop.payments WHERE order_id = 42",
 )
-"""What parts source and lake, and no binary log tells of: who may do this can do it to any replica."""
+"""What parts source and lake, and no binary log tells of. The workload leaves these rows alone, else it would put them right."""
 PATIENCE_S = 300.0
 POLL_S = 0.05
 
@@ -59,11 +59,11 @@ class Demo:
         """One step of the demo, with the time since its beginning."""
         print(f"\n[{time.monotonic() - self.started:5.1f} s] {text}", flush=True)
 
-    def lakesync(self, *arguments: str, code: int = 0) -> None:
-        """Run a command of lakesync, shown as one types it; the demo ends if its exit code is another one."""
+    def lakesync(self, *arguments: str) -> None:
+        """Run a command of lakesync, shown as one types it; the demo ends if it fails."""
         print(f"$ lakesync {shlex.join(arguments)}", flush=True)
         done = subprocess.run([self.command, *arguments], env=self.environment, cwd=self.folder, check=False)
-        if done.returncode != code:
+        if done.returncode:
             raise SystemExit(f"lakesync {arguments[0]} ended with exit code {done.returncode}")
 
     def follow(self) -> subprocess.Popen[bytes]:
@@ -163,10 +163,7 @@ class Demo:
             for statement in DRIFT:
                 print(f"mysql> {statement};", flush=True)
                 cursor.execute(statement)
-        self.lakesync("reconcile", "shop.customers", "--values", code=1)
-        self.say(
-            "Only these rows are read again, through the log like any other change; then everything is proven once more"
-        )
+        self.say("The proof finds them; only these rows are read again, through the log like any other change")
         self.lakesync(
             "reconcile", "--ledger", "--values", "--repair", "--report", "report.html", "--report", "report.json"
         )

@@ -6,6 +6,7 @@ fails does not take the others with it: what was found is reported and recorded,
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -24,6 +25,7 @@ from cdc.trace.client import client as open_trace
 from reconcile import ledger as ledger_of
 from reconcile import repair
 from reconcile import values as values_of
+from reconcile.found import Difference
 from reconcile.ledger import Edge
 from reconcile.repair import RepairedTable
 from reconcile.report import Report
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 Done = TypeVar("Done")
+
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
 
 LATENCY_BUCKETS = 60
 """At most so many points in time of each percentile."""
@@ -189,7 +193,8 @@ class _Reconciliation:
             checkpoint=self.runs.checkpoint(run),
             show_values=self.asked.show_values,
         )
-        self.found = replace(self.found, values=compared)
+        tables = [replace(t, differences=tuple(sorted(t.differences, key=_natural))) for t in compared.tables]
+        self.found = replace(self.found, values=replace(compared, tables=tuple(tables)))
         return "agrees" if compared.equal else "differs"
 
     def _mend(self, run: int) -> None:
@@ -265,6 +270,12 @@ class _Reconciliation:
 
 def _edge(text: str | None) -> Edge | None:
     return None if text is None else Edge.parse(text)
+
+
+def _natural(difference: Difference) -> list[tuple[bool, int, str]]:
+    """By key, numbers by their size: the order in which they were found is none that people know."""
+    parts = difference.key.split(", ")
+    return [(False, int(p), p) if _INTEGER.fullmatch(p) else (True, 0, p) for p in parts]
 
 
 def _name(table: str) -> str:

@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 
 from cdc.errors import ConfigError, TraceError
-from reconcile import html, text
+from reconcile import html, reconciling, text
 from reconcile import report as reporting
 from reconcile.asked import share
-from reconcile.found import ValuesReport
+from reconcile.found import Difference, ValuesReport
 from reconcile.report import Report
 from tests.unit import reporting as made
 
@@ -226,3 +226,9 @@ def test_a_share(written: str, value: float) -> None:
 def test_no_share(written: str) -> None:
     with pytest.raises(ConfigError, match="not a share"):
         share(written)
+
+
+def test_differences_stand_in_the_order_of_their_keys() -> None:
+    keys = ["10", "9", "2, b", "2, a", "-1", "x", "9A", "09"]
+    ordered = sorted((Difference(key, "different") for key in keys), key=reconciling._natural)
+    assert [d.key for d in ordered] == ["-1", "2, a", "2, b", "09", "9", "10", "9A", "x"]
