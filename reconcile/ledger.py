@@ -218,9 +218,12 @@ class _Table:
         )
 
     def _until(self) -> Commit:
-        """The commit that the window ends with: the first that holds its end."""
+        """The commit that the window ends with: the last at the first epoch that holds its end."""
         high = self.trace.high
-        return next((c for c in self.commits if high is not None and c.number >= high), self.commits[-1])
+        if high is None:
+            return self.commits[-1]
+        number = min((c.number for c in self.commits if c.number >= high), default=None)
+        return next((c for c in reversed(self.commits) if c.number == number), self.commits[-1])
 
     def _waiting(self, found: Stretch) -> tuple[list[str], list[str]]:
         """Epochs that are logged and not in a commit: those that the merger has not come to, and those that it passed over."""

@@ -6,7 +6,7 @@ import random
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from cdc.lake import LakeTable
 from cdc.log import open_log
+from cdc.names import TableName
 from cdc.trace.tables import NODES
 from dev.mysql import MySQLServer
 from dev.sqlserver import SqlServer
@@ -259,9 +261,9 @@ def test_a_log_that_was_replaced(rig: Rig) -> None:
 def test_rows_that_are_read_again(rig: Rig) -> None:
     process = rig.start()
     change(rig)
-    assert rig.lakesync("snapshot", T, "--wait").returncode == 0
+    assert rig.lakesync("snapshot", T).returncode == 0
     change(rig)
-    assert rig.lakesync("snapshot", T, "--key", "3", "--key", "999999", "--wait").returncode == 0
+    assert rig.lakesync("snapshot", T, "--key", "3", "--key", "999999").returncode == 0
     assert rig.stop(process) == 0
     assert rig.catch_up().returncode == 0
     table = of(fine(rig), T)
@@ -274,7 +276,7 @@ def test_windows_that_the_log_lost_and_that_are_read_again(rig: Rig, tmp_path: P
     for file in rig.state.glob("log.db*"):
         shutil.copy2(file, copy / file.name)
     process = rig.start()
-    assert rig.lakesync("snapshot", T, "--wait").returncode == 0
+    assert rig.lakesync("snapshot", T).returncode == 0
     assert rig.stop(process) == 0
     fine(rig)
     for file in rig.state.glob("log.db*"):
@@ -283,7 +285,7 @@ def test_windows_that_the_log_lost_and_that_are_read_again(rig: Rig, tmp_path: P
         shutil.copy2(file, rig.state / file.name)
     change(rig)
     process = rig.start()
-    assert rig.lakesync("snapshot", T, "--wait").returncode == 0
+    assert rig.lakesync("snapshot", T).returncode == 0
     change(rig)
     assert rig.stop(process) == 0
     assert rig.catch_up().returncode == 0
@@ -292,6 +294,7 @@ def test_windows_that_the_log_lost_and_that_are_read_again(rig: Rig, tmp_path: P
 
 def test_xa_rotation_savepoints_and_statements(rig: Rig) -> None:
     server, first = rig.server, next(_numbers)
+    before = records(rig)[-1].number
     process = rig.start()
     with server.root() as one, server.root() as two, one.cursor() as cursor, two.cursor() as other:
         cursor.execute("XA START 'x'")
@@ -299,10 +302,10 @@ def test_xa_rotation_savepoints_and_statements(rig: Rig) -> None:
         cursor.execute("XA END 'x'")
         cursor.execute("XA PREPARE 'x'")
         change(rig)
-        rig.wait(lambda: records(rig)[-1].framing["transactions"] > 0, "an epoch")
+        rig.wait(lambda: records(rig)[-1].number > before, "an epoch")
         other.execute("FLUSH BINARY LOGS")
         change(rig)
-        fine_soon(rig)
+        fine(rig)
         other.execute("XA START 'y'")
         other.execute(f"INSERT INTO legal.t VALUES ({first + 1}, 'xa')")
         other.execute("XA END 'y'")
@@ -322,11 +325,6 @@ def test_xa_rotation_savepoints_and_statements(rig: Rig) -> None:
     assert rig.stop(process) == 0
     assert rig.catch_up().returncode == 0
     assert equation(of(fine(rig), SOURCE), framing.OFFSETS).left > 0
-
-
-def fine_soon(rig: Rig) -> None:
-    """Beside a daemon, which may have the trace open."""
-    fine(rig)
 
 
 def test_parts_of_a_large_transaction_with_kills_within(rig: Rig) -> None:
@@ -409,7 +407,7 @@ def test_a_window(rig: Rig) -> None:
     for part, (a, b) in zip(parts, pairwise(edges), strict=True):
         assert part.first <= a
         assert a < part.last <= b
-        assert equation(part, balance.LOGGED).left == 6 + 20 + 1 + equation(part, balance.LOGGED).left - 27
+        assert 27 <= equation(part, balance.LOGGED).left <= 29
     assert parts[1].version_first == parts[0].version_last
     assert parts[2].version_last == whole.version_last
     counted = [equation(p, balance.FOLDED).left for p in parts]
@@ -420,17 +418,12 @@ def test_a_window(rig: Rig) -> None:
 
 
 def test_restating_the_position(rig: Rig) -> None:
-    from cdc.lake import LakeTable
-    from cdc.names import TableName
-
     config = config_of(rig)
     lake = LakeTable(config.lake_root, TableName("legal", "t"), config.name)
     snapshot = lake.load()
     assert snapshot is not None
-    restate: Callable[..., Any] | None = getattr(lake, "restate", None)
-    if restate is None:
-        pytest.skip("restating has another name")
-    restate(snapshot)
+    assert snapshot.applied is not None
+    lake.restate(snapshot, snapshot.applied)
     fine(rig)
     change(rig)
     assert rig.catch_up().returncode == 0
