@@ -92,8 +92,8 @@ def _text(name: str) -> str:
 
 def _mariadb_double(number: str) -> str:
     # MariaDB prints the same digits without `.0`. It shows no zero's sign to any reader, so there it is `0.0`, whatever is stored.
-    text = f"CAST({number} AS CHAR)"
-    return f"IF({text} REGEXP '[.e]', {text}, CONCAT({text}, '.0'))"
+    # From 1e15 on there is an exponent, or digits after the point.
+    return f"CONCAT(CAST({number} AS CHAR), IF({number} = FLOOR({number}) AND ABS({number}) < 1e15, '.0', ''))"
 
 
 def texts(column: Column, array: pa.Array[Any], unfit: pa.Array[Any] | None = None) -> pa.Array[Any]:
