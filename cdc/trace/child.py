@@ -45,7 +45,7 @@ def project_in_process(
 
     Raises `TraceError`, also for what else the child failed of.
     """
-    command = [sys.executable, "-m", "cdc.trace", str(config.path)]
+    command = [sys.executable, "-P", "-m", "cdc.trace", str(config.path)]  # nothing from where the daemon was started
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:  # out of memory, processes or files: no reason for the pipeline to end

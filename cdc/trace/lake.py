@@ -33,10 +33,12 @@ class LakeCommit(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """All of the table's commits up to this version have been given."""
+    """All of the table's commits up to this version have been given. `all_from`: where all that are there were given, and not the new ones alone,
+    the first one's version."""
 
     version: int
     known: Known
+    all_from: int | None = None
 
 
 def commits(folder: Folder, after: int, known: Known | None) -> Iterator[LakeCommit | Seen]:
@@ -50,19 +52,23 @@ def commits(folder: Folder, after: int, known: Known | None) -> Iterator[LakeCom
         lake_id = known["id"]
         if log.size(_name(after + 1)) is None:
             return
+        all_from = None
     else:
         snapshot = deltalog.load(folder)
         if snapshot is None:
             return
         lake_id, after = str(snapshot.metadata["id"]), -1
+        all_from = 0
     found = list(deltalog.commits(folder, after))
+    if all_from is not None:
+        all_from = found[0].version if found else None
     times = _times(log, [commit.version for commit in found])
     newest = after
     for commit in found:
         yield LakeCommit(commit.version, commit.info, lake_id, times.get(commit.version))
         newest = commit.version
     if newest >= 0 and (tail := log.tail(_name(newest))) is not None:
-        yield Seen(newest, {"id": lake_id, "tail": str(tail)})
+        yield Seen(newest, {"id": lake_id, "tail": str(tail)}, all_from)
 
 
 def _times(log: Folder, versions: list[int]) -> dict[int, int]:

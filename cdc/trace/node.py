@@ -25,6 +25,8 @@ from cdc.trace.project import CURSOR, Cursor
 
 SHARE: Final = 0.02
 """Of the pipeline's processor time."""
+FIRST_COST_S: Final = 1.0
+"""Processor seconds that the first projection is expected to take."""
 SELDOMEST: Final = 10
 """Times `trace.every`: the longest pause."""
 BEAT_S: Final = 10.0
@@ -67,12 +69,12 @@ def run(config: PipelineConfig, log: Log, state: State, stop: threading.Event, c
 @dataclass(frozen=True)
 class Budget:
     """When the next projection is due: `cost_s` processor seconds are expected of it, by the last one; `since_s` and `used_s` say when that
-    was, and which processor time the pipeline had taken by then. The first one is due at once."""
+    was, and which processor time the pipeline had taken by then."""
 
     every_s: float
     since_s: float
     used_s: float
-    cost_s: float = 0.0
+    cost_s: float = FIRST_COST_S
 
     def allows(self, now_s: float, used_s: float) -> bool:
         """Whether it is small beside what the pipeline took meanwhile, or the longest pause is over."""

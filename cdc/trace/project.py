@@ -25,7 +25,7 @@ from cdc.errors import TraceError
 from cdc.lake import folders
 from cdc.log.base import Log
 from cdc.trace.lake import Known, Seen, commits
-from cdc.trace.rows import Rows, lake_row, record_rows
+from cdc.trace.rows import Rows, disown, lake_row, record_rows
 from cdc.trace.schema import prepare, sweep
 from cdc.trace.views import LEDGER
 
@@ -121,11 +121,16 @@ def project(
 
     # The lake first: so every epoch that one of these commits names is in the log by the time that is read.
     for table, folder in folders(config.lake_root):
+        hashes: set[str] = set()
         for found in commits(folder, cursor.versions.get(table.id, -1), cursor.lakes.get(table.id)):
             if isinstance(found, Seen):
                 cursor.versions[table.id], cursor.lakes[table.id] = found.version, found.known
+                if found.all_from is not None:
+                    disown(client, config.name, table.id, found.known["id"], found.all_from, hashes)
             elif found.info.get("pipeline", config.name) == config.name:
-                rows.add(lake_row(config.name, table.id, found))
+                row = lake_row(config.name, table.id, found)
+                hashes.add(row["hash"])
+                rows.add(row)
                 taken += 1
             if len(rows) >= BATCH_ROWS:
                 flush()

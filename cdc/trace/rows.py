@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,6 +16,7 @@ from cdc.trace import framing
 from cdc.trace.counting import ShortError, count
 from cdc.trace.lake import LakeCommit
 from cdc.trace.tables import ARROW, NEWEST, NODES
+from cdc.trace.views import LEDGER
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -160,3 +161,26 @@ def lake_row(pipeline: str, table: str, commit: LakeCommit) -> Row:
         "version": commit.version,
         "lake_id": commit.lake_id,
     }
+
+
+def disown(client: Client, pipeline: str, table: str, lake_id: str, first: int, hashes: Collection[str]) -> None:
+    """Say of rows that they are of no commit of the table any more: those with a version from `first` on that are not among `hashes`, which
+    are all that the lake has. It was put back to an older state, and went on from there. Raises as the client."""
+    query = (
+        f"SELECT hash FROM {LEDGER} WHERE pipeline = {{p:String}} AND `table` = {{t:String}} AND lake_id = {{l:String}}"
+        " AND node IN ('merge', 'snapshot') AND version >= {v:Int64}"
+    )
+    asked = {"p": pipeline, "t": table, "l": lake_id, "v": first}
+    gone = [hash_ for (hash_,) in client.query(query, parameters=asked).result_rows if hash_ not in hashes]
+    for start in range(0, len(gone), 1000):
+        asked = {"p": pipeline, "t": table, "h": gone[start : start + 1000]}
+        chosen = "WHERE pipeline = {p:String} AND `table` = {t:String} AND hash IN {h:Array(String)}"
+        client.command(
+            f"INSERT INTO {NODES} SELECT * REPLACE (concat(lake_id, '{LOST}') AS lake_id) FROM {LEDGER} {chosen}"
+            " AND node IN ('merge', 'snapshot')",
+            parameters=asked,
+        )
+
+
+LOST = " lost"
+"""Behind the `lake_id` of a commit that the table does not have any more."""

@@ -208,6 +208,27 @@ def test_a_folder_that_was_begun_anew_is_another_table(traced: Traced) -> None:
         assert flow["lake", "t.quiet"].rows_in == ROWS
 
 
+def test_a_lake_that_was_put_back_has_no_commits_of_the_time_that_is_gone(traced: Traced) -> None:
+    rig = traced.rig
+    shutil.copytree(rig.lake, rig.folder / "copy")
+    for number in range(2):
+        rig.server.execute(f"REPLACE INTO t.items VALUES ({5000 + number}, 'later'), ({6000 + number}, 'later')")
+        assert rig.catch_up().returncode == 0
+    with traced.opened() as (opened, log):
+        assert ledger.close(opened, traced.config, log).closes
+    shutil.rmtree(rig.lake)
+    (rig.folder / "copy").rename(rig.lake)
+    rig.server.execute("DELETE FROM t.items WHERE id = 5000")
+    assert rig.catch_up().returncode == 0
+    with traced.opened() as (opened, log):
+        report = ledger.close(opened, traced.config, log)
+        assert report.closes, report.to_dict()
+        versions = f"SELECT count(), uniqExact(`table`, lake_id, version) FROM {NODES} FINAL WHERE version >= 0 AND NOT endsWith(lake_id, ' lost')"
+        assert [count == apart for count, apart in rows(opened, versions)] == [True]
+        project(opened, traced.config, log, rebuild=True)
+        assert ledger.close(opened, traced.config, log).closes
+
+
 def first_commit(rig: Rig, table: str) -> str:
     return (rig.lake / "t" / table / "_delta_log" / f"{0:020}.json").read_text()
 
