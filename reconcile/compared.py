@@ -88,9 +88,13 @@ class Compared:
 
     def keys_of(self, keys: Sequence[Key]) -> pa.Table:
         """These keys in the lake's types, each once. Raises `ConfigError` for one that is none of the table's."""
+        return distinct(self.typed(keys), self.key)
+
+    def typed(self, keys: Sequence[Key]) -> pa.Table:
+        """These keys in the lake's types. Raises as `keys_of`."""
         walk = Walk(self.table, self.schema)
         try:
-            return distinct(walk.keys_of([walk.bound_of([str(cell) for cell in key]) for key in keys]), self.key)
+            return walk.keys_of([walk.bound_of([str(cell) for cell in key]) for key in keys])
         except (ValueError, IndexError, pa.ArrowInvalid) as error:
             raise ConfigError(
                 "not a key of the table", where=str(self.table), hint="see the types of its key"

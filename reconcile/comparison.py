@@ -53,6 +53,7 @@ class Tally:
     """Rows that differ and are not named."""
     differences: list[Difference] = field(default_factory=list)
     keys: list[tuple[Any, ...]] = field(default_factory=list)
+    """Of the differences. One with NULL in it is no key of the source's."""
     ranges: list[UnlikeRange] = field(default_factory=list)
     sampled: float | None = None
     epoch: int = 0
@@ -88,7 +89,8 @@ class Tally:
     def report(self, compared: Compared, *, seconds: float = 0.0, note: str = "") -> TableValues:
         """What came of it."""
         scope = compared.scope
-        found = pa.Table.from_pylist([dict(zip(compared.key, k, strict=True)) for k in self.keys], compared.key_schema)
+        named = [dict(zip(compared.key, key, strict=True)) for key in self.keys if None not in key]
+        found = pa.Table.from_pylist(named, compared.key_schema)
         words = ["a range of keys"] if scope.low is not None or scope.high is not None else []
         if scope.between is not None:
             words.append("rows with {} from {} to before {}".format(*scope.between))
@@ -120,16 +122,17 @@ class Tally:
     _COUNTS = ("source_rows", "lake_rows", "settled", "unsettled", "chunks", "chunks_unlike", "rows_in_full", "certain")
 
     def to_dict(self, compared: Compared) -> dict[str, Any]:
-        """For a checkpoint."""
-        found = pa.Table.from_pylist([dict(zip(compared.key, k, strict=True)) for k in self.keys], compared.key_schema)
-        keys = compared.written(found) if self.keys else []
+        """For a checkpoint. Keys with NULL in them, which nothing can be asked for by, it does not have."""
+        named = [n for n, key in enumerate(self.keys) if None not in key]
+        rows = [dict(zip(compared.key, self.keys[n], strict=True)) for n in named]
+        keys = compared.written(pa.Table.from_pylist(rows, compared.key_schema)) if rows else []
+        found = [(key, self.differences[n]) for key, n in zip(keys, named, strict=True)]
         return {
             "counts": {name: getattr(self, name) for name in self._COUNTS},
             "at": [self.epoch, self.version, self.position],
             "sampled": self.sampled,
-            "found": [
-                [list(key), d.key, d.kind, list(d.columns)] for key, d in zip(keys, self.differences, strict=True)
-            ],
+            "found": [[list(key), d.key, d.kind, list(d.columns)] for key, d in found],
+            "null": [[d.key, d.kind] for key, d in zip(self.keys, self.differences, strict=True) if None in key],
             "ranges": [[r.table.id, r.low and list(r.low), r.high and list(r.high)] for r in self.ranges],
         }
 
@@ -138,10 +141,13 @@ class Tally:
         """What `to_dict` gave."""
         epoch, version, position = data["at"]
         tally = cls(**data["counts"], sampled=data["sampled"], epoch=epoch, version=version, position=position)
-        for key, name, kind, columns in data["found"]:
-            (row,) = compared.keys_of([tuple(key)]).to_pylist()
-            tally.keys.append(tuple(row.values()))
-            tally.differences.append(Difference(name, kind, tuple(columns)))
+        found = data["found"]
+        if found:
+            tally.keys = [tuple(row.values()) for row in compared.typed([tuple(key) for key, *_ in found]).to_pylist()]
+            tally.differences = [Difference(name, kind, tuple(columns)) for _, name, kind, columns in found]
+        for name, kind in data["null"]:
+            tally.keys.append((None, name))
+            tally.differences.append(Difference(name, kind))
         tally.ranges = [
             UnlikeRange(TableName.from_id(table), low and tuple(low), high and tuple(high))
             for table, low, high in data["ranges"]

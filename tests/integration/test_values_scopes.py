@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import orjson
 import pytest
 
@@ -29,6 +30,7 @@ from tests.integration.comparing import (
     copied,
     delta,
     fill,
+    like,
     opened,
     small,
 )
@@ -198,6 +200,17 @@ def test_what_was_done_before_is_not_done_again(rig: Rig, monkeypatch: pytest.Mo
     assert (again.source_rows, again.different) == (found.source_rows, found.different)
     # Another scope is another comparison.
     assert compared(rig, table, checkpoint=kept, scope=Scope(columns=("x",))).source_rows == rows
+
+
+def test_a_checkpoint_keeps_rows_that_no_source_can_have(rig: Rig) -> None:
+    lake = delta(rig, NUMBERS)
+    deltalake.write_deltalake(lake, like(lake, "id = 70", id=None), mode="append")
+    kept = Kept()
+    found = compared(rig, NUMBERS, checkpoint=kept)
+    assert different(found) == ["None"]
+    assert found.found is not None
+    assert found.found.num_rows == 0
+    assert compared(rig, NUMBERS, checkpoint=kept).differences == found.differences
 
 
 def test_bounds_of_a_checkpoint_hold_no_values(rig: Rig) -> None:
