@@ -102,7 +102,7 @@ class Proof:
     def live_and_die(self) -> None:
         """A daemon is started, and killed: at a fault point, or at any moment."""
         self.work.check()
-        self.alive()
+        self.kill_daemon()
         if self.dice.random() < 0.5:
             point = self.dice.choice(POINTS)
             process = self.rig.start(faults=f"kill:{point}:{self.dice.choice((1, 1, 2, 5))}")
@@ -121,7 +121,7 @@ class Proof:
         assert process.returncode == -signal.SIGKILL, self.rig.last_words()
         self.figures.kills[how] += 1
 
-    def alive(self) -> None:
+    def kill_daemon(self) -> None:
         """No daemon is to be running."""
         if self.daemon is not None:
             assert self.daemon.poll() is None, self.rig.last_words()
@@ -244,7 +244,7 @@ class Proof:
                     self.work.until(wanted)
             self.figures.transactions = self.work.transactions
         self.figures.planted = Counter(self.drift.planted)
-        self.alive()
+        self.kill_daemon()
         assert self.rig.catch_up(timeout_s=240).returncode == 0
         verdict = self.rig.verdict(proofs=False)
         assert verdict.green, verdict

@@ -19,7 +19,7 @@ from reconcile import checks
 from reconcile.checks import CORRUPTIONS, Corruption, Sight
 from tests.faults.planting import BY_SLUG, GROUPS, PLANTS, Plant, Planted, server_of
 
-pytestmark = [pytest.mark.ci, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(1800)]
 TURNS = 2
 Report = dict[str, Any]
 
