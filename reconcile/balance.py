@@ -221,10 +221,10 @@ def _windowed(trace: Trace, table: str, before: Commit, chain: Sequence[str]) ->
 
 
 def windows(rows: Iterable[Rows]) -> Equation | None:
-    """What windowed reads found, and what of it is in the log's data."""
+    """What windowed reads found, and what of it is in the log's data. Of an epoch whose rows in the log are not known, `logged` tells."""
     sides = Sides(WINDOWS, "window")
     for one in rows:
-        if one.read or one.windowed:
+        if one.logged is not None and (one.read or one.windowed):
             sides.add((one.number, one.number), one.read, one.windowed + one.touched)
     return sides.equation() if sides.looked else None
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DETAIL = 100_000
 """Epochs that are read one by one, and lake commits of each table; what is older is held against running totals."""
+SKEW_S = 3600.0
+"""So much earlier than ClickHouse may delete it a row is not looked at any more: its clock is another."""
 EFFECTS = ("inserted", "replaced", "removed", "absent", "truncated")
 SUMS = (
     *Counts._fields,
@@ -157,13 +159,20 @@ def relation(client: Client) -> str:
     return "lakesync_ledger" if found.result_rows[0][0] else f"{NODES} FINAL"
 
 
-def read(client: Client, pipeline: str, newest: int, since: Edge | None, until: Edge | None) -> Trace:
-    """The trace from `since` to `until`, of lake commits also the last before it, and each table's beginning."""
+def read(
+    client: Client, pipeline: str, newest: int, since: Edge | None, until: Edge | None, keep_s: float | None = None
+) -> Trace:
+    """The trace from `since` to `until`, of lake commits also the last before it, and each table's beginning. `keep_s`: for how long it is
+    kept, seconds: of what is older some rows may be gone, and others not yet."""
     source, names = relation(client), {"p": pipeline}
     of = f"FROM {source} WHERE pipeline = {{p:String}} AND node"
     high = _number(client, of, names, until, "max", "<=") if until else None
     low = (_number(client, of, names, since, "min", ">=") or newest + 1) - 1 if since else 0
     low = max(low, (newest if high is None else high) - DETAIL)
+    if keep_s is not None:
+        seconds = round(keep_s - min(keep_s / 10, SKEW_S))
+        query = f"SELECT max(number) {of} = 'source' AND done <= now64(6) - toIntervalSecond({seconds})"
+        low = max(low, int(_select(client, query, names)[0][0]))
     trace = Trace(low, high)
     window = f"AND number > {low}" + (f" AND number <= {high}" if high is not None else "")
     for row in _select(client, f"SELECT {', '.join(Epoch._fields)} {of} = 'source' {window}", names):

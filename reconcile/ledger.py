@@ -125,7 +125,8 @@ def close(
     projected = project(client, config, log)
     if not projected.epoch and not versions:
         raise NotFollowingError("nothing was captured yet", where=config.name, hint="start `lakesync run`")
-    trace = evidence.read(client, config.name, projected.epoch, since, until)
+    keep_s = config.trace.keep if config.trace else None
+    trace = evidence.read(client, config.name, projected.epoch, since, until, keep_s)
     if trace.high is not None and trace.high <= trace.low:
         raise ConfigError(
             "the window has no epoch", where=f"{since or 'the beginning'} to {until}", hint="`lakesync log` lists them"
@@ -248,7 +249,7 @@ class _Table:
     @cached_property
     def _history(self) -> dict[int, files.Version]:
         """What each version did: only read where something does not add up."""
-        return files.history(self.snapshot.folder, self._base_version)
+        return files.history(self.snapshot.folder, max(self._base_version, self.proven))
 
     def _now(self, found: Stretch, newest: bool) -> tuple[list[Equation], int, list[str]]:
         """Rows that are there now, and those that others brought."""

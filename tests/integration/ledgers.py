@@ -43,12 +43,21 @@ def config_of(rig: Rig) -> PipelineConfig:
 
 
 def closed(
-    rig: Rig, *, since: Edge | None = None, until: Edge | None = None, proven: Mapping[str, int] | None = None
+    rig: Rig,
+    *,
+    since: Edge | None = None,
+    until: Edge | None = None,
+    proven: Mapping[str, int] | None = None,
+    keep_s: float | None = None,
 ) -> LedgerReport:
-    """Its ledger."""
+    """Its ledger; `keep_s`: with a trace that is kept for so long."""
     config = config_of(rig)
-    assert config.trace is not None
-    with client(config.trace) as opened, closing(open_log(config.log, config.name)) as log:
+    traced = config.trace
+    assert traced is not None
+    if keep_s is not None:
+        traced = traced.model_copy(update={"keep": keep_s})
+        config = config.model_copy(update={"trace": traced})
+    with client(traced) as opened, closing(open_log(config.log, config.name)) as log:
         report = ledger.close(opened, config, log, since=since, until=until, proven=proven)
     orjson.dumps(report.to_dict())
     return report

@@ -6,6 +6,7 @@ import random
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
@@ -143,6 +144,21 @@ def test_epochs_in_the_middle_that_neither_log_nor_trace_has(rig: Rig) -> None:
     source = of(report, SOURCE)
     assert f"epochs {lost - 1} to {lost} are in neither the log nor the trace" in source.note
     assert "epochs that the trace does not have" in of(report, T).note
+
+
+def test_a_trace_that_is_past_its_time(rig: Rig) -> None:
+    """ClickHouse deletes what is older when it pleases: of that nothing is expected to be there, nor gone."""
+    whole = of(fine(rig), T)
+    time.sleep(3)
+    for _ in range(3):
+        fine(rig, keep_s=1.0)
+    trace(rig, f"OPTIMIZE TABLE {NODES} FINAL")
+    report = fine(rig, keep_s=1.0)
+    assert of(report, T).first > whole.first
+    change(rig)
+    assert rig.catch_up().returncode == 0
+    fine(rig)
+    fine(rig, keep_s=1.0)
 
 
 def test_commits_of_the_lake_that_were_cleaned_before_the_trace_had_them(rig: Rig) -> None:

@@ -228,7 +228,7 @@ def test_rows_of_others_are_named_as_theirs_until_values_were_found_right(rig: R
     assert [(f.equation, f.gap) for f in imbalances(closed(rig))] == [(balance.FOREIGN, -1)]
     report = closed(rig, proven={ITEMS: table.version()})
     assert report.closes, report.to_dict()
-    assert "by delta-rs" in of(report, ITEMS).note
+    assert "others changed rows (-1;" in of(report, ITEMS).note
     assert not closed(rig, proven={ITEMS: table.version() - 1}).closes
 
 
