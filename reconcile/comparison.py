@@ -258,7 +258,10 @@ class Comparison:
 
     def _divide(self, source: SourceSide) -> None:
         compared = self._compared
-        sampled = self._lake.sample(compared.snapshot, max(1, CELL_ROWS // SAMPLED))
+        # Other tables may have taken hours until now, and files of old versions go.
+        snapshot = compared.lake.refresh(compared.snapshot)
+        compared.must_be_as_it_was(snapshot)
+        sampled = self._lake.sample(snapshot, max(1, CELL_ROWS // SAMPLED))
         spans: list[Span] = []
         cells = chosen = 0
         for part in self._parts:
