@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +46,7 @@ DIFFERENCES_KEPT = 1000
 KEYS_CODE = "LakeKeys"
 """The code of what stops a table that holds keys more than once."""
 POLL_S = 0.2
-_MENDABLE = ("ready", "reading", "catching-up")
+TABLES_AT_ONCE = 4
 
 Told = Callable[[str, int, int], None]
 """The table, keys that were read again so far, and how many there are."""
@@ -166,7 +167,8 @@ def repair(
             hint="start `lakesync run`, then try again",
         )
     work = _Work(config, log, state, runs, run, dry_run, follow_s, told or (lambda *_: None), show_values)
-    tables = tuple(work.table(one) for one in wrong)
+    with ThreadPoolExecutor(TABLES_AT_ONCE) as pool:  # they mostly wait for the lake
+        tables = tuple(pool.map(work.table, wrong))
     return RepairReport(tables, dry_run, round(time.monotonic() - begun_s, 3))
 
 
@@ -300,11 +302,15 @@ class _Work:
             )
         keys = found.found if found.found is not None else pa.table({})
         ranges = len(found.unlike_ranges)
-        if self.dry_run:
-            said = _would(keys.num_rows, ranges)
-            differences = tuple((d, "would be read") for d in found.differences[:DIFFERENCES_KEPT])
-            return RepairedTable(found.table, keys.num_rows, ranges, what=said, differences=differences)
         mended = self._mended(table, found)
+        besides = f"{mended.what}; " if mended else ""
+        surplus = mended.mended if mended else 0
+        if self.dry_run:
+            said = besides + _would(keys.num_rows, ranges)
+            differences = tuple((d, "would be read") for d in found.differences[:DIFFERENCES_KEPT])
+            return RepairedTable(
+                found.table, keys.num_rows, ranges, mended=surplus, what=said, differences=differences
+            )
         lake = LakeTable(self.config.lake_root, table, self.config.name)
         before = lake.load()
         if before is None:
@@ -314,7 +320,9 @@ class _Work:
         again = self._compare(table, found, keys, before.schema)
         after = lake.load()
         now = _digests(lake, after, keys) if after is not None else {}
-        left = {d.key for d in again.differences}
+        # Of keys that came to no verdict nobody knows which ones they are.
+        sure = again.complete and not again.unsettled
+        left = _names(again) if sure else {key_name(tuple(row.values())) for row in keys.to_pylist()}
         self._record(table, found, keys, (was, now), left, (before, after), mended)
         ranged = ranges > 0
         remaining = again.different + again.unsettled
@@ -325,8 +333,8 @@ class _Work:
             ranges,
             repaired,
             remaining,
-            mended.mended if mended else 0,
-            what=_done(keys.num_rows, ranges, remaining),
+            surplus,
+            what=besides + _done(keys.num_rows, ranges, remaining),
             hint="something goes on changing it: `lakesync check`, and look who else writes to the lake"
             if remaining
             else "",
@@ -341,12 +349,15 @@ class _Work:
         )
 
     def _mended(self, table: TableName, found: TableValues) -> RepairedTable | None:
-        """Rows that are too many go first: behind a window's rows the merger would stop at them."""
+        """Rows that are too many go first: behind a window's rows the merger would stop at them. Those with a NULL in the key differ and
+        are no key that could be read."""
         status = self.state.table(table)
         stopped = status is not None and status.phase == "stopped" and (status.error or {}).get("code") == KEYS_CODE
-        if not stopped and not any(d.kind.endswith("times in the lake") for d in found.differences) and found.complete:
+        keys = found.found.num_rows if found.found is not None else 0
+        surplus = found.different > keys or any(d.kind.endswith("times in the lake") for d in found.differences)
+        if not stopped and not surplus and found.complete:
             return None
-        return _mended(self.config, self.state, self.runs, self.run, table, False, self.follow_s)
+        return _mended(self.config, self.state, self.runs, self.run, table, self.dry_run, self.follow_s)
 
     def _ask(self, table: TableName, found: TableValues, keys: pa.Table, schema: TableSchema) -> list[Read]:
         asked: list[Read] = []
@@ -444,6 +455,12 @@ class _Work:
             rows.append(Repaired(str(table), text, "a range of keys", version_before=before.version))
         self.runs.repaired(self.run, rows)
         self.runs.settled(table, [r.key for r in rows if r.outcome == "repaired"])
+
+
+def _names(found: TableValues) -> set[str]:
+    """All keys that differ, those too that `differences` has no room for."""
+    keys = found.found.to_pylist() if found.found is not None else []
+    return {d.key for d in found.differences} | {key_name(tuple(row.values())) for row in keys}
 
 
 def key_name(key: Sequence[Any]) -> str:
