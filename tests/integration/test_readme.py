@@ -34,6 +34,7 @@ LEFT_OUT = "…"
 READY_WITHIN_S = 120.0
 
 _MASKS = (
+    (r"^\[ *", "["),
     (r"MySQL \S+ at", "MySQL VERSION at"),
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
     (r"\d[\d,.]* (ms|s|min|h)\b", "DURATION"),
@@ -41,7 +42,7 @@ _MASKS = (
     (r"\d+-\d+|none yet", "EPOCHS"),
     (r" \([\d,]+ in the manifest\)", ""),  # where status is asked between a commit and the end of its round
     (r"\d[\d,.]*\d|\d", "N"),
-    (r"  trace alive$", ""),  # it shows itself once a minute
+    (r"  trace alive(, .* behind)?$", ""),  # it shows itself once a minute
     (r" +", " "),
 )
 
