@@ -16,7 +16,7 @@ from cdc.units import parse_duration
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-DETAIL = 100_000
+DETAIL = 50_000
 """Epochs that are read one by one, and lake commits of each table; what is older is held against running totals."""
 SKEW_S = 3600.0
 """So much earlier than ClickHouse may delete it a row is not looked at any more: its clock is another."""
