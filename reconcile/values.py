@@ -73,6 +73,12 @@ def compare(
     """
     known = state.tables()
     wanted = list(tables) or [t for t, status in known.items() if status.phase != "removed"]
+    if not wanted:
+        raise NotFollowingError(
+            "there is no table that could be compared",
+            where=config.name,
+            hint="`lakesync run` reads them; see `lakesync status`",
+        )
     for table in wanted:
         _must_be_ready(state, table)
     if rows_per_second is not None:
