@@ -29,6 +29,8 @@ VERSION = 1
 RETRY_S = 10.0
 """Before what was not taken is sent again; doubled each time, up to `RETRY_MOST_S`."""
 RETRY_MOST_S = 900.0
+SLOW_S = 1.0
+"""A channel that took longer than this to fail is left alone for `RETRY_S`, whatever else it is to be told: the other one waits meanwhile."""
 Kind = Literal["differs", "late", "lag", "stopped"]
 Channel = Literal["webhook", "command"]
 
@@ -154,8 +156,8 @@ class Alerts:
             db.execute("DELETE FROM deliveries WHERE key NOT IN (SELECT key FROM alerts)")
             rows = db.execute(
                 "SELECT key, channel, about, since_us, over_us, times, attempts FROM alerts JOIN deliveries USING (key) "
-                "WHERE due_us <= ? AND NOT done ORDER BY since_us, key, channel",
-                (now,),
+                "WHERE NOT (due_us BETWEEN ?1 + 1 AND ?1 + ?2) AND NOT done ORDER BY since_us, key, channel",
+                (now, max(self.repeat_us, int(RETRY_MOST_S * 1e6))),  # later than that: the clock was set back
             ).fetchall()
         return [Due(key, channel, _about(about), *rest) for key, channel, about, *rest in rows]
 
@@ -222,17 +224,24 @@ class Sender:
     def __init__(self, config: PipelineConfig, alerts: Alerts, stop: threading.Event) -> None:
         self.config, self.alerts, self.stop = config, alerts, stop
         self.channels = _channels(config)
+        self.rests: dict[Channel, float] = {}
+        """Until when, by the monotonic clock."""
 
     def send(self) -> int:
-        """All that is due. How many were taken."""
+        """All that is due, but for channels that rest. How many were taken."""
         taken = 0
         for due in self.alerts.due(self.channels):
             if self.stop.is_set():
                 break
+            began = time.monotonic()
+            if began < self.rests.get(due.channel, began):
+                continue
             try:
                 self._one(due)
             except LakesyncError as error:
                 pause = self.alerts.failed(due, error)
+                if time.monotonic() - began > SLOW_S:
+                    self.rests[due.channel] = time.monotonic() + RETRY_S
                 LOG.warning(
                     "not-sent", key=due.key, channel=due.channel, code=error.code, what=error.what, again_in_s=pause
                 )

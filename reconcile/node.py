@@ -63,12 +63,12 @@ def planned(config: ReconcileConfig | None, runs: Runs, *, note: bool = True) ->
         assert config
         since_us = runs.scheduled_since(kind, f"{schedule} {config.timezone or ''}".rstrip(), note=note)
         last = runs.last(kind, trigger="schedule", ended=False, report=False)
+        now_us = time.time_ns() // 1000
         if last and last.dead:
-            due_us = last.begun_us
+            due_us = min(last.begun_us, now_us)
         else:
-            base_us = min(
-                max(since_us, last.begun_us if last else 0), time.time_ns() // 1000
-            )  # a clock may be set back
+            # What began at a time that is yet to come began before the clock was set back: how long ago is not known.
+            base_us = max(since_us, last.begun_us if last and last.begun_us <= now_us else 0)
             base = datetime.fromtimestamp(base_us / 1e6, UTC)
             zone = ZoneInfo(config.timezone) if config.timezone else None
             due_us = int(schedule.after(base, zone).timestamp() * 1e6)

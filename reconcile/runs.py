@@ -294,17 +294,19 @@ class Runs:
     # -- schedules -----------------------------------------------------------------------------------------------------
 
     def scheduled_since(self, kind: Kind, schedule: str, *, note: bool = True) -> int:
-        """When this schedule was first seen as it is, µs: a daemon that restarts often does not begin to wait anew. Not `note`: now, if it
-        was never seen."""
+        """When this schedule was first seen as it is, µs: a daemon that restarts often does not begin to wait anew. Never later than now, though
+        the clock was set back. Not `note`: now, if it was never seen."""
         now = _now_us()
         with self.database.read() as db:
             row = db.execute(
                 "SELECT since_us FROM schedules WHERE kind = ? AND schedule = ?", (kind, schedule)
             ).fetchone()
-        if row is None and note:
+        if row is not None and row[0] <= now:
+            return int(row[0])
+        if note:
             with self.database.write() as db:
                 db.execute("INSERT OR REPLACE INTO schedules VALUES (?, ?, ?)", (kind, schedule, now))
-        return int(row[0]) if row else now
+        return now
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cdc import config as configuration
 from cdc.config import PipelineConfig
 from cdc.errors import DeliveryError
 from reconcile import deliver as delivering
+from reconcile import alerts as alerting
 from reconcile.alerts import RETRY_MOST_S, RETRY_S, VERSION, About, Alerts, Channel, Due, Sender
 from tests.unit.webhooks import Hook, hook
 
@@ -186,6 +187,30 @@ def test_sent_by_both_and_a_webhook_that_fails_costs_nothing(
     later = int((time.time() + RETRY_S + 1) * S)
     (again,) = alerts.due(sender.channels, later)
     assert (again.channel, again.attempts) == ("webhook", 1)
+
+
+def test_a_clock_that_is_set_back_keeps_nothing_from_being_sent(alerts: Alerts) -> None:
+    update(alerts, 1, KEY)
+    (one,) = alerts.due(HOOK, 10**9 * S)
+    alerts.failed(one, FAILURE, 10**9 * S)
+    assert due(alerts, 10**9 + 1) == []
+    assert due(alerts, 1) == [(KEY, "open", 0)]
+
+
+def test_a_webhook_that_does_not_answer_keeps_no_command_waiting(
+    received: Hook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerting, "SLOW_S", 0.2)
+    received.slow = lambda _: time.sleep(1)
+    program = [sys.executable, "-c", "import sys; open('page', 'a').write(sys.stdin.read() + '\\n')"]
+    config = pipeline(tmp_path, {"webhook": {"url": received.url, "timeout": "300ms"}, "command": program})
+    alerts = Alerts(config.state, 100.0)
+    sender = Sender(config, alerts, threading.Event())
+    alerts.update({f"{KEY}/{n}": ABOUT for n in range(4)})
+    assert sender.send() == 4
+    assert len(received.posts) == 3  # the attempts of one alert
+    assert sender.send() == 0
+    assert len(received.posts) == 3
 
 
 def test_a_webhook_whose_secret_is_missing_is_a_failure_that_is_shown(received: Hook, tmp_path: Path) -> None:

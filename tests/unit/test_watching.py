@@ -154,3 +154,20 @@ def test_lag(behind_s: float | None, wrong: bool, known: bool) -> None:
     assert found.known("lag/shop.gone")
     if wrong:
         assert found.found["lag/shop.orders"].summary == "shop.orders: the lake is 61s behind the source"
+
+
+@pytest.mark.parametrize("schedule", ["every 5m", "*/5 * * * *"])
+def test_a_clock_that_is_set_back_stops_no_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    config = pipeline(tmp_path, reconcile={"ledger": schedule})
+    runs, real = Runs(config.state), time.time_ns
+    now_s = real() // 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: (now_s + 365 * 86400) * 10**9)
+    planned(config.reconcile, runs)
+    runs.end(runs.begin("ledger", "schedule", (), {}), "agrees", ledger(0))
+    monkeypatch.setattr(time, "time_ns", lambda: now_s * 10**9)
+    planned(config.reconcile, runs)
+    monkeypatch.setattr(time, "time_ns", lambda: (now_s + 301) * 10**9)
+    (plan,) = planned(config.reconcile, runs)
+    assert plan.due_us <= (now_s + 301) * S
