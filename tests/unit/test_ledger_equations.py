@@ -359,6 +359,22 @@ def test_mariadb_may_leave_numbers_out_and_not_use_one_twice(transactions: int, 
     assert (framing.GTIDS not in wrong(made)) == holds
 
 
+@pytest.mark.parametrize(
+    ("left_out", "more_bytes", "holds"),
+    [(3, 0, True), (0, 45, True), (1, 90, True), (1, 163, False), (3, 500, False), (0, -1, False)],
+)
+def test_on_mariadb_a_transaction_that_was_not_read_has_a_number_and_bytes(
+    left_out: int, more_bytes: int, holds: bool
+) -> None:
+    made = history(5)
+    epochs = [e._replace(totals={**e.totals, "mariadb": 1}) for e in made.chain]
+    last = epochs[-1]
+    more = {n: last.totals[n] + d for n, d in (("last_gtids", left_out), ("last_offset", more_bytes))}
+    epochs[-1] = last._replace(gtids=last.gtids + left_out, totals={**last.totals, **more})
+    made.trace.epochs.update({e.hash: e for e in epochs})
+    assert (wrong(made) == set()) == holds
+
+
 def test_where_a_file_begins_and_ends_nothing_is_said_of_offsets() -> None:
     made = history(2)
     at = made.chain[4]
