@@ -181,8 +181,8 @@ class _Running:
     def turn(self) -> None:
         """One look at the source, the lake, and every table of which somebody wants to know. Raises what concerns all of them."""
         try:
-            self._look()
-            self._settled("source")
+            if self._look():
+                self._settled("source")
         except LakesyncError as error:
             self._failed("source", error)
         if self.ending.is_set():
@@ -204,11 +204,11 @@ class _Running:
         if not self.ending.is_set():
             self._beat()
 
-    def _look(self) -> None:
-        """How far the source is in time, and the marks that follow from it."""
+    def _look(self) -> bool:
+        """How far the source is in time, and the marks that follow from it. False: it was not due."""
         now_s = self._clock.monotonic()
         if now_s < self._look_at:
-            return
+            return False
         self._look_at = now_s + AWAY_S
         # Before the source is asked for its end: what was read is before it.
         self._hearing.read(self._records())
@@ -222,7 +222,7 @@ class _Running:
                 self._connection = None
             raise
         if self.ending.is_set():
-            return
+            return False
         before, self._progress = self._progress, found
         if before is not None and before.server == found.server and found.clock_us < before.clock_us - 1_000_000:
             LOG.warning("source-clock-went-back", by_ms=(before.clock_us - found.clock_us) // 1000)
@@ -231,6 +231,7 @@ class _Running:
             self._marks.thin(found.clock_us)
             self._thin_at = now_s + THIN_S
         self._look_at = now_s + LOOK_S / 2
+        return True
 
     def _records(self) -> Iterator[Any]:
         newest = self._log.newest()
