@@ -72,6 +72,8 @@ class Outcome:
     chunks: int = 0
     unlike: int = 0
     """Chunks."""
+    named: int = 0
+    """Of the suspects those that are unlike in the view, not only touched."""
     certain: int = 0
     """Rows that differ in `ranges`, at least so many."""
     ranges: list[UnlikeRange] = field(default_factory=list)
@@ -249,9 +251,9 @@ class Group:
             else:
                 different.append(chunk)
         outcome.unlike = len(different)
-        suspects = [touched]
-        suspects += self._refined(different, closing, sums, outcome)
-        outcome.suspects = distinct(pa.concat_tables(suspects), compared.key)
+        unlike_keys = self._refined(different, closing, sums, outcome)
+        outcome.named = sum(keys.num_rows for keys in unlike_keys)
+        outcome.suspects = distinct(pa.concat_tables([touched, *unlike_keys]), compared.key)
         return outcome
 
     def _count(self, outcome: Outcome, chunk: _Chunk, sums: dict[Part, Sums]) -> None:
@@ -299,12 +301,13 @@ class Group:
                 if count + outcome.certain > self._limit:
                     self._give_up(part, [c.span for c in of_part[n:]], outcome)
                     for rest in of_part[n:]:
-                        outcome.certain += max(
-                            1, abs(rest.sum.rows - sums[part].between(rest.span.first, rest.span.last).rows)
-                        )
+                        source = rest.sum.less(self._taken[part].between(rest.span.first, rest.span.last))
+                        lake = sums[part].between(rest.span.first, rest.span.last)
+                        outcome.certain += max(1, abs(source.rows - lake.rows))
                         self._count(outcome, rest, sums)
                     break
-                if time.monotonic() > self._deadline_s and found:
+                # Buckets are looked at together, and all in this view: what is left of them would take a group each.
+                if isinstance(division, Cells) and time.monotonic() > self._deadline_s and found:
                     outcome.left += [c.span for c in of_part[n:]]
                     break
                 batch.append(chunk)
@@ -346,9 +349,10 @@ class Group:
                 if not whole:
                     # More than there is room for, and few of them in the lake.
                     self._give_up(part, [Span(part, first, last)], outcome)
-                    outcome.certain += rows.num_rows
+                    here = _between(division.of(part.own(lake)), first, last)
+                    outcome.certain += max(1, without(rows, closing.touched).num_rows - int(here.sum()))
                     pieces[-1] = rows.slice(0, 0)
-                    lake = lake.filter(pa.array(~_between(division.of(part.own(lake)), first, last)))
+                    lake = lake.filter(pa.array(~here))
             source = without(pa.concat_tables(pieces), closing.touched)
             found.append(unlike(source, lake, key))
         return pa.concat_tables(found)

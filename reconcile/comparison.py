@@ -231,7 +231,7 @@ class Comparison:
         self._tally.judged(verdicts)
         self._tally.judged(self._strays(outcome.closing))
         self._tally.rows_in_full += source.in_full
-        if outcome.certain and verdicts.settled and not self._tally.differences:
+        if outcome.certain and outcome.named and not self._tally.differences and not verdicts.unsettled:
             raise SourceError(
                 "rows have other digests in the server than in the lake, and are the same",
                 where=str(self._compared.table),

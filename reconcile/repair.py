@@ -201,8 +201,9 @@ def _mended(
     kinds = [f"{copies} times in the lake" for copies in surplus.copies.to_pylist()]
     differences = [Difference(text, kind) for text, kind in zip(texts, kinds, strict=False)]
     what = f"{rows} rows that are too many"
+    again = f", and {count} keys read again" if count else ""
     if dry_run:
-        said = f"{what} would be taken out, and {count} keys read again"
+        said = f"{what} would be taken out{again}"
         outcomes = tuple((d, "would be read") for d in differences)
         return RepairedTable(str(table), keys=count, mended=rows, what=said, differences=outcomes)
     number = state.ask("mend", str(table))
@@ -232,7 +233,7 @@ def _mended(
         keys=count,
         repaired=count,
         mended=rows,
-        what=f"{what} were taken out, and {count} keys read again",
+        what=f"{what} were taken out{again}",
         version_before=before.version,
         version_after=version,
         differences=tuple((d, "repaired") for d in differences),
@@ -303,13 +304,14 @@ class _Work:
         keys = found.found if found.found is not None else pa.table({})
         ranges = len(found.unlike_ranges)
         mended = self._mended(table, found)
-        besides = f"{mended.what}; " if mended else ""
+        said = [mended.what] if mended else []
+        nothing_else = mended is not None and not keys.num_rows and not ranges
         surplus = mended.mended if mended else 0
         if self.dry_run:
-            said = besides + _would(keys.num_rows, ranges)
+            said += [] if nothing_else else [_would(keys.num_rows, ranges)]
             differences = tuple((d, "would be read") for d in found.differences[:DIFFERENCES_KEPT])
             return RepairedTable(
-                found.table, keys.num_rows, ranges, mended=surplus, what=said, differences=differences
+                found.table, keys.num_rows, ranges, mended=surplus, what="; ".join(said), differences=differences
             )
         lake = LakeTable(self.config.lake_root, table, self.config.name)
         before = lake.load()
@@ -326,6 +328,7 @@ class _Work:
         self._record(table, found, keys, (was, now), left, (before, after), mended)
         ranged = ranges > 0
         remaining = again.different + again.unsettled
+        said += [] if nothing_else and not remaining else [_done(keys.num_rows, ranges, remaining)]
         repaired = max(0, (found.different if ranged else keys.num_rows) - remaining)
         return RepairedTable(
             found.table,
@@ -334,7 +337,7 @@ class _Work:
             repaired,
             remaining,
             surplus,
-            what=besides + _done(keys.num_rows, ranges, remaining),
+            what="; ".join(said),
             hint="something goes on changing it: `lakesync check`, and look who else writes to the lake"
             if remaining
             else "",

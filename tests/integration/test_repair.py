@@ -20,7 +20,7 @@ from cdc.log import open_log
 from cdc.names import TableName
 from cdc.state import State
 from dev.mysql import MySQLServer
-from reconcile import repair, values
+from reconcile import comparison, repair, values
 from reconcile.repair import RepairReport
 from reconcile.runs import Runs
 from tests.faults.rig import PASSWORD, Rig
@@ -198,6 +198,30 @@ def test_rows_with_no_key_are_taken_out(rig: Rig) -> None:
     assert done.ok
     assert own.rows("f.plain").height == 2 * ROWS
     assert own.compare("f.plain").equal
+
+
+def test_rows_with_no_key_that_no_merger_saw_are_taken_out(rig: Rig) -> None:
+    own = Repairing(rig)
+    row = pa.table(own.lake("f.plain").scan(predicate="id = 8 AND half = 1"))
+    row = row.set_column(0, row.schema.field(0), pa.nulls(1, row.schema.field(0).type))
+    deltalake.write_deltalake(own.lake("f.plain"), row, mode="append")
+    _, planned = own.repair("f.plain", dry_run=True)
+    assert [(t.mended, t.what) for t in planned.tables] == [(1, "1 rows that are too many would be taken out")]
+    found, done = own.repair("f.plain")
+    assert found.tables[0].different == 1
+    assert [(t.ok, t.mended, t.what) for t in done.tables] == [(True, 1, "1 rows that are too many were taken out")]
+    assert own.compare("f.plain").equal
+
+
+def test_every_key_that_still_differs_is_recorded_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Repairing(rig)
+    own.lake("f.plain").update(updates={"v": "'rogue'"}, predicate="id < 5")
+    monkeypatch.setattr(comparison, "DIFFERENCES_KEPT", 2)
+    monkeypatch.setattr(repair._Work, "_ask", lambda *_: [])
+    monkeypatch.setattr(repair._Work, "_wait", lambda *_: [])
+    _, done = own.repair("f.plain")
+    assert not done.ok
+    assert [r.outcome for r in own.runs.repairs(table="f.plain")] == ["differs"] * 10
 
 
 def test_modes_keep_what_they_keep(rig: Rig) -> None:

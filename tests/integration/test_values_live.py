@@ -19,7 +19,7 @@ from cdc.errors import NotFollowingError
 from cdc.state import State
 from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
-from reconcile import windows
+from reconcile import checksums, sources, windows
 from reconcile.sources import SourceSide
 from reconcile.windows import Mark, Windows
 from tests.faults.rig import Rig, seed
@@ -285,3 +285,24 @@ def test_tables_of_which_one_fails_all_end(rig: Rig) -> None:
         with pytest.raises(Exception, match=r"pairs|exist|follow"):
             compare(copy, NUMBERS, PAIRS, TEXTS, follow_s=20)
         assert time.monotonic() - began_s < 60
+
+
+def test_a_lake_that_lost_its_rows_differs_while_writes_go_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many to be read by key, and none is named but those that are touched, which are right."""
+    monkeypatch.setattr(checksums, "LEAF_ROWS", 100)
+    monkeypatch.setattr(sources, "PIECE_ROWS", 50)
+    delta(rig, NUMBERS).delete()
+    opened = Windows.open
+
+    def open_and_change(self: Windows) -> Any:
+        found = opened(self)
+        rig.server.execute("UPDATE v.numbers SET x = x + 1 WHERE id = 70")
+        return found
+
+    monkeypatch.setattr(Windows, "open", open_and_change)
+    daemon = started(rig)
+    found = compared(rig, NUMBERS)
+    assert rig.stop(daemon) == 0
+    assert not found.equal
+    assert found.lake_rows <= 1
+    assert ROWS - 1 >= found.different >= 500
