@@ -43,6 +43,9 @@ READ_S = 40.0
 LEAF_ROWS = 200_000
 """Rows that are compared by key and digest at once."""
 
+BUCKETS_ROWS = 1_000_000
+"""The same of buckets, for which the server goes over the whole table each time."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -312,7 +315,7 @@ class Group:
                     break
                 batch.append(chunk)
                 many = sum(c.sum.rows + int(sums[part].seen[c.span.first : c.span.last].sum()) for c in batch)
-                if isinstance(division, Buckets) and n + 1 < len(of_part) and many < LEAF_ROWS:
+                if isinstance(division, Buckets) and n + 1 < len(of_part) and many < BUCKETS_ROWS:
                     continue  # each look at buckets goes over the whole table
                 keys = self._unlike(part, batch, closing, sums, outcome)
                 count += keys.num_rows
