@@ -149,7 +149,9 @@ class Hearing:
         silent = since is not None and progress.clock_us - since[1] >= silence_us
         if silent and channel.runs and channel.received == channel.applied:
             times.append(progress.clock_us - silence_us)
-        if len(progress.channels) == 1:
+        if not channel.ordered and channel.received != channel.applied:
+            pass  # what was committed before the last one may be yet to come
+        elif len(progress.channels) == 1:
             others = [heard for server, heard in self._heard.items() if server != own]
             times += [max(others) - 1] if others else []
         else:
@@ -168,6 +170,8 @@ class Hearing:
         if record is None or not record.whole or record.end.last is None or record.end.server_uuid != progress.server:
             return None
         if progress.blind or progress.identity.is_mariadb or len(progress.channels) > 1:
+            return None
+        if not all(channel.ordered for channel in progress.channels):
             return None
         if (origin(record.end.last.gtid) == own) == bool(progress.channels):
             return None

@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pymysql.connections import Connection
@@ -61,6 +61,8 @@ class Channel:
     """How far the source's binary log was received: `file:offset`, there."""
     applied: str = ""
     """How far it was applied, in the same places. What is between the two lies in the relay log."""
+    ordered: bool = True
+    """Whether it commits in the order in which its source did."""
 
     @property
     def runs(self) -> bool:
@@ -128,7 +130,15 @@ class Server:
     def replication(self) -> list[Channel]:
         """The servers that it replicates from; none for one that is no replica. Needs REPLICATION CLIENT."""
         new = release(version_of(self._connection)) >= (8, 0, 22)
-        return self._channels("SHOW REPLICA STATUS" if new else "SHOW SLAVE STATUS")
+        found = self._channels("SHOW REPLICA STATUS" if new else "SHOW SLAVE STATUS")
+        return [replace(channel, ordered=False) for channel in found] if found and not self._ordered() else found
+
+    def _ordered(self) -> bool:
+        rows = self._query(
+            "SHOW GLOBAL VARIABLES WHERE Variable_name RLIKE '^(replica|slave)_(preserve_commit_order|parallel_workers)$'"
+        )
+        found = {str(name).lower().partition("_")[2]: str(value) for name, value in rows}
+        return found.get("preserve_commit_order", "ON") in ("ON", "1") or int(found.get("parallel_workers", "0")) < 2
 
     def _channels(self, statement: str) -> list[Channel]:
         with translated(self._connection), self._connection.cursor(DictCursor) as cursor:

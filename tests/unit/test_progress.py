@@ -84,6 +84,15 @@ def test_a_replica_that_hears_nothing_is_as_far_as_its_silence_tells() -> None:
         assert hearing.marks(at(141, channel(received="b.000001:300"))) == []
 
 
+def test_a_replica_that_commits_in_another_order_is_as_far_as_it_has_applied_all() -> None:
+    hearing = Hearing()
+    hearing.read([record(ONE, 50 * S, offset=300)])
+    assert max(times(hearing.marks(at(60, channel(received="b.000001:200", applied="b.000001:100"))))) == 50 * S - 1
+    behind = channel(received="b.000001:200", applied="b.000001:100", ordered=False)
+    assert hearing.marks(at(61, behind)) == []
+    assert times(hearing.marks(at(62, channel(received="b.000001:200", ordered=False)))) == [50 * S - 1]
+
+
 def test_of_several_channels_the_last_one_counts() -> None:
     hearing = Hearing()
     hearing.read([record(ONE, 95 * S)])
