@@ -37,6 +37,8 @@ VERSION = 1
 """Of what is told: keys are added within a version, never changed or taken away."""
 AT_ONCE = 200
 """Partitions of a table that are said at a look."""
+ASKED_AT_ONCE = 1000
+"""Of so many partitions, or of all, the store is asked what was said."""
 AHEAD_S = 60.0
 """A source whose clock is further ahead of ours than this may not say that something is over."""
 FOREIGN_S = 30.0
@@ -158,18 +160,21 @@ class Partitions:
         same = known.lake in (None, identity) and now.version >= known.scanned
         if same and now.version == known.scanned:
             return
-        said, late = self._book.said(known), dict[str, Touched]()
+        late = dict[str, Touched]()
         try:
             if not same:
                 raise FileNotFoundError(known.scanned)
             at = before if before is not None and before.version == known.scanned else None
-            for version, changes in touched(now.folder, at, known.scanned, now.version, watched.term):
+            commits = list(touched(now.folder, at, known.scanned, now.version, watched.term))
+            names = sorted({period for _, changes in commits for period in changes})
+            said = self._book.said(known, names if len(names) <= ASKED_AT_ONCE else None)
+            for version, changes in commits:
                 for period, one in changes.items():
                     # After the state folder was lost, commits are looked at again that are older than what was said.
                     if period in said and version > said[period].version:
                         late[period] = late.get(period, Touched(0, 0)).plus(one)
         except FileNotFoundError:
-            late = _suspected(said, now, watched.term, same_table=known.lake in (None, identity))
+            late = _suspected(self._book.said(known), now, watched.term, same_table=known.lake in (None, identity))
         self._book.scan(known, identity, now.version, late, self._clock.now_us())
         if late:
             LOG.info("rows-came-late", table=str(watched.table), partitions=len(late), version=now.version)

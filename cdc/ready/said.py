@@ -15,6 +15,8 @@ from cdc.ready.touched import Touched
 
 Channel = Literal["file", "webhook", "command"]
 CHANNELS: tuple[Channel, ...] = ("file", "webhook", "command")
+PUT_OFF_MOST_US = 3600 * 1_000_000
+"""Nothing is put off for longer."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,14 @@ class Book:
                         *flags,
                     ),
                 )
+                place = found.table.id, found.term, one.period
+                # Rows may come late every minute, for years: of what everybody was told the newest is enough.
                 db.execute(
-                    "DELETE FROM late WHERE id = ? AND term = ? AND period = ?",
-                    (found.table.id, found.term, one.period),
+                    "DELETE FROM said WHERE id = ? AND term = ? AND period = ? AND generation < ?"
+                    " AND coalesce(file, 1) = 1 AND coalesce(webhook, 1) = 1 AND coalesce(command, 1) = 1",
+                    (*place, one.generation),
                 )
+                db.execute("DELETE FROM late WHERE id = ? AND term = ? AND period = ?", place)
             db.execute("UPDATE periods SET next = ? WHERE id = ? AND term = ?", (following, found.table.id, found.term))
         faults.point("ready.recorded")
 
@@ -163,8 +169,9 @@ class Book:
         with self._database.read() as db:
             rows = db.execute(
                 "SELECT number, id, payload, file, webhook, command, attempts FROM said"
-                " WHERE (file = 0 OR webhook = 0 OR command = 0) AND due_us <= ? ORDER BY number LIMIT ?",
-                (1 << 62 if now_us is None else now_us, limit),
+                " WHERE (file = 0 OR webhook = 0 OR command = 0) AND NOT (due_us BETWEEN ?1 + 1 AND ?1 + ?2) ORDER BY number LIMIT ?3",
+                # What is due later than anything is put off was put off before the clock was set back.
+                (1 << 61 if now_us is None else now_us, PUT_OFF_MOST_US, limit),
             ).fetchall()
         return [
             Open(
@@ -206,9 +213,10 @@ class Book:
     def count(self) -> tuple[int, int]:
         """How often something was said, and how much of it is still to be told."""
         with self._database.read() as db:
-            said, left = db.execute(
-                "SELECT count(*), coalesce(sum(file = 0 OR webhook = 0 OR command = 0), 0) FROM said"
+            (said,) = db.execute(
+                "SELECT coalesce(sum(times), 0) FROM (SELECT max(generation) AS times FROM said GROUP BY id, term, period)"
             ).fetchone()
+            (left,) = db.execute("SELECT count(*) FROM said WHERE file = 0 OR webhook = 0 OR command = 0").fetchone()
         return int(said), int(left)
 
 
