@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -22,6 +23,9 @@ _SAFE = (
     OSError,
 )
 """Exactly these of the interpreter's own speak of code and files, never of rows; other messages are left out."""
+
+KEPT = 100
+"""Of a folder the newest ones: what fails now and then, and is tried again for months, must not fill a disk."""
 
 
 def describe(error: BaseException) -> str:
@@ -54,8 +58,15 @@ def record(error: BaseException, folder: Path | None, doing: str) -> UnexpectedE
     if descriptor >= 0:
         with os.fdopen(descriptor, "w") as file:
             file.write(describe(error))
+        _forget(Path(path).parent)
     return UnexpectedError(
         f"unexpected {type(error).__name__} in {doing}",
         where=f"traceback in {path}" if path else "",
         hint="this is a mistake in lakesync: please report it with the traceback; `lakesync run` goes on where it was",
     )
+
+
+def _forget(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for old in sorted(folder.glob("crash-*.log"))[:-KEPT]:
+            old.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from cdc import crash
 
@@ -46,3 +47,13 @@ def test_without_a_state_folder_it_goes_elsewhere(tmp_path: Path, monkeypatch: o
     path = Path(shown.where.removeprefix("traceback in "))
     assert path.read_text() == "builtins.ValueError\n"
     path.unlink()
+
+
+def test_tracebacks_do_not_fill_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crash, "KEPT", 3)
+    other = tmp_path / "state.db"
+    other.touch()
+    shown = [crash.record(ValueError(), tmp_path, "node trace") for _ in range(5)]
+    assert len(list(tmp_path.glob("crash-*.log"))) == 3
+    assert other.exists()
+    assert len({one.where for one in shown}) == 5
