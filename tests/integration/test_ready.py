@@ -86,7 +86,7 @@ def test_what_ended_before_it_was_asked_for_is_not_told(mysql: MySQLServer, tabl
         rig.pipeline.wait_for(time="now")
         time.sleep(3)
         assert rig.told() == {}
-    with rig.running(FOLLOW), rig.readying(rig.with_ready(since=day(2))):
+    with rig.running(FOLLOW), rig.readying(rig.with_ready(since=day(3))):
         rig.until_told(lambda t: named(hour(1)) in t, "told since")
         told = rig.told()
         assert {t["generation"] for t in told.values()} == {1}
@@ -94,7 +94,7 @@ def test_what_ended_before_it_was_asked_for_is_not_told(mysql: MySQLServer, tabl
         assert (told[named(hour(3))]["rows"], told[named(hour(2))]["rows"], told[named(hour(1))]["rows"]) == (3, 2, 0)
         assert named(hour(0)) not in told
         first = min(told)
-        assert first == f"created_at_hour={day(2)}-00"
+        assert first == f"created_at_hour={day(3)}-00"
 
 
 def test_rows_that_come_late_are_told_once_more(mysql: MySQLServer, table: str, tmp_path: Path) -> None:
