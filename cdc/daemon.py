@@ -39,8 +39,8 @@ from cdc.state import State, TableStatus
 from cdc.trace import node as trace_node
 from cdc.trace import project_in_process
 from cdc.window import Windows
-from reconcile import node as reconcile_node
-from reconcile import watching
+from reconcile.watch import node as reconcile_node
+from reconcile.watch import watching
 from snapshot import node as snapshot_node
 from snapshot import reread as reread_node
 from snapshot.throttle import Throttle

@@ -32,6 +32,8 @@ LOG = logger("metrics")
 LOOK_EVERY_S = 5.0
 REQUEST_S = 5.0
 """A client that takes longer to say what it wants is gone."""
+CLIENTS = 16
+"""At a time; who comes then is turned away, so that no number of them takes the threads and files that the pipeline needs."""
 VERDICTS = ("agrees", "differs", "failed")
 
 
@@ -218,6 +220,23 @@ def serve(given: MetricsConfig, page: Page) -> ThreadingHTTPServer:
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        room = threading.BoundedSemaphore(CLIENTS)
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if not self.room.acquire(blocking=False):
+                self.shutdown_request(request)
+                return
+            try:
+                super().process_request(request, client_address)
+            except BaseException:
+                self.room.release()
+                raise
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            try:
+                super().process_request_thread(request, client_address)
+            finally:
+                self.room.release()
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             """A client that went away in the middle is no event."""

@@ -38,11 +38,11 @@ from cdc.waiting import Arrived
 from cdc.watermark import Watermark
 from reconcile import asked as scoping
 from reconcile import reconciling
-from reconcile import values as values_of
 from reconcile.reconciling import Asked
-from reconcile.report import Report
+from reconcile.report.document import Report
 from reconcile.runs import Trigger
-from reconcile.scope import WHOLE, Scope
+from reconcile.values import compare as values_of
+from reconcile.values.scope import WHOLE, Scope
 from snapshot import asking
 
 Override = Literal["boolean", "string"]

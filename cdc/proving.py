@@ -60,7 +60,9 @@ class ReconcileConfig(Model):
     @classmethod
     def _check_timezone(cls, name: str | None) -> str | None:
         try:
-            return name if name is None or ZoneInfo(name) else None
+            if name is not None:
+                ZoneInfo(name)
+            return name
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("no such time zone is known here; write one like Europe/Berlin, or UTC") from None
 

@@ -22,8 +22,8 @@ from cdc.source.progress import Progress
 from cdc.source.server import Server
 from cdc.state import Node, Read, State, TableStatus
 from cdc.watermark import Watermark
-from reconcile import overview
-from reconcile.overview import Checks
+from reconcile.watch import overview
+from reconcile.watch.overview import Checks
 
 _FLOW = ("capture", "reread", "snapshot", "merge", "ready", "trace", "reconcile", "alerts", "metrics")
 """The nodes, in the order in which a row meets them."""

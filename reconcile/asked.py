@@ -11,7 +11,7 @@ from cdc.log import captured
 from cdc.log.base import Log
 from cdc.names import TableName
 from cdc.schema import Column, TableSchema
-from reconcile.scope import Scope
+from reconcile.values.scope import Scope
 from snapshot.keytext import parse_key
 
 TIMES = ("date", "datetime", "timestamp")

@@ -22,15 +22,15 @@ from cdc.names import TableName
 from cdc.state import State
 from cdc.trace import queries
 from cdc.trace.client import client as open_trace
-from reconcile import ledger as ledger_of
 from reconcile import repair
-from reconcile import values as values_of
-from reconcile.found import Difference
-from reconcile.ledger import Edge
+from reconcile.ledger import close as ledger_of
+from reconcile.ledger.close import Edge
 from reconcile.repair import RepairedTable
-from reconcile.report import Report
+from reconcile.report.document import Report
 from reconcile.runs import Kind, Runs, Trigger, Verdict
-from reconcile.scope import WHOLE, Scope
+from reconcile.values import compare as values_of
+from reconcile.values.found import Difference
+from reconcile.values.scope import WHOLE, Scope
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client

@@ -35,9 +35,9 @@ from cdc.schema import TableSchema
 from cdc.source import canonical
 from cdc.state import Read, ReadSpec, State
 from cdc.status import is_running
-from reconcile import values
-from reconcile.found import Difference, TableValues, ValuesReport
 from reconcile.runs import Repaired, Runs
+from reconcile.values import compare as values
+from reconcile.values.found import Difference, TableValues, ValuesReport
 from snapshot import asking
 
 KEYS = 10_000

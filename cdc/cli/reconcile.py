@@ -11,7 +11,9 @@ import typer
 from cdc.cli import options, output
 from cdc.cli.progress import reading
 from cdc.errors import ConfigError
-from reconcile import asked, report, text
+from reconcile import asked
+from reconcile.report import document as report
+from reconcile.report import text
 
 
 def command(

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from cdc.cli import options, output
 from cdc.errors import ConfigError
-from reconcile import report as reporting
-from reconcile import text
+from reconcile.report import document as reporting
+from reconcile.report import text
 from reconcile.runs import Run, Runs
 
 SHOWN = 20

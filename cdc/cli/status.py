@@ -13,7 +13,7 @@ from rich.text import Text
 from cdc.cli import options, output
 from cdc.errors import ConfigError
 from cdc.status import NodeStatus, PipelineStatus, TableView
-from reconcile.overview import Checked, Scheduled
+from reconcile.watch.overview import Checked, Scheduled
 
 WATCH_EVERY_S = 1.0
 ERRORS_SHOWN = 3

@@ -16,7 +16,7 @@ from cdc.lake.store import Folder, failed, open_folder
 from cdc.names import TableName
 from cdc.ready.said import Channel, Open
 from cdc.ready.settings import ReadyConfig
-from reconcile.deliver import deliver, run_command
+from reconcile.watch.deliver import deliver, run_command
 
 LOG = logger("ready")
 FILE = "_SUCCESS"

@@ -19,8 +19,9 @@ from cdc.log.base import Log
 from cdc.names import TableName
 from cdc.state import State
 from dev.sqlserver import SqlServer
-from reconcile import checksums, comparison, division, values
-from reconcile.found import TableValues, ValuesReport
+from reconcile.values import checksums, comparison, division
+from reconcile.values import compare as values
+from reconcile.values.found import TableValues, ValuesReport
 from tests.faults.rig import PASSWORD, Rig
 
 ROWS = 3_000

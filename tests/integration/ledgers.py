@@ -14,9 +14,9 @@ from cdc.config import PipelineConfig, load
 from cdc.epoch import CommitRecord
 from cdc.log import open_log
 from cdc.trace.client import client
-from reconcile import ledger
-from reconcile.equations import Equation
-from reconcile.ledger import Edge, LedgerReport, TableLedger
+from reconcile.ledger import close as ledger
+from reconcile.ledger.close import Edge, LedgerReport, TableLedger
+from reconcile.ledger.equations import Equation
 from tests.faults.rig import Rig
 
 

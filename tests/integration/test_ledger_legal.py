@@ -21,8 +21,8 @@ from cdc.names import TableName
 from cdc.trace.tables import NODES
 from dev.mysql import MySQLServer
 from dev.sqlserver import SqlServer
-from reconcile import balance, framing
-from reconcile.ledger import SOURCE, Edge
+from reconcile.ledger import balance, framing
+from reconcile.ledger.close import SOURCE, Edge
 from tests.faults.rig import Rig, seed
 from tests.integration.ledgers import closed, config_of, copied, equation, imbalances, of, records, trace
 

@@ -14,8 +14,8 @@ import pytest
 
 from cdc.trace.tables import NODES
 from dev.mysql import MySQLServer
-from reconcile import balance, framing
-from reconcile.ledger import SOURCE, TRACED
+from reconcile.ledger import balance, framing
+from reconcile.ledger.close import SOURCE, TRACED
 from tests.faults.rig import Rig
 from tests.integration.ledgers import Imbalance, closed, copied, equation, imbalances, of, records, trace
 

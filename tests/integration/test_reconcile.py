@@ -23,8 +23,9 @@ from cdc.state import State
 from cdc.trace.client import client
 from cdc.trace.tables import ARROW, NODES
 from dev.mysql import MySQLServer
-from reconcile import sources, values
-from reconcile.windows import Windows
+from reconcile.values import compare as values
+from reconcile.values import sources
+from reconcile.values.windows import Windows
 from tests.faults.rig import PASSWORD, Rig
 
 ROWS = 500

@@ -23,10 +23,11 @@ from cdc.schema import Column, TableSchema
 from cdc.trace.client import client
 from cdc.trace.tables import NODES
 from dev.mysql import MySQLServer
-from reconcile import ledger, values
-from reconcile.compared import Compared
-from reconcile.ledger import LedgerReport, TableLedger
-from reconcile.scope import WHOLE
+from reconcile.ledger import close as ledger
+from reconcile.ledger.close import LedgerReport, TableLedger
+from reconcile.values import compare as values
+from reconcile.values.compared import Compared
+from reconcile.values.scope import WHOLE
 from tests.integration import history
 from tests.integration.rereading import Rereading
 

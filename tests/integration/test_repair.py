@@ -20,9 +20,11 @@ from cdc.log import open_log
 from cdc.names import TableName
 from cdc.state import State
 from dev.mysql import MySQLServer
-from reconcile import comparison, repair, values
+from reconcile import repair
 from reconcile.repair import RepairReport
 from reconcile.runs import Runs
+from reconcile.values import compare as values
+from reconcile.values import comparison
 from tests.faults.rig import PASSWORD, Rig
 
 pytestmark = pytest.mark.timeout(300)
@@ -267,7 +269,7 @@ def test_a_mend_that_another_commit_beats_is_decided_again(rig: Rig, monkeypatch
     own, table = Repairing(rig), TableName("f", "plain")
     again = pa.table(own.lake("f.plain").scan(predicate="id = 8"))
     deltalake.write_deltalake(own.lake("f.plain"), again, mode="append")
-    mend, beaten = LakeTable.mend, []
+    mend, beaten = LakeTable.mend, list[int]()
 
     def slow(self: LakeTable, *arguments: Any) -> Any:
         if not beaten:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dev import chromium
-from reconcile import html
+from reconcile.report import html
 from tests.unit import reporting as made
 
 if TYPE_CHECKING:

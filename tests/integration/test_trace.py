@@ -24,7 +24,7 @@ from cdc.trace.tables import NEWEST, NODES
 from cdc.trace.views import LEDGER, MINUTES, TIMES, views
 from dev.gateway import Gateway
 from dev.mysql import MySQLServer
-from reconcile import ledger
+from reconcile.ledger import close as ledger
 from tests.faults.rig import Rig
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 
 from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
-from reconcile import comparison
-from reconcile.found import TableValues
+from reconcile.values import comparison
+from reconcile.values.found import TableValues
 from tests.faults.rig import Rig
 from tests.integration.comparing import (
     ENTRIES,

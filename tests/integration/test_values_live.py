@@ -19,9 +19,9 @@ from cdc.errors import NotFollowingError
 from cdc.state import State
 from dev.mariadb import MariaDBServer
 from dev.mysql import MySQLServer
-from reconcile import checksums, sources, windows
-from reconcile.sources import SourceSide
-from reconcile.windows import Mark, Windows
+from reconcile.values import checksums, sources, windows
+from reconcile.values.sources import SourceSide
+from reconcile.values.windows import Mark, Windows
 from tests.faults.rig import Rig, seed
 from tests.integration.comparing import (
     ENTRIES,

@@ -14,9 +14,10 @@ import pytest
 from cdc.errors import ConfigError
 from cdc.names import TableName
 from dev.mysql import MySQLServer
-from reconcile import checksums, comparison, values
-from reconcile.found import TableValues
-from reconcile.scope import Scope
+from reconcile.values import checksums, comparison
+from reconcile.values import compare as values
+from reconcile.values.found import TableValues
+from reconcile.values.scope import Scope
 from tests.faults.rig import Rig
 from tests.integration.comparing import (
     ENTRIES,

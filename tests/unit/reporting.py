@@ -9,13 +9,13 @@ from typing import Any
 import orjson
 
 from cdc.errors import NotFollowingError
-from reconcile.balance import FOLDED, LOGGED, MERGED, NOW
-from reconcile.equations import Equation, Gap
-from reconcile.found import Difference, TableValues, ValuesReport
-from reconcile.framing import GTIDS
-from reconcile.ledger import SOURCE, LedgerReport, TableLedger
+from reconcile.ledger.balance import FOLDED, LOGGED, MERGED, NOW
+from reconcile.ledger.close import SOURCE, LedgerReport, TableLedger
+from reconcile.ledger.equations import Equation, Gap
+from reconcile.ledger.framing import GTIDS
 from reconcile.repair import RepairedTable, RepairReport
-from reconcile.report import Report
+from reconcile.report.document import Report
+from reconcile.values.found import Difference, TableValues, ValuesReport
 
 AT_US = 1_794_528_000_000_000
 SCHEMA = Path(__file__).resolve().parents[2] / "configs/report.schema.json"

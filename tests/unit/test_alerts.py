@@ -14,9 +14,9 @@ import pytest
 from cdc import config as configuration
 from cdc.config import PipelineConfig
 from cdc.errors import DeliveryError
-from reconcile import alerts as alerting
-from reconcile import deliver as delivering
-from reconcile.alerts import RETRY_MOST_S, RETRY_S, VERSION, About, Alerts, Channel, Due, Sender
+from reconcile.watch import alerts as alerting
+from reconcile.watch import deliver as delivering
+from reconcile.watch.alerts import RETRY_MOST_S, RETRY_S, VERSION, About, Alerts, Channel, Due, Sender
 from tests.unit.webhooks import Hook, hook
 
 S = 1_000_000

@@ -17,8 +17,8 @@ import pytest
 
 from cdc.errors import ConfigError, DeliveryError
 from cdc.proving import CommandConfig, WebhookConfig
-from reconcile import deliver as module
-from reconcile.deliver import deliver, run_command
+from reconcile.watch import deliver as module
+from reconcile.watch.deliver import deliver, run_command
 from tests.unit.webhooks import Hook, hook
 
 PAYLOAD = {"version": 1, "key": "differs/values/shop.örders"}

@@ -13,11 +13,11 @@ import pytest
 
 from cdc.names import TableName
 from cdc.schema import Column, TableSchema
-from reconcile import division
-from reconcile.division import OUTSIDE, Buckets, Cells, Range, is_ordered, runs, sorted_keys, strips
-from reconcile.lakeside import Sums
-from reconcile.scope import Scope
-from reconcile.sources import Sum
+from reconcile.values import division
+from reconcile.values.division import OUTSIDE, Buckets, Cells, Range, is_ordered, runs, sorted_keys, strips
+from reconcile.values.lakeside import Sums
+from reconcile.values.scope import Scope
+from reconcile.values.sources import Sum
 from snapshot.chunks import Walk
 
 

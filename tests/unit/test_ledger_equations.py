@@ -13,9 +13,9 @@ import pytest
 
 from cdc.epoch import Counts
 from cdc.errors import ConfigError
-from reconcile import balance, framing
-from reconcile.equations import Equation, Sides
-from reconcile.evidence import EFFECTS, SUMS, Commit, Edge, Epoch, Rows, Trace
+from reconcile.ledger import balance, framing
+from reconcile.ledger.equations import Equation, Sides
+from reconcile.ledger.evidence import EFFECTS, SUMS, Commit, Edge, Epoch, Rows, Trace
 
 TABLE = "s.t"
 SERVER = "11111111-1111-1111-1111-111111111111"

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from cdc.metrics import Page, serve
 from cdc.proving import MetricsConfig
 from cdc.state import State
 from cdc.status import LakeStatus, NodeStatus, PipelineStatus, TableView
-from reconcile.overview import Checked, Checks, Scheduled
+from reconcile.watch.overview import Checked, Checks, Scheduled
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = TableView('shop."o\\rders', "ready", 0, 0, 1500, LakeStatus(3, 7, 12, "h", "p", "g", 1), None)
@@ -160,6 +160,23 @@ def test_a_client_that_says_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPa
         assert ask(port)[0] == 200
         silent.settimeout(5)
         assert silent.recv(1) == b""
+
+
+def test_however_many_clients_come_only_some_are_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "CLIENTS", 3)
+    before = threading.active_count()
+    with serving() as (port, _), ExitStack() as held:
+        waiting = [held.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(10)]
+        for one in waiting[3:]:
+            one.settimeout(5)
+            assert one.recv(1) == b""
+        assert threading.active_count() <= before + 1 + 3
+        for one in waiting:
+            one.close()
+        deadline = time.monotonic() + 5
+        while threading.active_count() > before + 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert ask(port)[0] == 200
 
 
 def test_a_port_that_is_taken_is_an_error_with_a_way_out() -> None:

@@ -16,11 +16,12 @@ import pytest
 from rich.console import Console
 
 from cdc.errors import ConfigError, TraceError
-from reconcile import html, reconciling, text
-from reconcile import report as reporting
+from reconcile import reconciling
 from reconcile.asked import share
-from reconcile.found import Difference, ValuesReport
-from reconcile.report import Report
+from reconcile.report import document as reporting
+from reconcile.report import html, text
+from reconcile.report.document import Report
+from reconcile.values.found import Difference, ValuesReport
 from tests.unit import reporting as made
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/reports.md"

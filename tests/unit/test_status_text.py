@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cdc.cli.status import _whole
 from cdc.status import NodeStatus, PipelineStatus, Reading, TableView, percent
-from reconcile.overview import Checked, Checks, Found, Scheduled
+from reconcile.watch.overview import Checked, Checks, Found, Scheduled
 
 READING = Reading(41.2, 250_000, 95, False, "", "")
 TABLE = TableView("shop.orders", "snapshot", 4_120_000, 10_000_000, None, None, None, READING)

@@ -14,10 +14,10 @@ from cdc.errors import LakesyncError
 from cdc.names import TableName
 from cdc.state import State, TableStatus
 from cdc.watermark import Watermark
-from reconcile.alerts import Alerts
-from reconcile.node import planned
 from reconcile.runs import Kind, Runs
-from reconcile.watching import Watch, lagging, late
+from reconcile.watch.alerts import Alerts
+from reconcile.watch.node import planned
+from reconcile.watch.watching import Watch, lagging, late
 from tests.unit.test_runs import check, ledger, values
 
 S = 1_000_000

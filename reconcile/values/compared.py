@@ -21,8 +21,8 @@ from cdc.reads import Key
 from cdc.schema import Column, TableSchema
 from cdc.source import canonical
 from cdc.state import State
-from reconcile.keysets import distinct
-from reconcile.scope import Scope
+from reconcile.values.keysets import distinct
+from reconcile.values.scope import Scope
 from snapshot.chunks import Walk
 
 _TIMES = frozenset({"date", "datetime", "timestamp"})

@@ -19,7 +19,7 @@ from cdc.config import PipelineConfig
 from cdc.errors import LakesyncError
 from cdc.journal import logger
 from reconcile.database import Database
-from reconcile.deliver import deliver, run_command
+from reconcile.watch.deliver import deliver, run_command
 
 __all__ = ["About", "Alert", "Alerts", "Sender", "deliver", "run_command"]
 

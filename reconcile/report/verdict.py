@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from reconcile.found import TableValues, ValuesReport
-    from reconcile.ledger import LedgerReport
+    from reconcile.ledger.close import LedgerReport
+    from reconcile.values.found import TableValues, ValuesReport
 
 State = Literal["agrees", "repaired", "differs", "failed"]
 """`agrees`: all that was asked for was checked and holds. `repaired`: rows differed, were read again and are equal now. `failed`: a part

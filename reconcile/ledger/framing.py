@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from reconcile.equations import Equation, Sides
-from reconcile.evidence import Epoch, Trace
+from reconcile.ledger.equations import Equation, Sides
+from reconcile.ledger.evidence import Epoch, Trace
 
 GTIDS = "GTID set growth = transactions"
 NUMBERS = "epoch numbers = epochs"

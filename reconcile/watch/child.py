@@ -1,4 +1,4 @@
-"""`python -m reconcile.child FILE ledger|values`: one scheduled check, for the node `reconcile`.
+"""`python -m reconcile.watch.child FILE ledger|values`: one scheduled check, for the node `reconcile`.
 
 A process of its own, since the memory of a comparison and of chDB must not stay with a daemon. It ends with the daemon, however that ends: its
 standard input is a pipe that nobody writes to, and that breaks with it.
@@ -20,9 +20,9 @@ from cdc.errors import LakesyncError, UnexpectedError
 from cdc.names import TableName
 from cdc.pipeline import Pipeline
 from cdc.state import State
-from reconcile import again
 from reconcile.runs import Kind, Runs
-from reconcile.scope import Scope
+from reconcile.values.scope import Scope
+from reconcile.watch import again
 
 NICENESS = 10
 """The pipeline comes first."""

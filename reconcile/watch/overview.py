@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdc.config import PipelineConfig
-from reconcile.alerts import Alerts
 from reconcile.database import NAME
-from reconcile.node import planned
 from reconcile.runs import REST, Finding, Runs
+from reconcile.watch.alerts import Alerts
+from reconcile.watch.node import planned
 
 FINDINGS_SHOWN = 1000
 

@@ -22,11 +22,11 @@ from cdc.lake.keys import KeyIndex
 from cdc.lake.parquet import bounds
 from cdc.lake.snapshot import AddFile
 from cdc.source import canonical, digests
-from reconcile.compared import Compared
-from reconcile.division import OUTSIDE, Division, Numbers
-from reconcile.keysets import DIGEST, DIGEST_TYPE, distinct
-from reconcile.sources import Part, Rows, Sum
-from reconcile.windows import Closing
+from reconcile.values.compared import Compared
+from reconcile.values.division import OUTSIDE, Division, Numbers
+from reconcile.values.keysets import DIGEST, DIGEST_TYPE, distinct
+from reconcile.values.sources import Part, Rows, Sum
+from reconcile.values.windows import Closing
 
 STRAYS_KEPT = 100_000
 """Rows of no part whose keys are kept."""

@@ -34,10 +34,10 @@ from cdc.lake import LakeTable, Snapshot, applied_everywhere, manifest
 from cdc.log.base import Log
 from cdc.names import TableName
 from cdc.trace.project import project
-from reconcile import balance, evidence, files, framing
-from reconcile.balance import COMMITTED, FOREIGN, NOW, Stretch
-from reconcile.equations import Equation, Gap, Sides
-from reconcile.evidence import Commit, Edge, Epoch, Rows, Trace
+from reconcile.ledger import balance, evidence, files, framing
+from reconcile.ledger.balance import COMMITTED, FOREIGN, NOW, Stretch
+from reconcile.ledger.equations import Equation, Gap, Sides
+from reconcile.ledger.evidence import Commit, Edge, Epoch, Rows, Trace
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client

@@ -19,11 +19,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from reconcile import pictures
-from reconcile.balance import FOLDED, LOGGED, NOW
 from reconcile.checks import CORRUPTIONS, MARKS
-from reconcile.framing import GTIDS
-from reconcile.pictures import Passed
+from reconcile.ledger.balance import FOLDED, LOGGED, NOW
+from reconcile.ledger.framing import GTIDS
+from reconcile.report import pictures
+from reconcile.report.pictures import Passed
 
 DIFFERENCES_SHOWN = 3000
 """Of all tables together, but of each at least `DIFFERENCES_LEAST`."""
@@ -100,7 +100,7 @@ class _Environment(jinja2.Environment):
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = _Environment(
-        loader=jinja2.PackageLoader("reconcile"),
+        loader=jinja2.PackageLoader("reconcile.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

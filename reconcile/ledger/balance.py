@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from cdc.epoch import Counts
-from reconcile.equations import Equation, Sides
-from reconcile.evidence import EFFECTS, SUMS, Commit, Epoch, Rows, Trace
+from reconcile.ledger.equations import Equation, Sides
+from reconcile.ledger.evidence import EFFECTS, SUMS, Commit, Epoch, Rows, Trace
 
 LOGGED = "captured = logged"
 CAPTURED = "growth of capture's running total = captured"

@@ -25,15 +25,15 @@ from cdc.names import TableName
 from cdc.reads import Key
 from cdc.source.connection import connect, translate
 from cdc.state import State
-from reconcile.compared import Compared
-from reconcile.comparison import Comparison, Tally
-from reconcile.found import Difference, TableValues, ValuesReport
-from reconcile.lakeside import LakeSide
-from reconcile.scope import WHOLE, Checkpoint, Scope
-from reconcile.settling import Settling
-from reconcile.sources import SourceSide
-from reconcile.turns import Turns
-from reconcile.windows import Windows
+from reconcile.values.compared import Compared
+from reconcile.values.comparison import Comparison, Tally
+from reconcile.values.found import Difference, TableValues, ValuesReport
+from reconcile.values.lakeside import LakeSide
+from reconcile.values.scope import WHOLE, Checkpoint, Scope
+from reconcile.values.settling import Settling
+from reconcile.values.sources import SourceSide
+from reconcile.values.turns import Turns
+from reconcile.values.windows import Windows
 from snapshot.throttle import Throttle
 
 __all__ = ["Checkpoint", "Difference", "Progress", "Scope", "TableValues", "ValuesReport", "compare", "recheck"]

@@ -17,11 +17,11 @@ import orjson
 from rich.console import Console
 
 from cdc.errors import ConfigError, LakesyncError
-from reconcile import text
-from reconcile import verdict as verdicts
 from reconcile.checks import CHECKS
-from reconcile.found import ValuesReport
-from reconcile.ledger import LedgerReport
+from reconcile.ledger.close import LedgerReport
+from reconcile.report import text
+from reconcile.report import verdict as verdicts
+from reconcile.values.found import ValuesReport
 
 VERSION: Final = 2
 SUFFIXES: Final = (".json", ".html", ".htm")
@@ -126,7 +126,7 @@ def write(report: Mapping[str, Any], path: Path) -> None:
     if path.suffix.lower() == ".json":
         data = orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n"
     else:
-        from reconcile import html  # late: who wants text alone needs no templates
+        from reconcile.report import html
 
         data = html.page(report).encode()
     temporary = _beside(path)

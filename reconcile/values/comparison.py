@@ -11,16 +11,16 @@ import pyarrow as pa
 
 from cdc.errors import ConfigError, NotFollowingError, SourceError
 from cdc.names import TableName
-from reconcile.checksums import CHUNK_ROWS, READ_S, Group, Outcome, Span
-from reconcile.compared import Compared
-from reconcile.division import CELL_ROWS, Buckets, Cells, Division, Range, is_ordered, sorted_keys, strips
-from reconcile.found import Difference, TableValues, UnlikeRange
-from reconcile.lakeside import LakeSide
-from reconcile.scope import Checkpoint
-from reconcile.settling import Settling, Verdicts
-from reconcile.sources import Part, SourceSide, parts_of
-from reconcile.turns import Turns
-from reconcile.windows import Closing, Windows
+from reconcile.values.checksums import CHUNK_ROWS, READ_S, Group, Outcome, Span
+from reconcile.values.compared import Compared
+from reconcile.values.division import CELL_ROWS, Buckets, Cells, Division, Range, is_ordered, sorted_keys, strips
+from reconcile.values.found import Difference, TableValues, UnlikeRange
+from reconcile.values.lakeside import LakeSide
+from reconcile.values.scope import Checkpoint
+from reconcile.values.settling import Settling, Verdicts
+from reconcile.values.sources import Part, SourceSide, parts_of
+from reconcile.values.turns import Turns
+from reconcile.values.windows import Closing, Windows
 from snapshot.boundaries import Boundaries
 from snapshot.chunks import Bound, bound_from_json, bound_to_json
 from snapshot.throttle import Throttle

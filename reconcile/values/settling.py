@@ -21,12 +21,12 @@ from cdc.lake.deltalog import Applied
 from cdc.log.codec import UNKNOWN, WIDTH, Changes, Incomplete
 from cdc.schema import TableSchema
 from cdc.source import canonical
-from reconcile.compared import Compared
-from reconcile.found import Difference
-from reconcile.keysets import among, unlike
-from reconcile.lakeside import LakeSide
-from reconcile.sources import Rows, SourceSide
-from reconcile.windows import Closing, Windows
+from reconcile.values.compared import Compared
+from reconcile.values.found import Difference
+from reconcile.values.keysets import among, unlike
+from reconcile.values.lakeside import LakeSide
+from reconcile.values.sources import Rows, SourceSide
+from reconcile.values.windows import Closing, Windows
 
 WINDOWS = 20
 """A key that changes all the time is read again so often, then reported as not settled."""

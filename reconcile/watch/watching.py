@@ -21,9 +21,9 @@ from cdc.names import TableName
 from cdc.proving import AlertsConfig
 from cdc.state import State, TableStatus
 from cdc.units import format_duration
-from reconcile.alerts import About, Alerts, Sender
-from reconcile.node import Planned, planned
 from reconcile.runs import REST, Run, Runs, TableVerdict
+from reconcile.watch.alerts import About, Alerts, Sender
+from reconcile.watch.node import Planned, planned
 
 LOG = logger("alerts")
 TICK_S = 1.0

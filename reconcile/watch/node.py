@@ -152,7 +152,7 @@ class _Node:
 
     def ended(self, kind: Kind, began_us: int, words: IO[bytes]) -> str | None:
         """Waits for the child. None if it did what it should, else why not."""
-        command = [sys.executable, "-P", "-m", "reconcile.child", str(self.config.path), kind]
+        command = [sys.executable, "-P", "-m", "reconcile.watch.child", str(self.config.path), kind]
         try:
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words)
         except OSError as error:

@@ -19,9 +19,9 @@ from cdc.schema import Column, TableSchema
 from cdc.source import canonical, catalogue, results
 from cdc.source.connection import is_mariadb, translated
 from cdc.source.digests import Hints, bucket_expression, checksum, digest_expression
-from reconcile.compared import Compared
-from reconcile.division import Range
-from reconcile.keysets import DIGEST, DIGEST_TYPE
+from reconcile.values.compared import Compared
+from reconcile.values.division import Range
+from reconcile.values.keysets import DIGEST, DIGEST_TYPE
 from snapshot.boundaries import Boundaries
 from snapshot.chunks import Walk
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reconcile.balance import FOLDED, LOGGED, NOW
+from reconcile.ledger.balance import FOLDED, LOGGED, NOW
 
 DIFFERENCES_SHOWN = 10
 TABLES_SHOWN = 40

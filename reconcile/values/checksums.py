@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc.epoch import CommitRecord
-from reconcile.compared import Compared
-from reconcile.division import CELL_ROWS, OUTSIDE, Buckets, Cells, Division, Numbers, Range, runs, written
-from reconcile.found import UnlikeRange
-from reconcile.keysets import distinct, unlike, without
-from reconcile.lakeside import LakeSide, Mask, Sums
-from reconcile.sources import Part, SourceSide, Sum
-from reconcile.turns import Turn, Turns
-from reconcile.windows import Closing, Mark, Windows
+from reconcile.values.compared import Compared
+from reconcile.values.division import CELL_ROWS, OUTSIDE, Buckets, Cells, Division, Numbers, Range, runs, written
+from reconcile.values.found import UnlikeRange
+from reconcile.values.keysets import distinct, unlike, without
+from reconcile.values.lakeside import LakeSide, Mask, Sums
+from reconcile.values.sources import Part, SourceSide, Sum
+from reconcile.values.turns import Turn, Turns
+from reconcile.values.windows import Closing, Mark, Windows
 from snapshot.boundaries import Boundaries
 from snapshot.chunks import Bound
 from snapshot.throttle import Throttle

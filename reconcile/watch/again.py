@@ -11,10 +11,10 @@ from cdc.log import open_log
 from cdc.names import TableName
 from cdc.source import canonical
 from cdc.state import State
-from reconcile import values
-from reconcile.found import TableValues, ValuesReport
 from reconcile.repair import key_name
 from reconcile.runs import Runs
+from reconcile.values import compare as values
+from reconcile.values.found import TableValues, ValuesReport
 
 KEYS = 1000
 """Of a table at most so many keys are compared again at a time."""

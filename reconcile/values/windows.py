@@ -29,8 +29,8 @@ from cdc.position import BinlogEnd
 from cdc.source.connection import translated
 from cdc.source.server import Server
 from cdc.state import Read, State
-from reconcile.compared import Compared
-from reconcile.keysets import Among
+from reconcile.values.compared import Compared
+from reconcile.values.keysets import Among
 
 POLL_S = 0.2
 ALIVE_S = 15.0

@@ -18,7 +18,7 @@ from cdc import _native
 from cdc.reads import Key
 from cdc.schema import Column, TableSchema
 from cdc.source import canonical, digests
-from reconcile.keysets import distinct
+from reconcile.values.keysets import distinct
 from snapshot.chunks import Bound, Walk
 
 OUTSIDE = -1

@@ -1,0 +1,1 @@
+"""What a reconciliation found: as JSON, as text, as one page."""

@@ -1,0 +1,1 @@
+"""Values: source and lake compared at one position, while writes go on."""

@@ -1,0 +1,1 @@
+"""Checks by schedule, and who is told of what they find."""
