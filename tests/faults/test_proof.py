@@ -290,7 +290,7 @@ def _proven(server: SqlServer, folder: Path, transactions: int, kills: int) -> N
         print(proof.figures)
 
 
-@pytest.fixture(params=["mysql", "mariadb"])
+@pytest.fixture(params=[pytest.param("mysql", marks=pytest.mark.ci), "mariadb"])
 def server(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
     from dev.mariadb import MariaDBServer
     from dev.mysql import MySQLServer
@@ -299,8 +299,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
         yield started
 
 
-@pytest.mark.ci
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_every_planted_difference_is_found_and_nothing_else(server: SqlServer, tmp_path: Path) -> None:
     _proven(server, tmp_path / "p", min(TRANSACTIONS, 4000), min(KILLS, 8))
 
