@@ -13,6 +13,7 @@ from rich.text import Text
 from cdc.cli import options, output
 from cdc.errors import ConfigError
 from cdc.status import NodeStatus, PipelineStatus, TableView
+from reconcile.report.text import printable
 from reconcile.watch.overview import Checked, Scheduled
 
 WATCH_EVERY_S = 1.0
@@ -212,7 +213,7 @@ def _checks(status: PipelineStatus) -> list[RenderableType]:
             f" in {', '.join(found.columns)}" if found.columns else f", {found.what}" if found.check == "ledger" else ""
         )
         since = output.duration(status.at_ms - found.since_us // 1000)
-        parts.append(Text(f"{found.table} {found.check}: {what}{where}, since {since}", "red"))
+        parts.append(Text(printable(f"{found.table} {found.check}: {what}{where}, since {since}"), "red"))
     if (more := len(status.checks.findings) - FINDINGS_SHOWN) > 0:
         parts.append(Text(f"… and {more:,} more: `lakesync status --json`", "red"))
     parts += [_error(f"the check of {one.check} failed", one.error) for one in status.checks.schedules if one.error]
@@ -238,7 +239,7 @@ def _checked(one: Checked | None, now_ms: int) -> Text:
 
 def _next(one: Scheduled, now_ms: int) -> str:
     if one.running_us is not None:
-        return f"{one.check} runs since {output.duration(now_ms - one.running_us // 1000)}"
+        return f"{one.check} runs for {output.duration(max(0, now_ms - one.running_us // 1000))}"
     left_ms = one.due_us // 1000 - now_ms
     return f"{one.check} {'in ' + output.duration(left_ms) if left_ms > 0 else 'now'} ({one.schedule})"
 

@@ -101,11 +101,15 @@ def _values(console: Console, report: _Json, repair: _Json | None) -> None:
         shown = one["differences"][:DIFFERENCES_SHOWN]
         for difference in shown:
             columns = f" in {', '.join(difference['columns'])}" if difference["columns"] else ""
-            console.print(f"  {one['table']} key {difference['key']}: {difference['kind']}{columns}")
+            line = f"  {one['table']} key {difference['key']}: {difference['kind']}{columns}"
+            console.print(printable(line))
             _sides(console, difference)
         if one["different"] > len(shown):
             console.print(f"  … and {one['different'] - len(shown):,} more")
     if report["equal"]:
+        if all(one["note"] for one in tables):
+            console.print("Values: no table was compared.")
+            return
         of = "" if few else f" in {len(tables):,} tables"
         console.print(f"Values: equal{of}, at epoch {report['epoch']:,}.")
         return
@@ -115,11 +119,16 @@ def _values(console: Console, report: _Json, repair: _Json | None) -> None:
         console.print(f"  → `lakesync reconcile {wrong[0]} --repair` reads again what differs")
 
 
+def printable(text: str) -> str:
+    """On one line, and without anything that a terminal obeys: keys are what somebody wrote into a table."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _sides(console: Console, difference: _Json) -> None:
     """Values, where they were asked for."""
     lake, source = difference.get("before"), difference.get("after")
     for name in dict.fromkeys([*(lake or ()), *(source or ())]):
-        console.print(f"    {name}: lake {_cell(lake, name)}, source {_cell(source, name)}")
+        console.print(f"    {printable(name)}: lake {_cell(lake, name)}, source {_cell(source, name)}")
 
 
 def _cell(side: Mapping[str, str | None] | None, name: str) -> str:

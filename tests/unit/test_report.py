@@ -128,6 +128,16 @@ def test_text_names_what_is_wrong() -> None:
     assert "→ `lakesync reconcile shop.orders --repair` reads again what differs" in said
 
 
+def test_keys_tell_a_terminal_nothing() -> None:
+    found = Difference("\x1b]0;owned\x07\x9b31m\nשלום\u202e", "different", ("pri\x1bce",))
+    values = made.differing().values
+    assert values is not None
+    table = replace(values.tables[0], differences=(found,), different=1)
+    said = printed(replace(made.differing(), values=replace(values, tables=(table,))))
+    assert not [c for c in said if c in "\x1b\x07\x9b\u202e"]
+    assert r"key \x1b]0;owned\x07\x9b31m\nשלום\u202e: different in pri\x1bce" in said
+
+
 def test_keys_and_values_can_be_left_out() -> None:
     report = replace(
         made.differing(), asked={"parts": ["values"], "tables": [], "scope": {"low": [4711], "columns": ["price"]}}
