@@ -15,6 +15,8 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from cdc.units import parse_duration
 
 EVERY = "every "
+SHORTEST_S = 1.0
+LONGEST_S = 3653 * 86_400.0
 _HINT = "write `every 5m`, or the five fields of cron: `0 3 * * *` is every day at 3:00"
 
 
@@ -29,8 +31,11 @@ class Schedule:
         """Raises `ValueError` for what is neither, and for a time that never comes."""
         text = " ".join(text.split())
         if text.startswith(EVERY):
-            if parse_duration(text.removeprefix(EVERY)) <= 0:
-                raise ValueError("every nothing is no schedule")
+            pause_s = parse_duration(text.removeprefix(EVERY))
+            if pause_s < SHORTEST_S:
+                raise ValueError("oftener than every second")
+            if pause_s > LONGEST_S:
+                raise ValueError("that is more than ten years")
             return cls(text)
         if len(text.split(" ")) != 5:
             raise ValueError(_HINT)

@@ -19,7 +19,21 @@ def test_parses(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "5m", "every 5", "every 0s", "@daily", "0 3 * *", "0 3 * * * *", "60 * * * *", "0 0 30 2 *", "x * * * *"],
+    [
+        "",
+        "5m",
+        "every 5",
+        "every 0s",
+        "every 10ms",
+        "every 4000d",
+        "every 99999999999999d",
+        "@daily",
+        "0 3 * *",
+        "0 3 * * * *",
+        "60 * * * *",
+        "0 0 30 2 *",
+        "x * * * *",
+    ],
 )
 def test_refused_with_the_way_out(text: str) -> None:
     with pytest.raises(ValueError, match=r"write |nothing|no such day"):
