@@ -63,6 +63,11 @@ def scope(
         if text is not None and len(tables) > 1:
             raise ConfigError("keys are of one table", where=str(tables[1]), hint="name one table with --from and --to")
         keys.append(None if text is None else parse_key(tables[0], _key(tables[0], schemas[tables[0]]), text))
+    smallest, largest = keys
+    if smallest and largest and all(isinstance(c, int) for c in (*smallest, *largest)) and smallest > largest:
+        raise ConfigError(
+            "no key is in this range", where=f"{tables[0]}: --from {low} --to {high}", hint="the smaller key first"
+        )
     window = None
     if between:
         name, first, last = between

@@ -94,7 +94,9 @@ def _check(config: PipelineConfig, asked: Asked, state: State) -> None:
     if asked.rows_per_second is not None and asked.rows_per_second < 1:
         raise ConfigError("no rows a second is no speed", where="--rows-per-second", hint="write 1 or more")
     for text in (asked.since, asked.until):
-        _edge(text)
+        edge = _edge(text)
+        if text == asked.since and edge and (edge.us or 0) > time.time_ns() // 1000:
+            raise ConfigError("the window has not begun yet", where=f"--since {text}", hint="times are UTC")
     known = state.tables()
     for table in asked.tables:
         if table not in known:

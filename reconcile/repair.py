@@ -471,15 +471,21 @@ def key_name(key: Sequence[Any]) -> str:
     return ", ".join(cell.hex() if isinstance(cell, bytes) else str(cell) for cell in key)
 
 
+def _several(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def _would(keys: int, ranges: int) -> str:
-    parts = [f"{keys} keys"] if keys or not ranges else []
-    parts += [f"{ranges} ranges of keys"] if ranges else []
+    parts = [_several(keys, "key")] if keys or not ranges else []
+    parts += [f"{_several(ranges, 'range')} of keys"] if ranges else []
     return f"{' and '.join(parts)} would be read again"
 
 
 def _done(keys: int, ranges: int, remaining: int) -> str:
-    parts = [f"{keys} keys"] if keys or not ranges else []
-    parts += [f"{ranges} ranges of keys"] if ranges else []
+    parts = [_several(keys, "key")] if keys or not ranges else []
+    parts += [f"{_several(ranges, 'range')} of keys"] if ranges else []
+    if keys == 1 and not ranges:
+        return f"1 key was read again, and {'differs still' if remaining else 'is equal now'}"
     end = f"{remaining} of them still differ" if remaining else "all of them are equal now"
     return f"{' and '.join(parts)} were read again, and {end}"
 

@@ -180,13 +180,16 @@ class Runs:
         return [TableVerdict(r[0], r[1], r[2], r[3], r[4], bool(r[5]), r[6], r[7]) for r in rows]
 
     def proven(self) -> dict[str, int]:
-        """Of each table the Delta version at which all of its values were compared last, if nothing that differed is left of it."""
+        """Of each table the Delta version at which all of its values were compared last and nothing that differed was left of it; what was found
+        since takes nothing of that back."""
         with self.database.read() as db:
             rows = db.execute(
-                "SELECT name, version FROM verdicts v WHERE kind = 'values' AND which = 'whole' AND version IS NOT NULL AND NOT EXISTS "
-                "(SELECT 1 FROM findings WHERE kind = 'values' AND name = v.name AND resolved_us IS NULL)"
+                f"SELECT v.name, CASE WHEN {_NOTHING_LEFT} THEN v.version ELSE p.version END FROM verdicts v LEFT JOIN verdicts p "
+                # A table that was begun anew has versions from 0 on.
+                "ON p.kind = v.kind AND p.name = v.name AND p.which = 'proven' AND p.version <= v.version "
+                "WHERE v.kind = 'values' AND v.which = 'whole' AND v.version IS NOT NULL"
             ).fetchall()
-        return dict(rows)
+        return {name: version for name, version in rows if version is not None}
 
     def prune(self, keep_s: float) -> int:
         """Forget runs that ended so long ago, but not the newest of a kind, the newest verdict about a table, and what an open finding is of.
@@ -414,7 +417,11 @@ def _end_table(
     db: sqlite3.Connection, run: int, kind: Kind, one: dict[str, Any], at_us: int, *, windowed: bool
 ) -> None:
     found = _found_of_ledger(one) if kind == "ledger" else _found_of_values(one)
+    if kind != "ledger" and one.get("note") and one.get("equal") and not found:
+        return  # it was not compared: that is no verdict, and least of all that it is equal
     whole = not windowed if kind == "ledger" else not any(one.get(n) for n in ("sampled", "columns", "range", "note"))
+    if kind == "values":
+        db.execute(_PROVEN, (one["table"],))
     if whole:
         _resolve_others(db, kind, one["table"], {key for key, *_ in found}, at_us)
     for key, what, columns, rows in found:
@@ -427,6 +434,12 @@ def _end_table(
 
 
 _VERDICT = "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_NOTHING_LEFT = "NOT EXISTS (SELECT 1 FROM findings WHERE kind = 'values' AND name = v.name AND resolved_us IS NULL)"
+_PROVEN = (
+    "INSERT OR REPLACE INTO verdicts SELECT kind, name, 'proven', run, verdict, differences, whole, at_us, version FROM verdicts v "
+    f"WHERE kind = 'values' AND which = 'whole' AND name = ? AND version IS NOT NULL AND {_NOTHING_LEFT}"
+)
+"""Before anything is found: until then the newest whole run proved the table."""
 
 
 def _resolve_repaired(db: sqlite3.Connection, report: Mapping[str, Any], since_us: int, at_us: int) -> None:

@@ -167,7 +167,8 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         compared = [t for t in values["tables"] if not t.get("note")]
         facts.append(("Rows compared", f"{sum(t['source_rows'] for t in compared):,}"))
         least = "≥ " if any(t.get("complete") is False for t in compared) else ""
-        facts.append(("Rows that differ", f"{least}{sum(t['different'] for t in values['tables']):,}"))
+        name = "Rows that differed" if repair and not repair["dry_run"] else "Rows that differ"
+        facts.append((name, f"{least}{sum(t['different'] for t in values['tables']):,}"))
     if repair:
         done = sum(t.get("repaired", 0) for t in repair["tables"])
         facts.append(("Would be read again", f"{repair['keys']:,}") if repair["dry_run"] else ("Repaired", f"{done:,}"))

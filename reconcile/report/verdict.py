@@ -87,7 +87,7 @@ def details(
         rows = sum(t.source_rows for t in compared)
         text = f"{_count(rows, 'row')} of {_count(len(compared), 'table')} compared with the lake at epoch {values.epoch:,}"
         if settled := sum(t.settled for t in values.tables):
-            text += f"; {settled:,} of them changed meanwhile and {'was' if settled == 1 else 'were'} read again until settled"
+            text += f"; {settled:,} that changed meanwhile or {'was' if settled == 1 else 'were'} in doubt read again until settled"
         said.append(text + ".")
         if partly := [t for t in compared if _part(t)]:
             said.append(f"{_count(len(partly), 'table')} only in part: {_part(partly[0])}.")

@@ -79,6 +79,8 @@ def look(config: PipelineConfig) -> tuple[Checks | None, tuple[dict[str, Any], .
         tuple(_scheduled(config, runs)),
         tuple(_found(f) for f in runs.findings(limit=FINDINGS_SHOWN)),
     )
+    if not (config.reconcile or config.alerts):
+        return checks, ()  # nobody looks any more: what was open then says nothing
     return checks, tuple(a.to_dict() for a in Alerts(config.state).all())
 
 

@@ -61,7 +61,14 @@ def differing(verdicts: Sequence[TableVerdict], runs: Runs, gone: frozenset[str]
 def _differs(runs: Runs, kind: str, table: str, count: int) -> About:
     if kind == "values":
         hint = f"`lakesync reconcile {table} --values --repair` reads them again; `lakesync status` names them"
-        return About("differs", f"{table}: {_rows(count)} differ from the source", hint, table, kind, count)
+        return About(
+            "differs",
+            f"{table}: {_rows(count)} differ{'s' if count == 1 else ''} from the source",
+            hint,
+            table,
+            kind,
+            count,
+        )
     named = [
         f"{f.key}{f', {f.what}' if f.what else ''}"
         for f in runs.findings(table, 20)

@@ -143,7 +143,7 @@ def test_checks_say_what_they_found_when_and_when_next() -> None:
     assert "shop.orders values: 2 more rows that differ, since 2.0 h" in text
     assert "shop.users ledger: log: captured = logged, epochs 3 to 4, since 2.0 h" in text
     assert "the check of ledger failed: ClickHouse is not there" in text
-    assert "next: ledger in 60.0 s (every 5m), values runs since 30.0 s" in text
+    assert "next: ledger in 60.0 s (every 5m), values runs for 30.0 s" in text
     assert "alert: shop.orders: 3 rows differ from the source, for 2.0 h; sent 2 times" in text
     assert "webhook: https://h answered 500" in text
 
