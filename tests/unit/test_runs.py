@@ -278,13 +278,15 @@ def test_proven_is_the_version_of_the_newest_whole_run_with_nothing_left(runs: R
     check(runs, values(sampled=0.1, version=5))
     assert runs.proven() == {"shop.orders": 4}
     check(runs, values("7", version=6))
-    assert runs.proven() == {}
+    assert runs.proven() == {"shop.orders": 4}  # what was proven is proven
     runs.settled("shop.orders", ["7"])
     assert runs.proven() == {"shop.orders": 6}
     check(runs, values(equal=False, unsettled=1, version=7))
     assert runs.proven() == {"shop.orders": 6}
     assert runs.prune(0) == 3
     assert runs.proven() == {"shop.orders": 6}
+    check(runs, values("8", version=2))  # begun anew
+    assert runs.proven() == {}
 
 
 def test_many_at_once(runs: Runs) -> None:
