@@ -290,6 +290,8 @@ class Comparison:
                 ]
             chosen += sum(s.last - s.first for s in of_part)
             spans += of_part
+        if self._parts and not self._divisions:
+            raise self._nothing()
         if compared.scope.sample is not None and self._rest is None:
             self._tally.sampled = round(chosen / max(1, cells), 4)
         self._pending = spans
@@ -316,7 +318,21 @@ class Comparison:
                 raise ConfigError(
                     "not a key of the table", where=str(self._compared.table), hint="see the types of its key"
                 ) from error
-        return found[0], found[1]
+        low, high = found
+        if (
+            low is not None
+            and high is not None
+            and not part.walk.within(part.walk.keys_of([low]), None, high)[0].as_py()
+        ):
+            raise self._nothing()
+        return low, high
+
+    def _nothing(self) -> ConfigError:
+        return ConfigError(
+            "nothing is between",
+            where=f"{self._compared.table}: --from, --to",
+            hint="the smaller key first; both are included",
+        )
 
     def _planned(self, pending: list[Span]) -> tuple[list[Span], list[Span]]:
         """What one group may get done, and the rest."""

@@ -85,6 +85,8 @@ def test_a_range_of_keys_has_both_its_ends(rig: Rig) -> None:
     assert different(compared(rig, NUMBERS, scope=Scope(low=(20000,)))) == ["20000", "20010"]
     assert different(compared(rig, NUMBERS, scope=Scope(high=(95,)))) == ["90"]
     assert compared(rig, NUMBERS, scope=Scope(low=(101,), high=(101,))).source_rows == 0
+    with pytest.raises(ConfigError, match="nothing is between"):
+        compared(rig, NUMBERS, scope=Scope(low=(20000,), high=(100,)))
     pairs = compared(rig, PAIRS, scope=Scope(low=(1, "6161"), high=(1, "6162")))
     assert pairs.source_rows == pairs.lake_rows == 2
 
@@ -93,6 +95,9 @@ def test_a_range_of_keys_of_shards_and_of_those_that_the_server_alone_orders(rig
     delta(rig, SHARDED).update(updates={"x": "0.25"}, predicate="id IN (20, 25, 29000, 29005)")
     found = compared(rig, SHARDED, scope=Scope(low=("v.shard_a", 100), high=("v.shard_b", 100)))
     assert different(found) == ["v.shard_a, 29000", "v.shard_b, 25"]
+    for low, high in ((("v.shard_b", 5), ("v.shard_a", 9000)), (("v.shard_b", 9000), ("v.shard_b", 5))):
+        with pytest.raises(ConfigError, match="nothing is between"):
+            compared(rig, SHARDED, scope=Scope(low=low, high=high))
     with pytest.raises(ConfigError, match="only the server knows"):
         compared(rig, TEXTS, scope=Scope(low=("a",)))
     with pytest.raises(ConfigError, match="not a key"):
