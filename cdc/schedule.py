@@ -33,9 +33,9 @@ class Schedule:
         if text.startswith(EVERY):
             pause_s = parse_duration(text.removeprefix(EVERY))
             if pause_s < SHORTEST_S:
-                raise ValueError("oftener than every second")
+                raise ValueError("oftener than every second: write `every 5m`, or the like")
             if pause_s > LONGEST_S:
-                raise ValueError("that is more than ten years")
+                raise ValueError("that is more than ten years: write `every 5m`, or the like")
             return cls(text)
         if len(text.split(" ")) != 5:
             raise ValueError(_HINT)

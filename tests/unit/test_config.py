@@ -84,7 +84,7 @@ def test_a_formatted_duration_reads_back(seconds: float) -> None:
         ("reconcile: {legder: every 5m}\n", "unknown key `reconcile.legder`, did you mean `ledger`?"),
         ("reconcile: {ledger: often}\n", "`reconcile.ledger`: write `every 5m`, or the five fields of cron"),
         ("reconcile: {values: '61 3 * * *'}\n", "`reconcile.values`: bad minute: write `every 5m`"),
-        ("reconcile: {ledger: every 0s}\n", "`reconcile.ledger`: every nothing is no schedule"),
+        ("reconcile: {ledger: every 0s}\n", "`reconcile.ledger`: oftener than every second"),
         ("reconcile: {values: every 1d, sample: 0.01}\n", "`reconcile.sample`: write a percentage"),
         ("reconcile: {values: every 1d, sample: 0%}\n", "`reconcile.sample`: write a percentage"),
         (
