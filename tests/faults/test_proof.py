@@ -30,7 +30,7 @@ from tests.faults.rig import COMMAND, Rig, seed
 
 TRANSACTIONS = int(os.environ.get("TRANSACTIONS", "100000"))
 KILLS = int(os.environ.get("KILLS", "200"))
-KILLS_A_ROUND = 8
+KILLS_A_ROUND = 12
 POINTS = (
     "capture.event",
     "capture.before-epoch",
@@ -185,7 +185,7 @@ class Proof:
         missed = [at for at in wanted if at not in found and at not in stored]
         self.figures.missed += [f"{table} {key}: {wanted[table, key]}" for table, key in missed]
         self.figures.found += len(wanted) - len(missed)
-        again = self.reconcile("--values", code=(0, 1))
+        again = self.reconcile("--values", "--ledger", code=(0, 1))
         left = _found(again)
         self.figures.repaired += len([at for at in wanted if at not in left])
         assert not self.figures.missed, "\n".join([*self.figures.missed, orjson.dumps(report).decode()[:4000]])
@@ -193,7 +193,8 @@ class Proof:
             [*self.figures.false_alarms, orjson.dumps(report).decode()[:4000]]
         )
         assert not left, f"not repaired: {left}"
-        assert again["agrees"], again["verdict"]
+        wrong = [e for t in again["ledger"]["tables"] for e in t["equations"] if not e["holds"]]
+        assert again["agrees"], f"{again['verdict']}\n{wrong}"
         self.drift.settled()
 
     def await_scheduled(self, wanted: set[tuple[str, str]]) -> None:
@@ -228,10 +229,10 @@ class Proof:
     def run(self, transactions: int, kills: int) -> None:
         """All of it."""
         began_s = time.monotonic()
-        rounds = max(1, kills // KILLS_A_ROUND)
+        rounds = max(1, -(-kills // KILLS_A_ROUND))
         with self.work:
             for number in range(rounds):
-                for _ in range(KILLS_A_ROUND):
+                for _ in range(min(kills, KILLS_A_ROUND)):
                     if self.dice.random() < 0.5:
                         self.plant()
                     self.live_and_die()
