@@ -44,7 +44,8 @@ def sentence(
 ) -> str:
     """The verdict in one sentence, for people."""
     if verdict == "repaired":
-        return f"Source and lake agree again: {_count(repair['keys'] if repair else 0, 'row')} differed and were put right."
+        keys = repair["keys"] if repair else 0
+        return f"Source and lake agree again: {_count(keys, 'row')} differed and {'was' if keys == 1 else 'were'} put right."
     if verdict == "agrees":
         if values is None:
             return "The ledger closes: every row change that was counted anywhere is accounted for."
