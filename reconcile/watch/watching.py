@@ -29,6 +29,9 @@ LOG = logger("alerts")
 TICK_S = 1.0
 """Between looks: what differs is in a local file."""
 LAG_EVERY_S = 5.0
+OVER_AT = 0.8
+"""Of the limit: where a lag is over."""
+_GOING = ("ready", "reading")
 BEAT_S = 5.0
 _LOOKED = "alerts"
 
@@ -128,13 +131,19 @@ def stopped(tables: dict[TableName, TableStatus]) -> dict[str, About]:
 def lagging(
     marks: dict[TableName, watermark.Watermark], tables: dict[TableName, TableStatus], limit_s: float, now_us: int
 ) -> Wrong:
-    """Tables that are ready and too far behind. Of one without a watermark nothing is known."""
-    known = {f"lag/{table}" for table, mark in marks.items() if mark.at_us is not None}
+    """Tables that are ready and too far behind. Of one without a watermark nothing is known; one that is hardly less behind than the limit is
+    not over it: a lag that goes up and down about the limit is one alert."""
+    known = {
+        f"lag/{table}"
+        for table, mark in marks.items()
+        if (lag_ms := mark.lag_ms(now_us)) is not None
+        and not (limit_s * 1000 * OVER_AT < lag_ms <= limit_s * 1000 and tables[table].phase in _GOING)
+    }
     there = {f"lag/{table}" for table in marks}
     wrong = Wrong(known=lambda key: key in known or key not in there)
     for table, mark in marks.items():
         lag_ms = mark.lag_ms(now_us)
-        if lag_ms is not None and lag_ms > limit_s * 1000 and tables[table].phase in ("ready", "reading"):
+        if lag_ms is not None and lag_ms > limit_s * 1000 and tables[table].phase in _GOING:
             what = f"{table}: the lake is {_ago(lag_ms * 1000)} behind the source"
             wrong.found[f"lag/{table}"] = About(
                 "lag", what, mark.held or "`lakesync status` shows what it waits for", str(table)

@@ -145,7 +145,9 @@ def mark(behind_s: float | None, now_us: int) -> dict[TableName, Watermark]:
     return {ORDERS: Watermark(ORDERS, None if behind_s is None else now_us - int(behind_s * S))}
 
 
-@pytest.mark.parametrize(("behind_s", "wrong", "known"), [(61, True, True), (59, False, True), (None, False, False)])
+@pytest.mark.parametrize(
+    ("behind_s", "wrong", "known"), [(61, True, True), (59, False, False), (47, False, True), (None, False, False)]
+)
 def test_lag(behind_s: float | None, wrong: bool, known: bool) -> None:
     now_us = time.time_ns() // 1000
     found = lagging(mark(behind_s, now_us), {ORDERS: TableStatus(ORDERS, "ready")}, 60, now_us)
@@ -154,6 +156,16 @@ def test_lag(behind_s: float | None, wrong: bool, known: bool) -> None:
     assert found.known("lag/shop.gone")
     if wrong:
         assert found.found["lag/shop.orders"].summary == "shop.orders: the lake is 61s behind the source"
+
+
+def test_a_lag_about_the_limit_is_one_alert(tmp_path: Path) -> None:
+    alerts, now_us = Alerts(tmp_path), time.time_ns() // 1000
+    seen = []
+    for behind_s in (61, 59, 61, 50, 47):
+        found = lagging(mark(behind_s, now_us), {ORDERS: TableStatus(ORDERS, "ready")}, 60, now_us)
+        alerts.update(found.found, found.known)
+        seen.append([a.over_us is None for a in alerts.all()])
+    assert seen == [[True]] * 4 + [[False]]
 
 
 @pytest.mark.parametrize("schedule", ["every 5m", "*/5 * * * *"])
