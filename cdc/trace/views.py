@@ -37,12 +37,13 @@ SELECT
 FROM {NODES} FINAL
 GROUP BY pipeline, node, `table`, minute
 """,
+    # Rows of windowed reads are no changes of that time, and are left out.
     # The first commit of the lake that has the epoch is the one with the lowest number at or above the epoch's. A table that was begun anew
     # has commits of another lake_id: only the newest one's can be read. 1970 stands for: not yet.
     TIMES: f"""
 SELECT
     l.pipeline AS pipeline, l.`table` AS `table`, l.number AS number, l.hash AS hash,
-    l.inserts + l.updates + l.deletes + l.reads AS `rows`, l.bytes_out AS bytes,
+    l.inserts + l.updates + l.deletes + l.reads - l.windowed AS `rows`, l.bytes_out AS bytes,
     l.committed AS committed, l.captured AS captured, l.logged AS logged,
     if(m.first_number <= l.number, m.merged, toDateTime64(0, 6, 'UTC')) AS merged,
     if(m.first_number <= l.number, m.readable, toDateTime64(0, 6, 'UTC')) AS readable
