@@ -44,7 +44,7 @@ def run(config: PipelineConfig, state: State, stop: threading.Event) -> None:
     server = serve(config.metrics, page)
     thread = threading.Thread(target=server.serve_forever, name="lakesync-metrics-http", daemon=True)
     thread.start()
-    LOG.info("metrics-served", at=config.metrics.listen)
+    LOG.info("metrics-served", address=config.metrics.listen)
     try:
         while not stop.is_set():
             began = time.monotonic()

@@ -133,8 +133,9 @@ class _Node:
             failure = self.ended(kind, began_us, words)
             last = self.runs.last(kind, trigger="schedule", ended=False, report=False)
             if failure is None or self.stop.is_set():  # told to end: it is gone on with by the next daemon
-                verdict = last.verdict if last else None
-                LOG.info("check-ended", check=kind, verdict=verdict, seconds=round(time.time() - began_us / 1e6, 1))
+                verdict = (last.verdict if last else None) or "cut-off"
+                tell = LOG.warning if verdict == "differs" else LOG.info
+                tell("check-ended", check=kind, verdict=verdict, seconds=round(time.time() - began_us / 1e6, 1))
                 return
             words.seek(max(0, words.seek(0, 2) - WORDS_READ))
             said = words.read().decode(errors="replace").strip().splitlines()
