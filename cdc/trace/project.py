@@ -26,7 +26,7 @@ from cdc.lake import folders
 from cdc.log.base import Log
 from cdc.trace.lake import Known, Seen, commits
 from cdc.trace.rows import Rows, disown, lake_row, record_rows
-from cdc.trace.schema import prepare, sweep
+from cdc.trace.schema import prepare, sweep, tidy
 from cdc.trace.views import LEDGER
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 20_000
 """Rows of one INSERT."""
 SWEEP_S = 86_400
+TIDY_EVERY_S = 3600
 CURSOR = "trace.json"
 """In the state folder."""
 FORM = 2
@@ -53,6 +54,8 @@ class Cursor:
     form: int = FORM
     swept_s: int = 0
     """When chDB was last made to let go of what is too old, s since 1970."""
+    tidied_s: int = 0
+    """… and of the files of what it has merged."""
 
     @classmethod
     def read(cls, path: Path) -> Cursor:
@@ -141,9 +144,14 @@ def project(
         records += 1
         if len(rows) >= BATCH_ROWS:
             flush()
-    if config.trace.url.startswith("chdb:") and cursor.swept_s < time.time() - SWEEP_S:
-        sweep(client, config.name, config.trace.keep)
-        cursor.swept_s = int(time.time())
+    now_s = int(time.time())
+    if config.trace.url.startswith("chdb:"):
+        if not now_s - SWEEP_S <= cursor.swept_s <= now_s:
+            sweep(client, config.name, config.trace.keep)
+            cursor.swept_s = now_s
+        if not now_s - TIDY_EVERY_S <= cursor.tidied_s <= now_s:
+            tidy(client)
+            cursor.tidied_s = now_s
     flush()
     return ProjectResult(cursor.epoch, cursor.hash, records, taken, rows.written, time.monotonic() - started)
 

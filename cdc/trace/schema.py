@@ -6,16 +6,25 @@ Tables that an older version made get the new columns; whatever else has their n
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cdc.errors import TraceError
-from cdc.trace.tables import KEYS, NODES, create, foreign, widen
+from cdc.trace.tables import KEYS, NEWEST, NODES, create, foreign, widen
 from cdc.trace.views import views
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
+TIDY_S = 10.0
+_AT_ONCE = (
+    "old_parts_lifetime = 1",
+    "merge_tree_clear_old_parts_interval_seconds = 1",
+    "cleanup_delay_period = 1",
+    "max_cleanup_delay_period = 1",
+    "cleanup_delay_period_random_add = 0",
+)
 _TTL = re.compile(
     r"toDateTime\(done\) \+ toIntervalSecond\((\d+)\) WHERE pipeline IN \(((?:'(?:[^'\\]|\\.)*'(?:, )?)+)\)"
 )
@@ -73,6 +82,20 @@ def sweep(client: Client, pipeline: str, keep_s: float | None) -> None:
     late = f"SELECT count() FROM {NODES} WHERE pipeline = {{p:String}} AND done < now() - toIntervalSecond({{s:Int64}})"
     if client.query(late, parameters={"p": pipeline, "s": max(1, round(keep_s))}).result_rows[0][0]:
         client.command(f"OPTIMIZE TABLE {NODES} FINAL")
+
+
+def tidy(client: Client, within_s: float = TIDY_S) -> None:
+    """Have chDB delete the files of parts that it has merged, which it would do later, but it is never open for so long: some thirty files for
+    every projection would stay. Raises as the client."""
+    made = f"SELECT name, engine_full FROM system.tables WHERE database = currentDatabase() AND name IN ('{NODES}', '{NEWEST}')"
+    new = [name for name, full in client.query(made).result_rows if "old_parts_lifetime = 1," not in full]
+    for name in new:
+        client.command(f"ALTER TABLE {name} MODIFY SETTING {', '.join(_AT_ONCE)}")
+    left = f"SELECT count() FROM system.parts WHERE NOT active AND database = currentDatabase() AND table IN ('{NODES}', '{NEWEST}')"
+    ends = time.monotonic() + within_s
+    # Settings count from the next opening on.
+    while not new and client.query(left).result_rows[0][0] and time.monotonic() < ends:
+        time.sleep(0.2)
 
 
 def is_there(client: Client) -> bool:
