@@ -49,7 +49,24 @@ def test_figures_stand_beside_a_command() -> None:
     # The introduction has none of its own but the 1.00 that it explains.
     assert not FIGURE.search(sections[0].replace("1.00", ""))
     for section in sections[1:]:
+        if section.startswith("Proof\n"):
+            continue  # not a benchmark's, but a test's
         assert sum(report.marks(name)[0] in section for name in BENCHMARKS) == 1, section.splitlines()[0]
+
+
+def test_the_proof_is_what_its_test_prints() -> None:
+    section = PAGE.partition("\n## Proof\n")[2].partition("\n## ")[0]
+    target, *sizes = section.strip().splitlines()[0].strip("`").removeprefix("make ").split()
+    makefile = (report.RESULTS.parents[1] / "Makefile").read_text()
+    assert f"\n{target}: " in makefile
+    assert all(f"\n{size.partition('=')[0]} ?= " in makefile for size in sizes)
+    line = next(line for line in section.splitlines() if line.startswith("    proof: "))
+    transactions, kills = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:transactions|kills)", line))
+    asked = dict(size.split("=") for size in sizes)
+    assert transactions >= int(asked["TRANSACTIONS"])
+    assert kills >= int(asked["KILLS"])
+    assert " 0 missed, 0 false alarms," in section
+    assert "LAKESYNC_TEST_SEED=" in section
 
 
 def test_tables_are_recorded_and_not_typed() -> None:
