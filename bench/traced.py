@@ -25,7 +25,7 @@ RATE = 20_000
 BATCH = 100
 """Of one transaction."""
 ROWS = 100_000
-TIMES = 40
+TIMES = 20
 """Times `seconds`."""
 POLL_S = 1.0
 
