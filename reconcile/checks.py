@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -42,19 +42,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Corruption:
-    """One thing that can go wrong: `place` is where it does; `sights` says of every check what it makes of it, `mariadb` where that is
-    another thing on MariaDB."""
+    """One thing that can go wrong: `place` is where it does; `sights` says of every check what it makes of it."""
 
     slug: str
     title: str
     place: Place
     what: str
     sights: Mapping[Name, Sight]
-    mariadb: Mapping[Name, Sight] = field(default_factory=dict)
-
-    def sight(self, check: Name, *, mariadb: bool = False) -> Sight:
-        """What this check makes of it."""
-        return self.mariadb.get(check, self.sights[check]) if mariadb else self.sights[check]
 
 
 CHECKS: Final = (
@@ -145,9 +139,6 @@ def _unseen(ledger: Sight, repair: Sight) -> dict[Name, Sight]:
     }
 
 
-UNNUMBERED: Final[Mapping[Name, Sight]] = {"ledger": "blind"}
-"""On MariaDB numbers may be left out, and bytes between transactions be no transaction's: what is passed over looks like that."""
-
 CORRUPTIONS: Final = (
     Corruption("insert_capture", "lost insert", "capture", "a row's INSERT is dropped before it is counted", _seen("blind")),
     Corruption("insert_merge", "lost insert", "merge", "a row is folded and not written", _seen("sees")),
@@ -173,7 +164,7 @@ CORRUPTIONS: Final = (
     Corruption("truncated", "truncated text", "capture", "a text loses its end", _seen("blind", "partly")),
     Corruption("rounded", "rounded decimal", "capture", "a DECIMAL loses a digit", _seen("blind", "partly")),
     Corruption("rogue", "rogue write to the lake", "lake", "someone else updates a row", _seen("blind", "partly")),
-    Corruption("position", "resumed from a wrong position", "capture", "capture goes on behind transactions that it never read", _seen("sees"), UNNUMBERED),
+    Corruption("position", "resumed from a wrong position", "capture", "capture goes on behind transactions that it never read", _seen("sees")),
     Corruption("skipped", "skipped epoch", "merge", "an epoch is passed over, and the next one applied", _seen("sees")),
     Corruption("twice", "double-applied epoch", "merge", "an epoch is upserted twice: the rows are right", _unseen("sees", "nothing")),
     Corruption("twice_append", "double-applied epoch, mode `append`", "merge", "an epoch's changes are appended twice", _unseen("sees", "refuses")),
@@ -194,14 +185,9 @@ def markdown() -> str:
         "| --- | --- |" + " --- |" * len(CHECKS),
     ]
     for one in CORRUPTIONS:
-        cells = " | ".join(_cell(one, c.name) for c in CHECKS)
+        cells = " | ".join(MARKS[one.sights[c.name]] for c in CHECKS)
         lines.append(f"| {one.title}: {one.what} | {one.place} | {cells} |")
     return "\n".join(lines)
-
-
-def _cell(one: Corruption, check: Name) -> str:
-    own, other = one.sight(check), one.sight(check, mariadb=True)
-    return MARKS[own] if own == other else f"{MARKS[own]}; on MariaDB {MARKS[other]}"
 
 
 def brought_up_to_date(page: str) -> str:

@@ -28,7 +28,6 @@ Report = dict[str, Any]
 class Said:
     """What the checks said, each over all tables."""
 
-    mariadb: bool
     ledger: Report
     values: Report
     groups: list[Report]
@@ -50,7 +49,7 @@ def _reconcile(planted: Planted, *arguments: str, code: tuple[int, ...]) -> Repo
     return report
 
 
-def _said(planted: Planted, *, mariadb: bool) -> Said:
+def _said(planted: Planted) -> Said:
     planted.plant()
     tables = [plant.table for plant in PLANTS]
     sample = f"{100 / TURNS}%"
@@ -62,7 +61,7 @@ def _said(planted: Planted, *, mariadb: bool) -> Said:
             pool.submit(_reconcile, planted, *tables, "--values", "--columns", ",".join(g), code=(1,)) for g in GROUPS
         ]
         samples = [_reconcile(planted, "--values", "--sample", sample, code=(0, 1)) for _ in range(TURNS)]
-    said = Said(mariadb, ledger.result(), values.result(), [group.result() for group in groups], samples)
+    said = Said(ledger.result(), values.result(), [group.result() for group in groups], samples)
     for slug in ("duplicated", "tripled"):
         planted.pulse(BY_SLUG[slug])
     for slug in ("duplicated", "tripled"):
@@ -86,7 +85,7 @@ def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with server_of(request.param) as server:
         planted = Planted(server, tmp_path_factory.mktemp(request.param) / "p")
         try:
-            yield _said(planted, mariadb=request.param == "mariadb")
+            yield _said(planted)
         finally:
             planted.close()
 
@@ -156,7 +155,7 @@ CELLS = {
 @pytest.mark.parametrize("check", [c.name for c in checks.CHECKS])
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda c: c.slug)
 def test_the_check_sees_of_it_what_the_table_says(said: Said, corruption: Corruption, check: checks.Name) -> None:
-    CELLS[check](said, BY_SLUG[corruption.slug], corruption.sight(check, mariadb=said.mariadb))
+    CELLS[check](said, BY_SLUG[corruption.slug], corruption.sights[check])
 
 
 def test_others_in_the_lake_are_settled_by_a_repair(said: Said) -> None:
