@@ -24,7 +24,7 @@ EXAMPLES ?= 300
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-proof test-lake test-spark test-windows \
+.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-proof test-reconcile test-lake test-spark test-windows \
   test-spec fuzz fetch lint format bench bench-decode bench-snapshot bench-upsert bench-reconcile bench-quick clean
 
 help: ## List the targets
@@ -52,6 +52,9 @@ fetch: setup ## Download the servers that tests talk to, once
 
 test: fetch ## Unit, contract and integration tests, on real MySQL, MariaDB and Kafka
 	$(PYTEST) -n $(WORKERS) --dist loadfile tests/unit tests/contract tests/integration $(ARGS)
+
+test-reconcile: fetch ## Trace, ledger, values, repair, schedules and readiness at length, with real servers and daemons
+	$(PYTEST) -n $(WORKERS) --dist loadfile tests/reconcile $(ARGS)
 
 test-native: ## The native module's own tests; these need no Python
 	cd native && $(CARGO) test --quiet --locked --no-default-features

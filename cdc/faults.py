@@ -102,7 +102,7 @@ MUTANTS = frozenset(
         "window_survives_restart",  # capture starts again and goes on with the window
         "mariadb_wait_by_gtid",  # MariaDB's readers wait for gtid_binlog_pos
         "window_rows_always",  # the merger applies windowed rows wherever they stand
-        # Counting mistakes, one at each node, for the ledger to find (tests/integration/test_ledger_planted.py).
+        # Counting mistakes, one at each node, for the ledger to find (tests/reconcile/test_ledger_planted.py).
         "capture_miscounts",  # capture counts one insert too few in what it gives to the log
         "batch_shortened",  # the last row of what is given to the log is counted and not given
         "transaction_uncounted",  # the source's framing counts one transaction too few
