@@ -32,8 +32,8 @@ def take_requests(state: State, config: PipelineConfig, log: Log) -> bool:
     """Do what was asked for; whether anything was."""
     requests = [*state.open_requests("resume"), *state.open_requests("mend")]
     for request in requests:
-        table = TableName.parse(request.argument)
         try:
+            table = TableName.parse(request.argument)
             outcome = _mend(state, config, log, table) if request.kind == "mend" else _resume(state, config, table)
         except LakesyncError as error:
             outcome = f"not {'mended' if request.kind == 'mend' else 'resumed'}: {error}"

@@ -616,7 +616,7 @@ def test_a_key_that_others_wrote_once_more_is_noticed(lake: LakeTable, tmp_path:
     for _ in range(2):
         with pytest.raises(LakeDamagedError, match="holds 1 keys more than once") as found:
             upsert(lake, snapshot, [(1, "y")])
-        assert "resync" in found.value.hint
+        assert "--repair" in found.value.hint
     lake, snapshot = reopened(lake, tmp_path)
     with pytest.raises(LakeDamagedError, match="holds 1 keys more than once"):
         upsert(lake, snapshot, [(1, "y")])

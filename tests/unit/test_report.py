@@ -207,7 +207,7 @@ def test_a_large_report_stays_usable() -> None:
     report = made.large()
     began = time.monotonic()
     page = html.page(report.to_dict())
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert len(page) < 5_000_000
     assert "… and 995 more rows" in page
     assert "shop.table_0999" in page
