@@ -107,7 +107,7 @@ _TRANSIENT = frozenset(
         # Kafka forgets a producer that was idle for transactional.id.expiration.ms (a week).
         *(KafkaError.INVALID_PRODUCER_ID_MAPPING, KafkaError.UNKNOWN_PRODUCER_ID),
         *(KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN, KafkaError._MSG_TIMED_OUT),
-        KafkaError._DESTROY_BROKER,  # it went away while it was asked
+        KafkaError._DESTROY_BROKER,  # type: ignore[attr-defined]  # it went away while it was asked
         *(KafkaError._WAIT_COORD, KafkaError._RESOLVE, KafkaError._TIMED_OUT_QUEUE, KafkaError._RETRY),
         *(KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.REPLICA_NOT_AVAILABLE),
         *(KafkaError.REQUEST_TIMED_OUT, KafkaError.NETWORK_EXCEPTION, KafkaError.BROKER_NOT_AVAILABLE),
