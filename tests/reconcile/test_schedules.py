@@ -96,7 +96,7 @@ def agreed(rig: Rig, kind: Any) -> bool:
 
 def children() -> list[int]:
     """Checks that run, of anybody."""
-    found = subprocess.run(["pgrep", "-f", "reconcile[.]child"], capture_output=True, text=True, check=False)
+    found = subprocess.run(["pgrep", "-f", "reconcile[.]watch[.]child"], capture_output=True, text=True, check=False)
     return [int(pid) for pid in found.stdout.split()]
 
 
