@@ -276,6 +276,10 @@ class Drained:
         """As in `cdc.capture.base.FRAMING`."""
 
     @property
+    def prepared_bytes(self) -> int:
+        """Of the binary log's bytes before `offset`, those of transactions that are prepared and no more."""
+
+    @property
     def skipped(self) -> list[str]:
         """GTIDs that were passed over."""
 

@@ -181,7 +181,7 @@ class CommitRecord:
     """Source transactions that end in this epoch, those without a captured row included."""
     framing: Mapping[str, int]
     """The source node's count of this epoch: `events`, `bytes`, `transactions`, `row_events`, `statements`, each from the events'
-    framing and not from decoded rows; `rows_skipped` row events of tables that are not captured. Beside the counts `captured_us`."""
+    framing and not from decoded rows; `rows_skipped` row events of tables that are not captured. Beside the counts `captured_us`, `prepared_bytes`."""
     framing_totals: Mapping[str, int]
     written_us: int
     """When capture wrote it, by its own clock, µs since 1970."""
@@ -210,6 +210,12 @@ class CommitRecord:
     def captured_us(self) -> int:
         """When capture had decoded the last of it, by its own clock, µs since 1970; `written_us` in records of before this was known."""
         return self.framing.get("captured_us", self.written_us)
+
+    @property
+    def prepared_bytes(self) -> int | None:
+        """Of the binary log's bytes before `end`, those of transactions that are prepared and no more: `framing` has them once they are
+        committed. None in records of before this was known."""
+        return self.framing.get("prepared_bytes")
 
     @cached_property
     def hash(self) -> str:

@@ -6,17 +6,12 @@ lines use it at once, so every change is one short transaction, and readers neve
 
 from __future__ import annotations
 
-import os
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from cdc.errors import StateError
+from cdc.statefile import StateFile
 
 NAME = "reconcile.db"
 VERSION = 1
-BUSY_TIMEOUT_S = 30.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -56,68 +51,8 @@ CREATE TABLE IF NOT EXISTS looked (what TEXT PRIMARY KEY, at_us INTEGER NOT NULL
 """
 
 
-class Database:
-    """The file, made (0600) where it is missing, in a folder of mode 0700. Safe for several processes. Raises `StateError`."""
+class Database(StateFile):
+    """The file in this state folder."""
 
     def __init__(self, state: Path) -> None:
-        self.file = state / NAME
-        try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            raise StateError(f"not usable: {error.strerror}", where=str(self.file)) from error
-        with self._connection() as db:
-            if (version := self._version(db)) == VERSION:
-                return
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("BEGIN IMMEDIATE")
-            if (version := self._version(db)) == 0:  # another process may have been faster
-                for statement in _SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {VERSION}")
-            db.execute("COMMIT")
-            if version not in (0, VERSION):
-                raise StateError(
-                    f"written by another version ({version}, this is {VERSION})",
-                    where=str(self.file),
-                    hint="run the version that wrote it, or move the file away: only the history of checks is in it",
-                )
-
-    @staticmethod
-    def _version(db: sqlite3.Connection) -> int:
-        return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        try:
-            db = sqlite3.connect(self.file, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-            try:
-                db.execute("PRAGMA synchronous = NORMAL")
-                yield db
-            finally:
-                db.close()
-        except sqlite3.OperationalError as error:
-            raise StateError(
-                f"not usable: {error}", where=str(self.file), hint="look at its disk and folder"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise StateError(
-                f"damaged: {error}",
-                where=str(self.file),
-                hint="move the file away: only the history of checks is in it, and a new one is begun",
-            ) from error
-
-    @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
-        """One consistent state of it."""
-        with self._connection() as db:
-            db.execute("BEGIN")
-            yield db
-
-    @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: whole, or not at all."""
-        with self._connection() as db:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
+        super().__init__(state / NAME, _SCHEMA, VERSION, "only the history of checks is in it")

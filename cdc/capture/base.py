@@ -97,6 +97,9 @@ class Drained:
     """Of the open transaction, if rows of it were given in this drain: its row events so far."""
     emptied: Sequence[Emptied] = ()
     """In commit order."""
+    prepared_bytes: int = 0
+    """Of the binary log's bytes before `end`, those of transactions that are prepared and no more: `framing` has them once they are
+    committed."""
 
 
 class Decoder(Protocol):

@@ -70,6 +70,7 @@ class _Epoch:
     added: Mapping[str, TableState]
     removed: Mapping[str, dict[str, Any]]
     altered: Mapping[str, dict[str, Any]]
+    prepared_bytes: int
 
 
 class Chain:
@@ -95,6 +96,7 @@ class Chain:
         self.clamped, self.clamped_ms = 0, 0
         self.clamped_gtid = ""
         """Transactions whose own commit time is far behind the time they were given; how far the last of them was, and which."""
+        self._prepared_bytes = (newest.prepared_bytes if newest else None) or 0
         if newest is not None:
             self.begin(newest.end, Origin(newest.number, newest.ts_ms, newest.raw_us, newest.seq))
         self._pending = _Pending()
@@ -115,6 +117,7 @@ class Chain:
     def jump(self, position: Position) -> None:
         """Go on from another history; the next epoch must add every table that is captured. Nothing may be pending."""
         self.position = position
+        self._prepared_bytes = 0
         self._reach(position)
 
     def _reach(self, position: Position) -> None:
@@ -208,6 +211,9 @@ class Chain:
             pending.framing["transactions"] -= 1
         if faults.mutant("bytes_uncounted") and drained.whole:
             pending.framing["bytes"] -= 100
+        # A new decoder meets what is prepared one after the other, all of it before anything new.
+        if drained.whole or drained.prepared_bytes > self._prepared_bytes:
+            self._prepared_bytes = drained.prepared_bytes
         pending.captured_us = self._clock.now_us()
         pending.skipped += drained.skipped
         self.stop(drained.stops)
@@ -398,7 +404,7 @@ class Chain:
             for t, (schema, options) in (added or {}).items()
         }
         others = {t.id: options for t, options in (altered or {}).items()}
-        return _Epoch(pending, position, self.ts_ms, self.raw_us, self.seq, new, gone, others)
+        return _Epoch(pending, position, self.ts_ms, self.raw_us, self.seq, new, gone, others, self._prepared_bytes)
 
     def _append(self, epoch: _Epoch) -> CommitRecord:
         return self.writer.append(epoch.pending.data, lambda extents: self._seal(extents, epoch))
@@ -440,7 +446,8 @@ class Chain:
             raw_us=epoch.raw_us,
             seq=epoch.seq,
             transactions=pending.transactions,
-            framing={name: pending.framing[name] for name in FRAMING} | {"captured_us": pending.captured_us or now_us},
+            framing={name: pending.framing[name] for name in FRAMING}
+            | {"captured_us": pending.captured_us or now_us, "prepared_bytes": epoch.prepared_bytes},
             framing_totals={name: totals[name] for name in FRAMING},
             written_us=now_us,
             checkpoint=checkpoint,

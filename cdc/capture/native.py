@@ -182,6 +182,7 @@ class NativeDecoder:
             last,
             partial,
             self._told_emptied(gtids),
+            found.prepared_bytes,
         )
 
     # -- rows --------------------------------------------------------------------------------------------------------

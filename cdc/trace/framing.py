@@ -8,11 +8,12 @@ ended, or something is missing between them. In `totals` are the framing's runni
                                 MariaDB a set has none
     first_offset, last_offset   place in the file
     first_whole, last_whole     1 where it is at a transaction's end
+    last_prepared               bytes of transactions that are prepared and no more; not there in records of before this was known
     mariadb                     1 where a GTID's number may be one that no transaction has
     jump                        1 where capture goes on from another history, and every table is added anew
 
-Between two positions in one file of one server, with equal holes and at a transaction's end, the offsets grow by the bytes of the
-transactions between them.
+Between two positions in one file of one server, each at a transaction's end, the offsets grow by the bytes of the transactions between
+them, and of those that are newly prepared. Holes do not tell of these: a transaction that was never read leaves one too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def source(record: CommitRecord) -> dict[str, Any]:
             f"{end}_offset": position.end.offset,
             f"{end}_whole": int(position.whole),
         }
+    if record.prepared_bytes is not None:
+        totals["last_prepared"] = record.prepared_bytes
     totals["mariadb"] = int(record.end.gtids.is_mariadb)
     anew = bool(record.added) and set(record.states or ()) == set(record.added) and not record.transactions
     totals["jump"] = int(anew and record.start.gtids != record.end.gtids)

@@ -308,6 +308,12 @@ impl Drained {
         Ok(dict)
     }
 
+    /// Of the binary log's bytes before `offset`, those of transactions that are prepared and no more.
+    #[getter]
+    fn prepared_bytes(&self) -> u64 {
+        self.drained.prepared_bytes
+    }
+
     /// GTIDs that were passed over.
     #[getter]
     fn skipped(&self) -> Vec<String> {

@@ -122,6 +122,8 @@ pub struct Drained {
     pub changes: Vec<Change>,
     pub stops: Vec<Stop>,
     pub framing: Framing,
+    /// Of the binary log's bytes before its end, those of transactions that are prepared and no more.
+    pub prepared_bytes: u64,
     pub skipped: Vec<String>,
     pub file: String,
     pub offset: u64,

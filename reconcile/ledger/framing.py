@@ -3,7 +3,7 @@
 epochs in the log            = epochs in the trace          numbers follow one another; what is trimmed is known by totals
 epochs                       = epochs that begin where the one before ended
 GTID set growth              = transactions
-growth of the offsets        = bytes of transactions        within one file of the binary log
+growth of the offsets        = bytes of transactions        within one file of the binary log, those that are prepared included
 growth of the running totals = transactions
 """
 
@@ -133,13 +133,20 @@ def _offsets(offsets: Sides, epochs: Sequence[Epoch]) -> None:
         told = epoch.totals
         if not told or not told.get("last_whole"):
             continue
+        if told.get("jump"):
+            anchor = None
+            continue
         begins, ends = epoch.begins.rpartition(" ")[0], epoch.ends.rpartition(" ")[0]
         inside = anchor is not None and anchor.ends.rpartition(" ")[0] == ends
-        if anchor is not None and inside and told["last_holes"] != anchor.totals["last_holes"]:
-            continue  # a transaction is prepared: its bytes are counted once it is committed
         if anchor is not None and inside:
-            grown = told["last_offset"] - anchor.totals["last_offset"]
-            counted = told["bytes"] - anchor.totals["bytes"]
+            before = anchor.totals
+            grown = told["last_offset"] - before["last_offset"]
+            counted = told["bytes"] - before["bytes"]
+            # What is prepared is behind the offset already, and is counted once it is committed.
+            if "last_prepared" in told and "last_prepared" in before:
+                counted += told["last_prepared"] - before["last_prepared"]
+            elif told["last_holes"] != before["last_holes"]:
+                continue
             if told.get("mariadb") and counted <= grown:
                 # Numbers that no transaction has have no bytes either, and what stands between transactions has no number.
                 numbers = told["last_gtids"] - anchor.totals["last_gtids"]
@@ -149,4 +156,4 @@ def _offsets(offsets: Sides, epochs: Sequence[Epoch]) -> None:
                 (min(anchor.number + 1, epoch.number), epoch.number), grown, counted, f"in {ends.partition(' ')[2]}"
             )
         in_file = begins == ends and epoch.transactions > 0
-        anchor = epoch if inside or (in_file and not told.get("jump")) else None
+        anchor = epoch if inside or in_file else None

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -280,6 +281,22 @@ def test_a_prepared_transaction_is_in_no_position(xa: MySQLServer, schema: str, 
         assert found.framing["transactions"] == 1
     finally:
         run(xa, schema, "XA ROLLBACK 'x'")
+
+
+def test_the_bytes_of_a_prepared_transaction_are_told_until_it_is_committed(
+    xa: MySQLServer, schema: str, t: Tables
+) -> None:
+    with recording(xa) as recorded:
+        run(xa, schema, *XA, "XA PREPARE 'x'", "INSERT INTO t VALUES (1, 'before')", "XA COMMIT 'x'")
+    whole = [*recorded.of_type(Type.GTID), recorded.of_type(Type.HEARTBEAT)[-1]]
+    prepared, before, commit = (sum(map(len, recorded.events[a:b])) for a, b in pairwise(whole))
+    decoder = NativeDecoder()
+    decoder.capture(t)
+    packets, told = Packets(), []
+    for first, last in pairwise([0, *whole[1:]]):
+        found = decode(decoder, recorded.events[first:last], packets)
+        told.append((found.framing["bytes"], decoder.drain().prepared_bytes))
+    assert told == [(0, prepared), (before, prepared), (prepared + commit, 0)]
 
 
 def test_an_xa_transaction_that_is_rolled_back_has_no_rows(xa: MySQLServer, schema: str, t: Tables) -> None:

@@ -208,7 +208,8 @@ def test_a_check_ends_with_the_daemon_that_is_killed_and_is_gone_on_with(pipelin
     rig.wait(lambda: mine[0] not in children(), "the child is gone", 10)
     last = runs.last("values", ended=False)
     assert last is not None
-    assert last.dead
+    # A process that ends has no command line any more before it is gone.
+    rig.wait(lambda: (r := runs.last("values", ended=False)) is not None and r.dead, "the run is known to be dead", 10)
     daemon = rig.start()
     rig.wait(lambda: (r := runs.run(last.number)) is not None and r.verdict == "agrees", "the same run goes on")
     assert len(runs.history()) == 1
@@ -246,6 +247,9 @@ def test_a_check_that_takes_too_long_is_ended(pipeline: Made, received: Hook) ->
     rig = pipeline(
         reconcile={"values": "every 2s", "rows_per_second": 1, "timeout": "4s"}, alerts={"webhook": received.url}
     )
+    # A limit is kept from one cell to the next, so there must be more than one.
+    rows = ", ".join(f"({n}, {n})" for n in range(10_000, 20_000))
+    rig.server.execute(f"INSERT INTO {pipeline.table} VALUES {rows}")
     daemon = rig.start()
     rig.wait_phase(pipeline.table, "ready")
     told = received.wait(lambda p: p["key"] == "late/values" and "did not end within" in p["summary"], 60)

@@ -336,6 +336,43 @@ def test_prepared_transactions_count_where_they_are_committed() -> None:
     assert framing.OFFSETS in wrong(made)
 
 
+def _changed(made: Made, epoch: Epoch, **totals: int) -> Epoch:
+    made.trace.epochs[epoch.hash] = epoch._replace(totals={**epoch.totals, **totals})
+    return made.trace.epochs[epoch.hash]
+
+
+def test_what_is_prepared_is_among_the_bytes_at_once() -> None:
+    made = Made(random.Random(1))
+    _changed(made, made.epoch(), last_prepared=0)
+    prepared = made.epoch(holes=1)
+    made.begin()
+    prepared = _changed(made, prepared, last_prepared=60, bytes=prepared.totals["bytes"] - 60)
+    assert wrong(made) == set()
+    _changed(made, prepared, last_prepared=50)
+    assert framing.OFFSETS in wrong(made)
+
+
+def test_transactions_that_were_never_read_are_seen_by_their_bytes() -> None:
+    """They leave a hole in the GTID set, which the growth of its size does not show."""
+    made = Made(random.Random(1))
+    _changed(made, made.epoch(), last_prepared=0)
+    behind = made.epoch(holes=3)
+    made.begin()
+    _changed(made, behind, last_prepared=0, last_offset=behind.totals["last_offset"] + 1000)
+    assert wrong(made) == {framing.OFFSETS}
+
+
+def test_where_capture_goes_on_from_another_history_offsets_begin_anew() -> None:
+    made = Made(random.Random(1))
+    made.epoch()
+    jump = made.epoch(rows=False, jump=True)
+    _changed(made, jump, last_offset=157)
+    after = made.epoch()
+    made.begin()
+    _changed(made, after, last_offset=157 + after.totals["last_offset"] - jump.totals["last_offset"])
+    assert wrong(made) == set()
+
+
 def test_a_part_of_a_transaction_is_looked_at_once_it_is_whole() -> None:
     made = Made(random.Random(1))
     made.epoch()

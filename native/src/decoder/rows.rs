@@ -208,6 +208,7 @@ impl Stream {
             changes,
             stops,
             framing,
+            prepared_bytes: self.prepared.values().map(|prepared| prepared.framing.bytes).sum(),
             skipped: std::mem::take(&mut self.skipped),
             file: self.file.clone(),
             offset: self.end,
