@@ -37,6 +37,7 @@ from cdc.state import Read, ReadSpec, State
 from cdc.status import is_running
 from reconcile.runs import Repaired, Runs
 from reconcile.values import compare as values
+from reconcile.values import keynames
 from reconcile.values.found import Difference, TableValues, ValuesReport
 from snapshot import asking
 
@@ -197,9 +198,9 @@ def _mended(
     rows, count = len(surplus.places), surplus.keys.num_rows
     if not rows:
         return None
-    texts = [key_name(tuple(key.values())) for key in surplus.keys.slice(0, DIFFERENCES_KEPT).to_pylist()]
+    named = keynames.names(before.schema, surplus.keys)
     kinds = [f"{copies} times in the lake" for copies in surplus.copies.to_pylist()]
-    differences = [Difference(text, kind) for text, kind in zip(texts, kinds, strict=False)]
+    differences = [Difference(text, kind) for text, kind in zip(named[:DIFFERENCES_KEPT], kinds, strict=False)]
     what = f"{rows} rows that are too many"
     again = f", and {count} keys read again" if count else ""
     if dry_run:
@@ -217,15 +218,15 @@ def _mended(
     recorded = [
         Repaired(
             str(table),
-            key_name(key),
+            name,
             kind,
             (),
-            digests[0].get(key),
-            digests[1].get(key),
+            digests[0].get(name),
+            digests[1].get(name),
             before.version,
             version,
         )
-        for key, kind in zip((tuple(k.values()) for k in surplus.keys.to_pylist()), kinds, strict=True)
+        for name, kind in zip(named, kinds, strict=True)
     ]
     runs.repaired(run, recorded)
     return RepairedTable(
@@ -324,8 +325,9 @@ class _Work:
         now = _digests(lake, after, keys) if after is not None else {}
         # Of keys that came to no verdict nobody knows which ones they are.
         sure = again.complete and not again.unsettled
-        left = _names(again) if sure else {key_name(tuple(row.values())) for row in keys.to_pylist()}
-        self._record(table, found, keys, (was, now), left, (before, after), mended)
+        named = keynames.names(before.schema, keys) if keys.num_rows else []
+        left = _names(again, before.schema) if sure else set(named)
+        self._record(table, found, named, (was, now), left, (before, after), mended)
         ranged = ranges > 0
         remaining = again.different + again.unsettled
         said += [] if nothing_else and not remaining else [_done(keys.num_rows, ranges, remaining)]
@@ -413,8 +415,8 @@ class _Work:
         self,
         table: TableName,
         found: TableValues,
-        keys: pa.Table,
-        digests: tuple[Mapping[Key, bytes], Mapping[Key, bytes]],
+        keys: Sequence[str],
+        digests: tuple[Mapping[str, bytes], Mapping[str, bytes]],
         left: set[str],
         versions: tuple[Snapshot, Snapshot | None],
         mended: RepairedTable | None,
@@ -423,10 +425,8 @@ class _Work:
         before, after = versions
         rows: list[Repaired] = []
         gone = {d.key for d, _ in mended.differences} if mended else set()
-        for row in keys.to_pylist():
-            key = tuple(row.values())
-            text = key_name(key)
-            was, now = digests[0].get(key), digests[1].get(key)
+        for text in keys:
+            was, now = digests[0].get(text), digests[1].get(text)
             one = named.get(text)
             kind = (
                 one.kind
@@ -454,21 +454,17 @@ class _Work:
                 )
             )
         for part in found.unlike_ranges:
-            text = f"{part.table}: {key_name(part.low or ())} to {key_name(part.high or ())}"
+            low, high = ("its end" if end is None else keynames.name(end) for end in (part.low, part.high))
+            text = f"{part.table}: {low} to {high}"
             rows.append(Repaired(str(table), text, "a range of keys", version_before=before.version))
         self.runs.repaired(self.run, rows)
         self.runs.settled(table, [r.key for r in rows if r.outcome == "repaired"])
 
 
-def _names(found: TableValues) -> set[str]:
+def _names(found: TableValues, schema: TableSchema) -> set[str]:
     """All keys that differ, those too that `differences` has no room for."""
-    keys = found.found.to_pylist() if found.found is not None else []
-    return {d.key for d in found.differences} | {key_name(tuple(row.values())) for row in keys}
-
-
-def key_name(key: Sequence[Any]) -> str:
-    """A key as findings name it."""
-    return ", ".join(cell.hex() if isinstance(cell, bytes) else str(cell) for cell in key)
+    keys = keynames.names(schema, found.found) if found.found is not None and found.found.num_rows else []
+    return {d.key for d in found.differences}.union(keys)
 
 
 def _several(number: int, what: str) -> str:
@@ -506,18 +502,17 @@ def _by_source(table: TableName, found: TableState, keys: pa.Table, schema: Tabl
     return parts
 
 
-def _digests(lake: LakeTable, snapshot: Snapshot, keys: pa.Table) -> dict[Key, bytes]:
-    """A digest of the row with each of these keys that the lake has: over its canonical texts. Of a key that is there twice, of both."""
+def _digests(lake: LakeTable, snapshot: Snapshot, keys: pa.Table) -> dict[str, bytes]:
+    """By name a digest of the row with each of these keys that the lake has: over its canonical texts. Of a key that is there twice, of both."""
     if not keys.num_rows:
         return {}
-    found: dict[Key, list[bytes]] = {}
-    names = list(snapshot.schema.key)
+    found: dict[str, list[bytes]] = {}
     for batch in lake.rows(snapshot, keys).to_batches():
         kept = batch.column(unfit.NAME) if unfit.is_last(batch.schema) else None
         texts = [canonical.texts(c, batch.column(c.name), kept) for c in snapshot.schema.columns]
-        for key, digest in zip(batch.select(names).to_pylist(), _of_rows(texts), strict=True):
-            found.setdefault(tuple(key.values()), []).append(digest)
-    return {key: b"".join(sorted(digests)) for key, digests in found.items()}
+        for name, digest in zip(keynames.names(snapshot.schema, pa.table(batch)), _of_rows(texts), strict=True):
+            found.setdefault(name, []).append(digest)
+    return {name: b"".join(sorted(digests)) for name, digests in found.items()}
 
 
 def _of_rows(texts: list[pa.Array[Any]]) -> Iterator[bytes]:

@@ -39,7 +39,7 @@ def parse_key(table: TableName, columns: Sequence[Column], text: str | int | Seq
     for column, cell in zip(columns, cells, strict=True):
         try:
             found.append(_cell(column, str(cell).strip() if column.type != "text" else str(cell)))
-        except (ValueError, InvalidOperation, OverflowError):
+        except (LookupError, ValueError, InvalidOperation, OverflowError):
             raise _refused(table, columns, f"not a value of column {column.name}, which is {column.type}") from None
     return tuple(found)
 
@@ -62,6 +62,8 @@ def _cell(column: Column, text: str) -> int | str:
     if column.type in INTEGERS or column.type == "year":
         return int(text)
     match column.type:
+        case "bit" if column.length == 1:
+            return {"0": "0", "1": "1"}[str(int(text, 0))]
         case "bit":
             return int(text, 0).to_bytes((column.length + 7) // 8).hex().upper()
         case "decimal":

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from cdc.errors import ConfigError, NotFollowingError, SourceError
 from cdc.names import TableName
+from reconcile.values import keynames
 from reconcile.values.checksums import CHUNK_ROWS, READ_S, Group, Outcome, Span
 from reconcile.values.compared import Compared
 from reconcile.values.division import CELL_ROWS, Buckets, Cells, Division, Range, is_ordered, sorted_keys, strips
@@ -360,12 +361,11 @@ class Comparison:
         found = Verdicts()
         strays = self._lake.strays
         moved = closing.moved(strays)
-        for row, was in zip(strays.to_pylist(), moved, strict=True):
+        named = keynames.names(self._compared.schema, strays)
+        for row, name, was in zip(strays.to_pylist(), named, moved, strict=True):
             if not was and len(found.keys) < KEYS_MOST:
-                key = tuple(row.values())
-                name = ", ".join(k.hex() if isinstance(k, bytes) else str(k) for k in key)
                 found.differences.append(Difference(name, "extra in the lake"))
-                found.keys.append(key)
+                found.keys.append(tuple(row.values()))
         return found
 
     # -- to go on later ------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from cdc.lake.deltalog import Applied
 from cdc.log.codec import UNKNOWN, WIDTH, Changes, Incomplete
 from cdc.schema import TableSchema
 from cdc.source import canonical
+from reconcile.values import keynames
 from reconcile.values.compared import Compared
 from reconcile.values.found import Difference
 from reconcile.values.keysets import among, unlike
@@ -101,9 +102,8 @@ class Settling:
     def _part(self, row: Texts) -> Texts:
         return tuple(row[n] for n in self._judged)
 
-    def difference(self, key: _Key, source: list[Texts], lake: list[Texts]) -> Difference | None:
+    def difference(self, name: str, source: list[Texts], lake: list[Texts]) -> Difference | None:
         """What is to be said of a key that was not touched: `lake` are all rows that have it there."""
-        name = ", ".join(k.hex() if isinstance(k, bytes) else str(k) for k in key)
         if not any(map(self._is_timely, (*source, *lake))):
             return None
         if len(lake) > 1:
@@ -162,12 +162,13 @@ class _InFull:
         keys = [tuple(row.values()) for row in self._suspects.to_pylist()]
         restless = {key for key, was in zip(keys, moved, strict=True) if was}
         images = self._images(closing.applied, restless) if self._last else {}
+        named = keynames.names(self._schema, self._suspects)
         left = np.zeros(len(keys), np.bool_)
         for n, key in enumerate(keys):
             source, lake = sources.get(key, []), lakes.get(key, [])
             if not moved[n]:
                 found.settled += 1
-                if difference := of.difference(key, source, lake):
+                if difference := of.difference(named[n], source, lake):
                     found.differences.append(difference)
                     found.keys.append(key)
             elif key in images and self._is_in_history(key, source, lake, images[key]):

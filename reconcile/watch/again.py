@@ -11,9 +11,9 @@ from cdc.log import open_log
 from cdc.names import TableName
 from cdc.source import canonical
 from cdc.state import State
-from reconcile.repair import key_name
 from reconcile.runs import Runs
 from reconcile.values import compare as values
+from reconcile.values import keynames
 from reconcile.values.found import TableValues, ValuesReport
 
 KEYS = 1000
@@ -33,8 +33,8 @@ def _note(config: PipelineConfig, runs: Runs, table: TableValues) -> None:
     if snapshot is None or table.found is None:
         return
     rows = table.found.select(list(snapshot.schema.key)).slice(0, KEYS)
-    texts = [key_name(tuple(row.values())) for row in rows.to_pylist()]
-    runs.note_keys(name, dict(zip(texts, canonical.key_texts(snapshot.schema, rows), strict=True)))
+    named = keynames.names(snapshot.schema, rows)
+    runs.note_keys(name, dict(zip(named, canonical.key_texts(snapshot.schema, rows), strict=True)))
 
 
 def compare(config: PipelineConfig, runs: Runs, tables: Sequence[TableName]) -> int:

@@ -121,7 +121,7 @@ def test_what_differs_is_said_and_then_repaired(rig: Rig) -> None:
     with unlogged(rig.server) as cursor:  # type: ignore[arg-type]
         cursor.execute("DELETE FROM plain WHERE id = 9 AND half = 1")
         cursor.execute("UPDATE plain SET n = -1 WHERE id = 10")
-    wrong = {"5, 0", "6, 0", "7, 0", "7, 1", "9, 1", "10, 0", "10, 1"}
+    wrong = {"5,0", "6,0", "7,0", "7,1", "9,1", "10,0", "10,1"}
     before = own.lake("f.plain").version()
 
     found, said = own.repair("f.plain", dry_run=True)
@@ -138,10 +138,10 @@ def test_what_differs_is_said_and_then_repaired(rig: Rig) -> None:
     assert rig.differences("f.plain") == []
     recorded = {r.key: r for r in own.runs.repairs(table="f.plain")}
     assert set(recorded) == wrong
-    assert recorded["7, 0"].before is None
-    assert recorded["9, 1"].after is None
-    assert recorded["5, 0"].before not in (None, recorded["5, 0"].after)
-    assert recorded["10, 0"].columns == ("n",)
+    assert recorded["7,0"].before is None
+    assert recorded["9,1"].after is None
+    assert recorded["5,0"].before not in (None, recorded["5,0"].after)
+    assert recorded["10,0"].columns == ("n",)
     assert {r.outcome for r in recorded.values()} == {"repaired"}
 
 
@@ -182,7 +182,7 @@ def test_a_key_that_is_there_twice_and_that_no_merger_saw(rig: Rig) -> None:
     again = pa.table(own.lake("f.plain").scan(predicate="id = 8 AND half = 1"))
     deltalake.write_deltalake(own.lake("f.plain"), again, mode="append")
     found = own.compare("f.plain")
-    assert [(d.key, d.kind) for d in found.tables[0].differences] == [("8, 1", "2 times in the lake")]
+    assert [(d.key, d.kind) for d in found.tables[0].differences] == [("8,1", "2 times in the lake")]
     _, done = own.repair("f.plain")
     assert (done.ok, done.tables[0].mended) == (True, 1)
     assert own.compare("f.plain").equal
@@ -256,7 +256,7 @@ def test_shards_are_read_each_from_its_table(rig: Rig) -> None:
     own.lake("f.parts").update(updates={"v": "'rogue'"}, predicate="id = 2 AND half = 0 AND part = 'f.part_a'")
     own.lake("f.parts").delete("id = 4 AND part = 'f.part_b'")
     found, done = own.repair("f.parts")
-    assert {d.key for d in found.tables[0].differences} == {"f.part_a, 2, 0", "f.part_b, 4, 0", "f.part_b, 4, 1"}
+    assert {d.key for d in found.tables[0].differences} == {"f.part_a,2,0", "f.part_b,4,0", "f.part_b,4,1"}
     assert done.ok
     assert own.compare("f.parts").equal
 

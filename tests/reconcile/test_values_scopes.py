@@ -94,7 +94,7 @@ def test_a_range_of_keys_has_both_its_ends(rig: Rig) -> None:
 def test_a_range_of_keys_of_shards_and_of_those_that_the_server_alone_orders(rig: Rig) -> None:
     delta(rig, SHARDED).update(updates={"x": "0.25"}, predicate="id IN (20, 25, 29000, 29005)")
     found = compared(rig, SHARDED, scope=Scope(low=("v.shard_a", 100), high=("v.shard_b", 100)))
-    assert different(found) == ["v.shard_a, 29000", "v.shard_b, 25"]
+    assert different(found) == ["v.shard_a,29000", "v.shard_b,25"]
     for low, high in ((("v.shard_b", 5), ("v.shard_a", 9000)), (("v.shard_b", 9000), ("v.shard_b", 5))):
         with pytest.raises(ConfigError, match="nothing is between"):
             compared(rig, SHARDED, scope=Scope(low=low, high=high))
@@ -213,7 +213,7 @@ def test_a_checkpoint_keeps_rows_that_no_source_can_have(rig: Rig) -> None:
     deltalake.write_deltalake(lake, like(lake, "id = 70", id=None), mode="append")
     kept = Kept()
     found = compared(rig, NUMBERS, checkpoint=kept)
-    assert different(found) == ["None"]
+    assert different(found) == ["NULL"]
     assert found.found is not None
     assert found.found.num_rows == 0
     assert compared(rig, NUMBERS, checkpoint=kept).differences == found.differences
