@@ -24,8 +24,8 @@ EXAMPLES ?= 300
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-proof test-reconcile test-lake test-spark test-windows \
-  test-spec fuzz fetch lint format bench bench-decode bench-snapshot bench-upsert bench-reconcile bench-quick clean
+.PHONY: help setup demo test test-conformance test-native test-faults test-faults-short test-proof test-pipelines test-reconcile test-lake test-spark \
+  test-windows test-spec fuzz fetch lint format bench bench-decode bench-snapshot bench-upsert bench-reconcile bench-quick clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ fetch: setup ## Download the servers that tests talk to, once
 
 test: fetch ## Unit, contract and integration tests, on real MySQL, MariaDB and Kafka
 	$(PYTEST) -n $(WORKERS) --dist loadfile tests/unit tests/contract tests/integration $(ARGS)
+
+test-pipelines: fetch ## Whole pipelines: tables adopted, sharded, partitioned, read again, lost and killed, from the command line to readers
+	$(PYTEST) -n $(WORKERS) --dist loadfile tests/pipelines $(ARGS)
 
 test-reconcile: fetch ## Trace, ledger, values, repair, schedules and readiness at length, with real servers and daemons
 	$(PYTEST) -n $(WORKERS) --dist loadfile tests/reconcile $(ARGS)

@@ -61,7 +61,7 @@ KINDS = (
         "a INT, b VARCHAR(20) COLLATE utf8mb4_general_ci, n INT NOT NULL, v VARCHAR(60) NOT NULL, j JSON, PRIMARY KEY (a, b), KEY (n)",
         "a, b",
         lambda n, v: f"({n % 50}, 'Key {n}', {n}, '{v}', '{{\"a\": [{n}, null]}}')",
-        lambda n: f"{n % 50}, Key {n}",
+        lambda n: f"{n % 50},Key {n}",
         lambda n: {"a": n % 50, "b": f"Key {n}"},
     ),
     Kind(
@@ -69,7 +69,7 @@ KINDS = (
         "k VARBINARY(8) PRIMARY KEY, n INT NOT NULL, v VARCHAR(60) CHARACTER SET latin1 NOT NULL, raw BLOB, KEY (n)",
         "k",
         lambda n, v: f"(UNHEX('{n:08x}'), {n}, '{v}', REPEAT(CHAR({n % 256}), {n % 40}))",
-        lambda n: f"{n:08x}",
+        lambda n: f"{n:08X}",
         lambda n: {"k": n.to_bytes(4)},
     ),
 )

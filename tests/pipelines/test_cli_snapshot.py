@@ -16,7 +16,7 @@ import pytest
 from cdc.names import TableName
 from dev.mysql import MySQLServer
 from tests.integration.rereading import Rereading
-from tests.integration.test_rereads import drift, make
+from tests.pipelines.test_rereads import drift, make
 
 COMMAND = Path(sys.executable).with_name("lakesync")
 

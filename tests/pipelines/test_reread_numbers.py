@@ -10,7 +10,7 @@ from cdc import daemon
 from cdc.state import Read, ReadSpec
 from dev.mysql import MySQLServer
 from tests.integration.rereading import Rereading
-from tests.integration.test_rereads import make
+from tests.pipelines.test_rereads import make
 
 
 def now(rig: Rereading, job: str) -> Read:

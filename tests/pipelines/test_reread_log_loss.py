@@ -13,7 +13,7 @@ from cdc.names import TableName
 from cdc.state import Read, ReadSpec
 from dev.mysql import MySQLServer
 from tests.integration.rereading import Rereading
-from tests.integration.test_rereads import make
+from tests.pipelines.test_rereads import make
 
 WITHOUT_MERGE: tuple[daemon.NodeName, ...] = ("capture", "reread")
 
