@@ -160,6 +160,8 @@ class Demo:
         self.lakesync("reconcile")
         self.say("Someone changes rows of the source past the binary log: no reader of it can know")
         with server.root() as connection, connection.cursor() as cursor:
+            # The statements read the whole table: otherwise they would lock what the workload is at, and one of the two would die of it.
+            cursor.execute("SET SESSION transaction_isolation = 'READ-COMMITTED'")
             for statement in DRIFT:
                 print(f"mysql> {statement};", flush=True)
                 cursor.execute(statement)
