@@ -156,11 +156,18 @@ def read_schema(connection: Connection[Any], table: TableName) -> TableSchema:
     """
     rows = _query(connection, _COLUMNS, table.schema, table.name)
     give = grant("SELECT", table.quoted, account(connection))
+    absent = TableStoppedError(
+        "the table does not exist, or may not be read", where=str(table), hint=f"create it, or {give}"
+    )
     if not rows:
-        raise TableStoppedError(
-            "the table does not exist, or may not be read", where=str(table), hint=f"create it, or {give}"
-        )
-    if not may_select(connection, table):
+        raise absent
+    try:
+        readable = may_select(connection, table)
+    except SourceError:
+        if is_gone(connection, table):  # since its columns were read
+            raise absent from None
+        raise
+    if not readable:
         # With SELECT on some columns only, information_schema shows these as if they were all.
         raise TableStoppedError("the account may not read all columns", where=str(table), hint=give)
     columns, key = [], {}

@@ -413,6 +413,24 @@ def test_a_table_that_does_not_exist_stops(mysql: MySQLServer) -> None:
         catalogue.read_schema(connection, TableName("no", "such"))
 
 
+def test_a_table_that_is_dropped_while_it_is_looked_at_stops_and_nothing_else(
+    mysql: MySQLServer, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mysql.execute(f"CREATE TABLE {schema}.t (a INT PRIMARY KEY)")
+    look = catalogue.may_select
+
+    def dropped(connection: Any, table: TableName) -> bool:
+        mysql.execute(f"DROP TABLE {schema}.t")
+        return look(connection, table)
+
+    monkeypatch.setattr(catalogue, "may_select", dropped)
+    with (
+        closing(connect(root(mysql), purpose="test")) as connection,
+        pytest.raises(TableStoppedError, match="does not exist"),
+    ):
+        catalogue.read_schema(connection, TableName(schema, "t"))
+
+
 def test_patterns_and_names_choose_tables(mysql: MySQLServer, schema: str) -> None:
     for name in ("orders", "order_items", "_orders_gho", "_orders_del", "_orders_new", "a[b]"):
         mysql.execute(f"CREATE TABLE {schema}.`{name}` (a INT PRIMARY KEY)")
