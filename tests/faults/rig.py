@@ -135,7 +135,9 @@ class Rig:
 
     @staticmethod
     def stop(process: subprocess.Popen[bytes]) -> int:
-        """SIGTERM; its exit code."""
+        """SIGTERM; its exit code. One that has only just been started is waited for: it would die of the signal until it listens."""
+        while process.poll() is None and not _listens(process.pid):
+            time.sleep(0.02)
         process.terminate()
         return process.wait(ENDS_WITHIN_S)
 
@@ -230,6 +232,11 @@ _KEY = """
 SELECT COLUMN_NAME FROM information_schema.STATISTICS
 WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND INDEX_NAME = 'PRIMARY' ORDER BY SEQ_IN_INDEX
 """
+
+
+def _listens(pid: int) -> bool:
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 def _plain(value: Any) -> Any:
