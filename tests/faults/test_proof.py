@@ -1,7 +1,7 @@
 """The whole of it, at random: a workload, kills at random moments and at random fault points, drift in the lake and past the binary log, and
 reconciliations in between. Every planted difference must be found and repaired, and nothing else may be found.
 
-    make test-proof TRANSACTIONS=100000 KILLS=200
+    make test-proof TRANSACTIONS=100000 KILLS=200 SERVER=mysql
 
 The seed is printed; `LAKESYNC_TEST_SEED` repeats a run, as far as the moments of kills can be.
 """
@@ -23,6 +23,8 @@ import orjson
 import pytest
 
 from cdc.state import State
+from dev.mariadb import MariaDBServer
+from dev.mysql import MySQLServer
 from dev.sqlserver import SqlServer
 from reconcile.runs import Runs
 from tests.faults import drift as drifts
@@ -291,24 +293,20 @@ def _proven(server: SqlServer, folder: Path, transactions: int, kills: int) -> N
         print(proof.figures)
 
 
-@pytest.fixture(params=[pytest.param("mysql", marks=pytest.mark.ci), "mariadb"])
+@pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
-    from dev.mariadb import MariaDBServer
-    from dev.mysql import MySQLServer
-
     with (MySQLServer if request.param == "mysql" else MariaDBServer)() as started:
         yield started
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("server", [pytest.param("mysql", marks=pytest.mark.ci), "mariadb"], indirect=True)
 def test_every_planted_difference_is_found_and_nothing_else(server: SqlServer, tmp_path: Path) -> None:
     _proven(server, tmp_path / "p", min(TRANSACTIONS, 4000), min(KILLS, 8))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_same_for_long(tmp_path: Path) -> None:
-    from dev.mysql import MySQLServer
-
-    with MySQLServer() as started:
-        _proven(started, tmp_path / "p", TRANSACTIONS, KILLS)
+@pytest.mark.parametrize("server", ["mysql", "mariadb"], indirect=True)
+def test_the_same_for_long(server: SqlServer, tmp_path: Path) -> None:
+    _proven(server, tmp_path / "p", TRANSACTIONS, KILLS)
