@@ -15,6 +15,9 @@ def decode_text(charset: str, data: bytes) -> str | None:
 def charset_of_collation(collation: int) -> str | None:
     """The character set of a collation of MySQL or MariaDB, by its number."""
 
+def inet6_text(data: bytes) -> str:
+    """The 16 bytes of an IPv6 address as MariaDB prints it. ValueError for another number of bytes."""
+
 def json_text(data: bytes) -> str:
     """MySQL's binary JSON as the server prints it. ValueError if it is damaged."""
 

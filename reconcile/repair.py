@@ -454,7 +454,9 @@ class _Work:
                 )
             )
         for part in found.unlike_ranges:
-            low, high = ("its end" if end is None else keynames.name(end) for end in (part.low, part.high))
+            low, high = (
+                "its end" if end is None else keynames.bound(before.schema, end) for end in (part.low, part.high)
+            )
             text = f"{part.table}: {low} to {high}"
             rows.append(Repaired(str(table), text, "a range of keys", version_before=before.version))
         self.runs.repaired(self.run, rows)

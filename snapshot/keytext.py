@@ -7,10 +7,11 @@ import re
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation
 
 import orjson
 
+from cdc._native import inet6_text
 from cdc.errors import ConfigError
 from cdc.names import TableName
 from cdc.reads import Key
@@ -18,6 +19,7 @@ from cdc.schema import Column
 from cdc.source import canonical
 from snapshot.chunks import INTEGERS
 
+_EXACT = Context(prec=65, traps=[Inexact, InvalidOperation])
 _TIME = re.compile(r"(-?)(\d{1,3}):(\d{2}):(\d{2})(?:\.(\d{1,6}))?")
 
 
@@ -38,8 +40,8 @@ def parse_key(table: TableName, columns: Sequence[Column], text: str | int | Seq
     found: list[int | str] = []
     for column, cell in zip(columns, cells, strict=True):
         try:
-            found.append(_cell(column, str(cell).strip() if column.type != "text" else str(cell)))
-        except (LookupError, ValueError, InvalidOperation, OverflowError):
+            found.append(_cell(column, str(cell)))
+        except (LookupError, StopIteration, ValueError, DecimalException, OverflowError):
             raise _refused(table, columns, f"not a value of column {column.name}, which is {column.type}") from None
     return tuple(found)
 
@@ -59,6 +61,22 @@ def _refused(table: TableName, columns: Sequence[Column], why: str) -> ConfigErr
 
 
 def _cell(column: Column, text: str) -> int | str:
+    if column.type == "text":
+        return text
+    if column.type in ("enum", "set"):
+        return next(found for one in (text, text.strip()) if (found := _chosen(column, one)) is not None)
+    return _plain(column, text.strip())
+
+
+def _chosen(column: Column, text: str) -> str | None:
+    """A member of an ENUM, or a SET's in their order; None for what is neither."""
+    if column.type == "enum":
+        return text if not text or text in column.members else None
+    chosen = set(filter(None, text.split(",")))
+    return ",".join(m for m in column.members if m in chosen) if chosen <= set(column.members) else None
+
+
+def _plain(column: Column, text: str) -> int | str:
     if column.type in INTEGERS or column.type == "year":
         return int(text)
     match column.type:
@@ -67,10 +85,10 @@ def _cell(column: Column, text: str) -> int | str:
         case "bit":
             return int(text, 0).to_bytes((column.length + 7) // 8).hex().upper()
         case "decimal":
-            value = Decimal(text)
-            if value != (rounded := round(value, column.scale)):
+            if not (value := Decimal(text)).is_finite():
                 raise ValueError
-            return canonical.decimal_text(rounded)
+            # A DECIMAL has up to 65 digits: Python's own limit is 28.
+            return canonical.decimal_text(value.quantize(Decimal(1).scaleb(-column.scale), context=_EXACT))
         case "float" | "double":
             return canonical.double_text(float(text))
         case "date":
@@ -85,21 +103,12 @@ def _cell(column: Column, text: str) -> int | str:
         case "binary" | "varbinary":
             raw = bytes.fromhex(text.removeprefix("0x"))
             return (raw.ljust(column.length, b"\0") if column.type == "binary" else raw).hex().upper()
-        case "enum":
-            if text and text not in column.members:
-                raise ValueError
-            return text
-        case "set":
-            chosen = set(filter(None, text.split(",")))
-            if chosen - set(column.members):
-                raise ValueError
-            return ",".join(m for m in column.members if m in chosen)
         case "uuid":
             return str(uuid.UUID(text))
         case "inet4":
             return str(ipaddress.IPv4Address(text))
         case "inet6":
-            return str(ipaddress.IPv6Address(text))
+            return inet6_text(ipaddress.IPv6Address(text).packed)
         case _:
             return text
 

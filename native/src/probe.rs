@@ -1,4 +1,4 @@
-//! Single conversions, so that tests can compare them with a server's.
+//! Single conversions: tests compare them with a server's, and keys that people write become canonical by them.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use crate::charset::{self, Charset};
 use crate::json;
 use crate::jsondiff;
+use crate::values;
 
 /// Bytes of a character set as text; None if they are none. ValueError for a name that is not known.
 #[pyfunction]
@@ -26,6 +27,14 @@ pub fn charset_of_collation(collation: u32) -> Option<&'static str> {
 pub fn json_text(data: &[u8]) -> PyResult<String> {
     let mut out = Vec::new();
     json::text(data, &mut out).map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok(String::from_utf8(out)?)
+}
+
+/// An IPv6 address as MariaDB prints it.
+#[pyfunction]
+pub fn inet6_text(data: [u8; 16]) -> PyResult<String> {
+    let mut out = Vec::new();
+    values::inet6_text(data, &mut out);
     Ok(String::from_utf8(out)?)
 }
 

@@ -25,7 +25,7 @@ mod _native {
     use super::{crc32, version};
 
     #[pymodule_export]
-    use crate::probe::{charset_of_collation, decode_text, json_diffs, json_patch, json_text};
+    use crate::probe::{charset_of_collation, decode_text, inet6_text, json_diffs, json_patch, json_text};
 
     #[pymodule_export]
     use crate::binlog::{BinlogDecoder, Drained};

@@ -36,7 +36,7 @@ SAMPLED = 8
 """Keys of a cell that are looked at to find where it begins."""
 IDLE_GROUPS = 20
 """So many groups may come to nothing, one after the other: shards that are truncated again and again."""
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
@@ -365,7 +365,8 @@ class Comparison:
         for row, name, was in zip(strays.to_pylist(), named, moved, strict=True):
             if not was and len(found.keys) < KEYS_MOST:
                 found.differences.append(Difference(name, "extra in the lake"))
-                found.keys.append(tuple(row.values()))
+                # Of a key with NULL there is no more than its name: it is kept so between two sittings, and counted once.
+                found.keys.append((None, name) if None in row.values() else tuple(row.values()))
         return found
 
     # -- to go on later ------------------------------------------------------------------------------------------------

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+
+import pyarrow as pa
 
 from cdc.config import PipelineConfig
 from cdc.lake import LakeTable
 from cdc.log import open_log
 from cdc.names import TableName
+from cdc.reads import Key
+from cdc.schema import TableSchema
 from cdc.source import canonical
 from cdc.state import State
 from reconcile.runs import Runs
@@ -28,13 +32,10 @@ def note(config: PipelineConfig, runs: Runs, report: ValuesReport) -> None:
 
 
 def _note(config: PipelineConfig, runs: Runs, table: TableValues) -> None:
-    name = TableName.parse(table.table)
-    snapshot = LakeTable(config.lake_root, name, config.name).load()
-    if snapshot is None or table.found is None:
-        return
-    rows = table.found.select(list(snapshot.schema.key)).slice(0, KEYS)
-    named = keynames.names(snapshot.schema, rows)
-    runs.note_keys(name, dict(zip(named, canonical.key_texts(snapshot.schema, rows), strict=True)))
+    rows = table.found.slice(0, KEYS) if table.found is not None else None
+    schema = _schema(config, TableName.parse(table.table))
+    if schema is not None and rows is not None:
+        runs.note_keys(table.table, dict(zip(keynames.names(schema, rows), _keys(schema, rows), strict=True)))
 
 
 def compare(config: PipelineConfig, runs: Runs, tables: Sequence[TableName]) -> int:
@@ -46,7 +47,25 @@ def compare(config: PipelineConfig, runs: Runs, tables: Sequence[TableName]) -> 
             if not keys:
                 continue
             found = values.recheck(config, log, state, table, list(keys.values()))
-            if found.unsettled or found.different > len(found.differences):
-                continue  # which ones are alike is not said
-            over += runs.settled(table, keys.keys() - {d.key for d in found.differences})
+            over += runs.settled(table, _alike(config, table, keys, found))
     return over
+
+
+def _alike(config: PipelineConfig, table: TableName, keys: Mapping[str, Key], found: TableValues) -> list[str]:
+    """The names of those `keys` that do not differ any more; none where that is not said of each. Names are not compared: a finding keeps
+    the one that it got, from an earlier version perhaps."""
+    schema = _schema(config, table)
+    rows = found.found
+    differ = set(_keys(schema, rows)) if schema is not None and rows is not None else set()
+    if found.unsettled or found.different > len(differ) or not differ <= set(keys.values()):
+        return []
+    return [name for name, key in keys.items() if key not in differ]
+
+
+def _schema(config: PipelineConfig, table: TableName) -> TableSchema | None:
+    snapshot = LakeTable(config.lake_root, table, config.name).load()
+    return snapshot.schema if snapshot else None
+
+
+def _keys(schema: TableSchema, rows: pa.Table) -> list[Key]:
+    return canonical.key_texts(schema, rows.select(list(schema.key))) if rows.num_rows else []
