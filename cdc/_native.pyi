@@ -211,6 +211,9 @@ class BinlogDecoder:
     def pass_over(self, gtids: Collection[str]) -> None:
         """Of transactions that begin from here on, pass over exactly these."""
 
+    def counted(self, gtid: str, row_events: int) -> None:
+        """Of this transaction, if it is passed over, so many row events, and what was before them, were counted before."""
+
     def resume(self, gtid: str, commit_us: int, row_events: int) -> None:
         """The first transaction that is not passed over must be this one; its first `row_events` row events were given before."""
 

@@ -119,6 +119,9 @@ class Decoder(Protocol):
         """Of transactions that begin from here on, pass over exactly these: none of their events is understood, only counted. `feed`
         asks for a drain after each."""
 
+    def counted(self, partial: Fingerprint) -> None:
+        """If this transaction is passed over, its first `row_events` row events, and what was before them, were counted before."""
+
     def resume(self, partial: Fingerprint) -> None:
         """The first transaction that is not passed over is this one, and its first `row_events` row events were given before: neither
         they nor the events before them are given or counted again. `feed` asks for a drain once it has met it (`open_gtid`), and

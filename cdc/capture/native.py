@@ -102,6 +102,9 @@ class NativeDecoder:
     def pass_over(self, gtids: Collection[Gtid]) -> None:
         self._native.pass_over([str(gtid) for gtid in gtids])
 
+    def counted(self, partial: Fingerprint) -> None:
+        self._native.counted(str(partial.gtid), partial.row_events)
+
     def resume(self, partial: Fingerprint) -> None:
         self._native.resume(str(partial.gtid), partial.commit_us, partial.row_events)
 

@@ -82,8 +82,10 @@ class _Start:
         elif (found := self._meet(position.gtids, last.gtid)) != last:
             raise self._strange(position, last, found)
         partial, stops = position.partial, self._stops
-        # One that is to be skipped is passed over whole, with what was read of it.
-        if partial is not None and partial.gtid not in session.asked_to_skip():
+        if partial is not None and partial.gtid in session.asked_to_skip():
+            # It is passed over whole, with what was read of it; that was counted by the parts.
+            session.decoder.counted(partial)
+        elif partial is not None:
             LOG.info("goes-on-inside", gtid=str(partial.gtid), row_events=partial.row_events)
             if not identity.rejoin(session.queue, session.decoder, partial, server.binlog_end(), stops):
                 raise self._strange(position, partial, None)

@@ -109,6 +109,11 @@ impl BinlogDecoder {
         self.decoder.pass_over(gtids.into_iter().collect::<HashSet<_>>());
     }
 
+    /// Of this transaction, if it is passed over, so many row events were counted before.
+    fn counted(&mut self, gtid: String, row_events: u32) {
+        self.decoder.counted(gtid, row_events);
+    }
+
     /// The first transaction that is not passed over must be this one, of which `row_events` row events were given before.
     fn resume(&mut self, gtid: String, commit_us: i64, row_events: u32) {
         self.decoder.resume(gtid, commit_us, row_events);

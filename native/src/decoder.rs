@@ -150,6 +150,8 @@ struct Open {
     since_part: u64,
     /// Row events that were given before, by another decoder.
     resumed: u32,
+    /// Row events that were counted before, of one that is passed over.
+    counted: u32,
     /// Changes of captured tables in them.
     again: u64,
     /// Another transaction was expected, unless this one is prepared and no more.
@@ -206,6 +208,7 @@ struct Stream {
     open: Option<Open>,
     savepoints: Vec<(String, Saved)>,
     pass_over: HashSet<String>,
+    counted: Option<(String, u32)>,
     resume: Option<Resume>,
     prepared: HashMap<Xid, Prepared>,
     held: u64,
@@ -243,6 +246,7 @@ impl Decoder {
             open: None,
             savepoints: Vec::new(),
             pass_over: HashSet::new(),
+            counted: None,
             resume: None,
             prepared: HashMap::new(),
             held: 0,
@@ -329,6 +333,11 @@ impl Decoder {
     /// Of transactions that begin from here on, pass over exactly these.
     pub fn pass_over(&mut self, gtids: HashSet<String>) {
         self.stream.pass_over = gtids;
+    }
+
+    /// Of this transaction, if it is passed over, so many row events, and what was before them, were counted before.
+    pub fn counted(&mut self, gtid: String, row_events: u32) {
+        self.stream.counted = Some((gtid, row_events));
     }
 
     /// The first transaction that is not passed over must be this one, of which `row_events` were given before.

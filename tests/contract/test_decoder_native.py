@@ -461,6 +461,27 @@ def test_after_any_part_another_decoder_goes_on_with_exactly_the_rest(large: Rec
         assert {k: given.framing[k] + rest.framing[k] - passed[k] for k in passed} == found.framing
 
 
+def test_one_that_was_read_in_part_and_is_passed_over_is_counted_once(large: Recording, t: Tables) -> None:
+    found = in_parts(large, t)
+    before = found.transactions[0].gtid
+    events = transaction(large.events, large.of_type(Type.GTID)[0])
+    # The first one is small, and is counted by both.
+    twice = {"events": len(events), "bytes": sum(map(len, events)), "transactions": 1, "row_events": 1}
+    for number, one in enumerate(found.drains):
+        if one.partial is None:
+            continue
+        given = Decoded()
+        for drain in found.drains[: number + 1]:
+            given.add(drain)
+        again = NativeDecoder(part_bytes=50_000)
+        again.capture(t)
+        again.pass_over([before, one.partial.gtid])
+        again.counted(one.partial)
+        rest = decode(again, large.events)
+        assert {d.partial for d in rest.drains} == {None}
+        assert {k: given.framing[k] + rest.framing[k] - twice[k] for k in twice} == {k: found.framing[k] for k in twice}
+
+
 WRONG: dict[str, Callable[[Fingerprint], Fingerprint]] = {
     "another transaction": lambda p: p._replace(gtid=Gtid(p.gtid.sid, p.gtid.number + 1)),
     "another commit time": lambda p: p._replace(commit_us=p.commit_us + 1),

@@ -886,6 +886,10 @@ def test_a_transaction_of_which_a_part_was_read_can_be_skipped(
         last = rig.caught_up()
     assert last.whole
     assert [r.skipped for r in rig.records() if r.skipped] == [(str(newest.end.partial.gtid),)]
+    # Its bytes are counted once, with the parts or with what was passed over; those of the file's head are no transaction's.
+    first = next(r for r in rig.records() if r.whole)
+    counted = last.framing_totals["bytes"] - first.framing_totals["bytes"]
+    assert 0 < counted <= last.end.end.offset - first.end.end.offset
     assert rig.rows(t)[-1][4] == (1, "after")
     assert not rig.state.open_requests()
 

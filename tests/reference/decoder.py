@@ -173,6 +173,9 @@ class ReferenceDecoder:
     def stop(self, table: TableName) -> None:
         self._captured.pop(table, None)
 
+    def counted(self, partial: Fingerprint) -> None:
+        raise NotImplementedError("parts of large transactions")
+
     def resume(self, partial: Fingerprint) -> None:
         raise NotImplementedError("parts of large transactions")
 

@@ -18,6 +18,7 @@ impl Stream {
         let name = if named { found.gtid.to_string() } else { String::new() };
         let pass_over = self.pass_over.contains(&name);
         let length = found.length;
+        let counted = self.counted.as_ref().filter(|(gtid, _)| pass_over && *gtid == name).map_or(0, |(_, n)| *n);
         self.open = Some(Open {
             gtid: found.gtid,
             commit_us: found.commit_us,
@@ -32,6 +33,7 @@ impl Stream {
             given: 0,
             since_part: 0,
             resumed: 0,
+            counted,
             again: 0,
             unexpected: false,
             outer_seq: 0,
@@ -112,7 +114,13 @@ impl Stream {
             events = row_events(body, self.options.max_event);
         }
         let Some(open) = &mut self.open else { return Ok(()) };
-        open.row_events = open.row_events.saturating_add(events);
+        let before = open.row_events;
+        open.row_events = before.saturating_add(events);
+        if (before + 1..=open.row_events).contains(&open.counted) {
+            // A payload's bytes were counted with the first of its rows.
+            open.framing = Framing::default();
+            events = open.row_events - open.counted;
+        }
         open.framing.row_events += u64::from(events);
         open.framing.rows_skipped += u64::from(events);
         let ends = match open.length {
