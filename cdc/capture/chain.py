@@ -211,8 +211,11 @@ class Chain:
             pending.framing["transactions"] -= 1
         if faults.mutant("bytes_uncounted") and drained.whole:
             pending.framing["bytes"] -= 100
-        # A new decoder meets what is prepared one after the other, all of it before anything new.
-        if drained.whole or drained.prepared_bytes > self._prepared_bytes:
+        # A new decoder meets what is prepared one after the other, all of it before anything new. What it gives meanwhile was one of these,
+        # and is skipped now.
+        if drained.whole and self._is_known(drained.end, server_uuid):
+            self._prepared_bytes -= drained.framing["bytes"]
+        elif drained.whole or drained.prepared_bytes > self._prepared_bytes:
             self._prepared_bytes = drained.prepared_bytes
         pending.captured_us = self._clock.now_us()
         pending.skipped += drained.skipped
@@ -306,6 +309,11 @@ class Chain:
             if source.is_shard:  # what brings it back is said of the table that it is a part of
                 stop.error.hint = stop.error.hint.replace(f"resync {stop.table}`", f"resync {source.target}`")
             self._pending.stopped[source.target] = stop.error
+
+    def _is_known(self, end: BinlogEnd, server_uuid: str) -> bool:
+        position = self.position
+        assert position is not None
+        return position.server_uuid == server_uuid and _same_log(end, position.end) and end < position.end
 
     def _move(self, drained: Drained, server_uuid: str) -> None:
         position = self.position

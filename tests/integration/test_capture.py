@@ -910,6 +910,41 @@ def test_xa_transactions_are_captured_when_they_are_committed(rig: Rig, mysql: M
     assert [cells for *_, cells in rig.rows(t)] == [(2, "b"), (1, "xa"), (3, "c")]
 
 
+def test_the_older_one_of_two_that_are_prepared_is_skipped(rig: Rig, mysql: MySQLServer, t: TableName) -> None:
+    with rig.run():
+        added(rig, t)
+        run(mysql, t.schema, "INSERT INTO t VALUES (1, 'before')")
+        rig.caught_up()
+        executed = [GtidSet.parse(mysql.gtid_executed)]
+        for n, x in enumerate("xyz", 2):
+            insert = f"INSERT INTO t VALUES ({n}, '{x * n}')"
+            run(mysql, t.schema, f"XA START '{x}'", insert, f"XA END '{x}'", f"XA PREPARE '{x}'")
+            executed.append(GtidSet.parse(mysql.gtid_executed))
+        oldest = executed[1].subtract(executed[0])
+        rig.until(lambda: (newest := rig.log.newest()) is not None and (newest.prepared_bytes or 0) > 0)
+        time.sleep(1)
+    rig.state.ask("skip", str(oldest))
+    with rig.run():
+        rig.until(lambda: not rig.state.open_requests())
+        run(
+            mysql,
+            t.schema,
+            "XA COMMIT 'y'",
+            "INSERT INTO t VALUES (8, 'between')",
+            "XA ROLLBACK 'z'",
+            "INSERT INTO t VALUES (9, 'after')",
+        )
+        rig.caught_up()
+    run(mysql, t.schema, "XA ROLLBACK 'x'")
+    assert [cells for *_, cells in rig.rows(t)] == [(1, "before"), (3, "yyy"), (8, "between"), (9, "after")]
+    found = [r for r in rig.records() if r.transactions]
+    assert any(r.skipped for r in found)
+    for one, two in itertools.pairwise(found):
+        counted = two.framing_totals["bytes"] - one.framing_totals["bytes"]
+        grown = two.end.end.offset - one.end.end.offset
+        assert grown == counted + (two.prepared_bytes or 0) - (one.prepared_bytes or 0), two.number
+
+
 @pytest.mark.parametrize("outcome", ["COMMIT", "ROLLBACK"])
 def test_killed_while_an_xa_transaction_is_prepared_it_reads_it_again(
     outcome: str, rig: Rig, mysql: MySQLServer, t: TableName
