@@ -311,6 +311,7 @@ class Chain:
             self._pending.stopped[source.target] = stop.error
 
     def _is_known(self, end: BinlogEnd, server_uuid: str) -> bool:
+        """Whether this place is before the position: the server begins with a file that was read in part, and passes over what is known."""
         position = self.position
         assert position is not None
         return position.server_uuid == server_uuid and _same_log(end, position.end) and end < position.end
@@ -318,10 +319,7 @@ class Chain:
     def _move(self, drained: Drained, server_uuid: str) -> None:
         position = self.position
         assert position is not None
-        end = drained.end
-        if position.server_uuid == server_uuid and _same_log(end, position.end):
-            # The server begins with a file that was read in part, and passes over what is known.
-            end = max(end, position.end)
+        end = position.end if self._is_known(drained.end, server_uuid) else drained.end
         if end.file:
             position = replace(position, server_uuid=server_uuid, end=end)
         if drained.whole or drained.partial is not None:

@@ -27,15 +27,11 @@ KEYS = 1000
 def note(config: PipelineConfig, runs: Runs, report: ValuesReport) -> None:
     """Keep the keys of what a comparison found, so that they can be compared again. Raises `LakeError`, `StateError`."""
     for table in report.tables:
-        if table.found is not None and table.found.num_rows:
-            _note(config, runs, table)
-
-
-def _note(config: PipelineConfig, runs: Runs, table: TableValues) -> None:
-    rows = table.found.slice(0, KEYS) if table.found is not None else None
-    schema = _schema(config, TableName.parse(table.table))
-    if schema is not None and rows is not None:
-        runs.note_keys(table.table, dict(zip(keynames.names(schema, rows), _keys(schema, rows), strict=True)))
+        if table.found is None or not table.found.num_rows:
+            continue
+        rows, schema = table.found.slice(0, KEYS), _schema(config, TableName.parse(table.table))
+        if schema is not None:
+            runs.note_keys(table.table, dict(zip(keynames.names(schema, rows), _keys(schema, rows), strict=True)))
 
 
 def compare(config: PipelineConfig, runs: Runs, tables: Sequence[TableName]) -> int:
@@ -54,8 +50,8 @@ def compare(config: PipelineConfig, runs: Runs, tables: Sequence[TableName]) -> 
 def _alike(config: PipelineConfig, table: TableName, keys: Mapping[str, Key], found: TableValues) -> list[str]:
     """The names of those `keys` that do not differ any more; none where that is not said of each. Names are not compared: a finding keeps
     the one that it got, from an earlier version perhaps."""
-    schema = _schema(config, table)
     rows = found.found
+    schema = _schema(config, table) if rows is not None else None
     differ = set(_keys(schema, rows)) if schema is not None and rows is not None else set()
     if found.unsettled or found.different > len(differ) or not differ <= set(keys.values()):
         return []

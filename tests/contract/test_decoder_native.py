@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -428,28 +428,33 @@ def test_a_large_transaction_comes_in_parts_and_is_the_same(large: Recording, t:
         assert 0 < rows_ < 2000
 
 
+def parts_of(found: Decoded) -> Iterator[tuple[Fingerprint, Decoded]]:
+    """Each part's end, and all that was given up to there."""
+    for number, one in enumerate(found.drains, 1):
+        if one.partial is not None:
+            given = Decoded()
+            for drain in found.drains[:number]:
+                given.add(drain)
+            yield one.partial, given
+
+
 def test_after_any_part_another_decoder_goes_on_with_exactly_the_rest(large: Recording, t: Tables) -> None:
     found = in_parts(large, t)
     before, (_, *later) = found.transactions[0], found.transactions
     events = transaction(large.events, large.of_type(Type.GTID)[0])
     passed = {"events": len(events), "bytes": sum(map(len, events)), "transactions": 1, "row_events": 1}
     passed |= {"statements": 0, "rows_skipped": 1, "unfit": 0}
-    for number, one in enumerate(found.drains):
-        if one.partial is None:
-            continue
-        given = Decoded()
-        for drain in found.drains[: number + 1]:
-            given.add(drain)
+    for partial, given in parts_of(found):
         again = NativeDecoder(part_bytes=50_000)
         again.capture(t)
         again.pass_over([before.gtid])
-        again.resume(one.partial)
+        again.resume(partial)
         packets, rest = Packets(), Decoded()
         met = False
         for event in large.events:
             taken = again.feed(packets.of(event))
             while not taken:
-                met = met or again.open_gtid == str(one.partial.gtid)
+                met = met or again.open_gtid == str(partial.gtid)
                 rest.add(again.drain())
                 taken = again.feed(b"")
         rest.add(again.drain())
@@ -467,16 +472,11 @@ def test_one_that_was_read_in_part_and_is_passed_over_is_counted_once(large: Rec
     events = transaction(large.events, large.of_type(Type.GTID)[0])
     # The first one is small, and is counted by both.
     twice = {"events": len(events), "bytes": sum(map(len, events)), "transactions": 1, "row_events": 1}
-    for number, one in enumerate(found.drains):
-        if one.partial is None:
-            continue
-        given = Decoded()
-        for drain in found.drains[: number + 1]:
-            given.add(drain)
+    for partial, given in parts_of(found):
         again = NativeDecoder(part_bytes=50_000)
         again.capture(t)
-        again.pass_over([before, one.partial.gtid])
-        again.counted(one.partial)
+        again.pass_over([before, partial.gtid])
+        again.counted(partial)
         rest = decode(again, large.events)
         assert {d.partial for d in rest.drains} == {None}
         assert {k: given.framing[k] + rest.framing[k] - twice[k] for k in twice} == {k: found.framing[k] for k in twice}
